@@ -1,0 +1,1 @@
+"""The page: a Gradio face over `pipeline`. Knows gradio, never torch."""

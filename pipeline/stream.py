@@ -1,0 +1,152 @@
+"""The nouns: what flows through the pipeline. Frozen values, no networks, no torch at import time.
+
+Tensor names carry their dimensions as a suffix where it helps. The key, once:
+
+    B batch        T tokens of one call     D model width       S memory slots
+    H heads        P width of one head      N SSM state width   G groups of B and C (Mamba-2)
+    K key/value heads                       Q queries           V vocabulary
+
+`A, B, C, D, dt` at the start of a name keep their meaning from the Mamba-2 paper (arXiv 2405.21060);
+as a suffix they are dimensions: `B_BTGN` is the matrix B, shaped batch x tokens x groups x state.
+
+Three words, never mixed: *state* is what a backbone carries from chunk to chunk, *memory* is what the
+decoder may look at, *cache* is the text decoder's own keys and values inside one conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # numpy costs 0.1 s at import; the annotations do not need it
+    import numpy as np
+
+
+class UserError(Exception):
+    """Something a visitor can mend. The message is one sentence that names cause, consequence and cure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture and the second it was shown.
+
+    rgb: uint8 (height, width, 3), upright, square pixels. time: seconds on the source's own clock, starting at 0.
+    """
+
+    rgb: np.ndarray
+    time: float
+
+
+@dataclass(frozen=True, eq=False)
+class VideoChunk:
+    """Consecutive frames, at least one, in order of time. How a video is cut into chunks never changes results."""
+
+    frames: tuple[Frame, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise ValueError("a VideoChunk needs at least one frame")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A moment an answer rests on: `time` seconds (its peak), from `start` to `end`, and its share of the weight, 0..1."""
+
+    time: float
+    weight: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a visitor asks. `history` holds earlier (question, answer) pairs of the same conversation, oldest first.
+
+    at: second of the video the question is pinned to (the player's time), or None for "as of now".
+    """
+
+    text: str
+    history: tuple[tuple[str, str], ...] = ()
+    at: float | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy; otherwise nucleus sampling with `top_p` from `seed`."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Token:
+    """One step of an answer, as a VideoModel yields it.
+
+    text: the characters this token adds (may be empty while a multi-byte character is incomplete).
+    looked: where in the video this token looked, as (times, weights), two float arrays of equal length with weights
+    summing to 1, or None where the model cannot say.
+    """
+
+    id: int
+    text: str
+    looked: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer so far. Grows as it is yielded; the last one has `done` set and is whole."""
+
+    text: str
+    asked_at: float  # second of the video at which the question was put
+    seen_until: float  # newest second the answering state had seen
+    evidence: tuple[Evidence, ...] = ()
+    tokens: int = 0
+    first_token_s: float | None = None  # wall seconds from asking to the first token
+    tokens_per_s: float | None = None
+    done: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """Everything seen so far. Holding one *is* a snapshot: later watching or asking never changes it.
+
+    backbone: what the model carries from chunk to chunk (mixer states for Vamba, keys and values for a transformer).
+    memory: what the decoder may look at; None where the backbone is the memory.
+    held: frames that wait for a partner (Qwen2-VL's tower encodes pairs); they count as seen when a question flushes them.
+    dropped: memory slots or tokens that a limit has evicted or merged so far, and `dropped_note` says it in words.
+    """
+
+    backbone: Any = None
+    memory: Any = None
+    held: tuple[Frame, ...] = ()
+    frames: int = 0
+    seen_until: float = 0.0
+    state_bytes: int = 0  # constant for a recurrent backbone
+    memory_bytes: int = 0  # grows with the video unless a policy bounds it
+    dropped: int = 0
+    dropped_note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class VideoModel(Protocol):
+    """The face every system shows. Pure: no call changes an earlier state, and none changes the model."""
+
+    name: str  # shown to the visitor
+    unit_frames: int  # frames the tower encodes together: 2 for Qwen2-VL pairs, 1 for the embedded model
+    long_side: int  # pixels of a frame's longer side the tower can use; sources shrink to it
+
+    def start(self) -> StreamState:
+        """A stream that has seen nothing."""
+        ...
+
+    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+        """The state after also seeing `chunk`. Any cutting of a video into chunks gives the same state."""
+        ...
+
+    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+        """Tokens of the answer, as far as `state` has seen (held frames included). The caller may stop at any token."""
+        ...
