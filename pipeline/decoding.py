@@ -1,0 +1,74 @@
+"""From logits to characters: drawing the next token, and text that never shows half a character."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from pipeline.stream import Sampling
+
+
+class Detokenizer(Protocol):
+    """What TextStream needs of a tokenizer; every transformers tokenizer has it."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str: ...
+
+
+def generator(sampling: Sampling) -> torch.Generator:
+    """A source of chance for one answer: same seed, same answer, on every device (it lives on the CPU)."""
+    return torch.Generator().manual_seed(sampling.seed)
+
+
+def sample(logits_V: torch.Tensor, sampling: Sampling, chance: torch.Generator) -> int:
+    """The next token's id. Greedy at temperature 0; else nucleus sampling (Holtzman et al., arXiv 1904.09751, 3.1).
+
+    The nucleus is the smallest set of most likely tokens whose probability reaches `top_p`; it always holds the
+    likeliest one. One uniform number is drawn on the CPU, so the choice does not depend on the device's random numbers.
+    """
+    if sampling.temperature <= 0:
+        return int(logits_V.argmax())
+    probs_V, order_V = (logits_V.float() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
+    cumulative_V = probs_V.double().cumsum(-1)
+    nucleus = int((cumulative_V < min(sampling.top_p, 1.0)).sum()) + 1
+    cumulative_V = cumulative_V[:nucleus]
+    drawn = torch.rand((), generator=chance, dtype=torch.float64).to(logits_V.device) * cumulative_V[-1]
+    place = torch.searchsorted(cumulative_V, drawn, right=True).clamp(max=len(cumulative_V) - 1)
+    return int(order_V[place])
+
+
+class TextStream:
+    """Turns ids into text piece by piece: the pieces joined are the text of all ids.
+
+    A character of several bytes may be spread over several tokens (an emoji often is); its bytes are held until it is
+    complete. Only a short window is decoded per token, never the whole answer, so the cost stays flat. The window
+    keeps the ids of the last piece in front, because some tokenizers (SentencePiece) drop the leading space of what
+    they decode.
+    """
+
+    def __init__(self, tokenizer: Detokenizer):
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._shown = 0  # of the window, how many ids have been shown
+
+    def push(self, token_id: int) -> str:
+        """The characters this id completes; empty while a character is incomplete."""
+        self._window.append(token_id)
+        text = self._fresh()
+        # A real character never needs more than 4 bytes, so a longer wait is a broken sequence: show it as it is.
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._window) - self._shown < 5:
+            return ""
+        return self._show(text)
+
+    def flush(self) -> str:
+        """What is still held when no more ids come: an unfinished character, shown as the replacement character."""
+        return self._show(self._fresh())
+
+    def _fresh(self) -> str:
+        shown = self._tokenizer.decode(self._window[: self._shown], skip_special_tokens=True)
+        return self._tokenizer.decode(self._window, skip_special_tokens=True)[len(shown) :]
+
+    def _show(self, text: str) -> str:
+        self._window = self._window[self._shown :]
+        self._shown = len(self._window)
+        return text
