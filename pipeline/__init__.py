@@ -1,0 +1,65 @@
+"""The one door of the engine: everything the page and other programs may use.
+
+Names are resolved on first use, so that `import pipeline` costs milliseconds: torch arrives with the first model
+(`load`), the video libraries with the first video (`open_video`, `probe`).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.engine import Engine, mmss
+    from pipeline.stream import (
+        Answer,
+        Evidence,
+        Frame,
+        Question,
+        Sampling,
+        StreamState,
+        UserError,
+        VideoChunk,
+    )
+    from pipeline.video import FrameQueue, VideoError, open_video, probe, thumbnail
+    from pipeline.weights import load
+
+__all__ = [
+    "Answer",
+    "Engine",
+    "Evidence",
+    "Frame",
+    "FrameQueue",
+    "Question",
+    "Sampling",
+    "StreamState",
+    "UserError",
+    "VideoChunk",
+    "VideoError",
+    "load",
+    "mmss",
+    "open_video",
+    "probe",
+    "thumbnail",
+]
+
+_ELSEWHERE = {  # every other name lives in stream.py
+    "Engine": "engine",
+    "FrameQueue": "video",
+    "VideoError": "video",
+    "load": "weights",
+    "mmss": "engine",
+    "open_video": "video",
+    "probe": "video",
+    "thumbnail": "video",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    value = getattr(import_module(f"pipeline.{_ELSEWHERE.get(name, 'stream')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
