@@ -1,0 +1,532 @@
+"""The engine's promises with a model small enough to read: turns, stop, snapshots, evidence, clocks, refusals.
+
+`ColourModel` really watches and really answers, in microseconds: it remembers every frame's mean colour and, asked
+for a colour, looks at the frames that have it. So engine logic is tested without weights.
+"""
+
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
+from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, moments, parse_mmss
+from pipeline.stream import Token
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
+
+
+class ColourModel:
+    """A VideoModel whose memory is (times, mean colours) and whose answers name the second a colour was strongest."""
+
+    name = "Colour model"
+    unit_frames = 2
+    long_side = 16
+
+    def __init__(self, watch_s: float = 0.0, token_s: float = 0.0) -> None:
+        self.watch_s, self.token_s = watch_s, token_s
+        self.drawn = self.closed = 0
+
+    def start(self) -> StreamState:
+        return StreamState(backbone=())
+
+    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+        time.sleep(self.watch_s)
+        seen = state.backbone + tuple((f.time, *f.rgb.reshape(-1, 3).mean(0)) for f in chunk.frames)
+        return replace(
+            state, backbone=seen, frames=len(seen), seen_until=seen[-1][0], state_bytes=64, memory_bytes=32 * len(seen)
+        )
+
+    def ask(self, question, state, sampling):
+        times, colours = np.hsplit(np.array(state.backbone, np.float64), [1])
+        wanted = next((rgb for name, rgb in COLOURS.items() if name in question.text.lower()), (0, 0, 0))
+        score = -np.linalg.norm(colours - np.array(wanted), axis=1) / 20
+        weights = np.exp(score - score.max())
+        weights /= weights.sum()
+        words = f"I saw that at {mmss(times[weights.argmax(), 0])} of {len(times)} frames .".split()
+        try:
+            for index in range(sampling.max_tokens):
+                time.sleep(self.token_s)
+                self.drawn += 1
+                yield Token(index, words[index] + " " if index < len(words) else "again ", (times[:, 0], weights))
+        finally:
+            self.closed += 1
+
+
+def frame(second: float, colour: str = "grey", noise: int = 0) -> Frame:
+    rng = np.random.default_rng(int(second * 10))
+    rgb = np.full((8, 8, 3), COLOURS[colour], np.int16) + rng.integers(-noise, noise + 1, (8, 8, 3))
+    return Frame(np.clip(rgb, 0, 255).astype(np.uint8), float(second))
+
+
+def chunk(*seconds: float, colour: str = "grey") -> VideoChunk:
+    return VideoChunk(tuple(frame(s, colour) for s in seconds))
+
+
+def watched(engine: Engine, frames: list[Frame]) -> StreamState:
+    return engine.watch(VideoChunk(tuple(frames)), engine.start())
+
+
+# --- turns -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_lock_is_granted_in_order_of_arrival():
+    lock, order, waiting = FairLock(), [], []
+    with lock:
+        for number in range(8):
+            thread = threading.Thread(target=lambda n=number: lock.__enter__() or order.append(n) or lock.__exit__())
+            thread.start()
+            waiting.append(thread)
+            while len(lock._queue) < number + 2:  # the holder and everybody so far
+                time.sleep(0.001)
+    for thread in waiting:
+        thread.join(5)
+    assert order == list(range(8))
+
+
+def test_an_interrupted_waiter_leaves_no_ticket_behind():
+    lock = FairLock()
+    with lock, pytest.raises(KeyboardInterrupt):
+        lock._moved.wait_for = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        lock.__enter__()
+    del lock._moved.wait_for
+    done = threading.Event()
+    threading.Thread(target=lambda: lock.__enter__() or done.set(), daemon=True).start()
+    assert done.wait(5)
+
+
+def test_asking_and_watching_take_turns():
+    """While somebody watches without a pause, an answer gets every second turn, and so does the watcher."""
+    engine = Engine(ColourModel(watch_s=0.005, token_s=0.002))
+    state = watched(engine, [frame(0), frame(1)])
+    watching, chunks = threading.Event(), []
+
+    def watch_for_ever() -> None:
+        while not watching.is_set():
+            chunks.append(engine.watch(chunk(len(chunks)), state))
+
+    thread = threading.Thread(target=watch_for_ever)
+    thread.start()
+    while len(chunks) < 3:
+        time.sleep(0.001)
+    at_token = [
+        len(chunks) for answer in engine.ask(Question("grey?"), state, Sampling(max_tokens=20)) if not answer.done
+    ]
+    watching.set()
+    thread.join(5)
+    between = np.diff(at_token)
+    assert len(at_token) == 20
+    assert between.max() <= 2, "a token waited for more than the chunk in progress"
+    assert between.sum() >= 10, "watching stood still while the answer was written"
+
+
+def test_an_open_answer_that_nobody_reads_holds_nobody_up():
+    engine = Engine(ColourModel())
+    state = watched(engine, [frame(0)])
+    answer = engine.ask(Question("grey?"), state)
+    next(answer)
+    done = threading.Event()
+    threading.Thread(target=lambda: engine.watch(chunk(1), state) and done.set(), daemon=True).start()
+    assert done.wait(5)
+
+
+def test_a_failing_watch_gives_its_turn_back():
+    class Broken(ColourModel):
+        def watch(self, chunk, state):
+            raise RuntimeError("broken")
+
+    engine = Engine(Broken())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            engine.watch(chunk(0), engine.start())
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_grows_and_the_last_one_is_whole():
+    engine = Engine(ColourModel(token_s=0.01))
+    state = watched(engine, [frame(s) for s in range(3)])
+    answers = list(engine.ask(Question("grey?"), state, Sampling(max_tokens=7)))
+    assert [a.tokens for a in answers] == [1, 2, 3, 4, 5, 6, 7, 7]
+    assert all(later.text.startswith(sooner.text) for sooner, later in pairwise(answers))
+    assert [a.done for a in answers] == [False] * 7 + [True] and not answers[-1].stopped
+    assert answers[-1].first_token_s >= 0.01
+    assert answers[0].tokens_per_s is None and 2 < answers[-1].tokens_per_s <= 100
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_stop_comes_within_one_token(tokens):
+    model, stop = ColourModel(), threading.Event()
+    engine = Engine(model)
+    answers = []
+    for answer in engine.ask(Question("grey?"), watched(engine, [frame(0)]), stop=stop):
+        answers.append(answer)
+        if answer.tokens == tokens:
+            stop.set()
+    assert model.drawn == tokens and model.closed == 1
+    assert answers[-1].done and answers[-1].stopped and answers[-1].tokens == tokens
+
+
+def test_stop_while_waiting_for_a_turn_draws_no_token():
+    model, stop = ColourModel(), threading.Event()
+    engine = Engine(model)
+    answers = engine.ask(Question("grey?"), watched(engine, [frame(0)]), stop=stop)
+    next(answers)
+    last = []
+    with engine._turn:
+        reader = threading.Thread(target=lambda: last.extend(answers))
+        reader.start()
+        while len(engine._turn._queue) < 2:
+            time.sleep(0.001)
+        stop.set()
+    reader.join(5)
+    assert model.drawn == 1 and last[-1].stopped
+
+
+def test_stopping_after_the_end_is_not_stopped():
+    stop = threading.Event()
+    engine = Engine(ColourModel())
+    for answer in engine.ask(Question("grey?"), watched(engine, [frame(0)]), Sampling(max_tokens=2), stop):
+        if answer.tokens == 2:
+            stop.set()
+    assert answer.done and not answer.stopped
+
+
+def test_closing_early_closes_the_model_and_frees_the_turn():
+    model = ColourModel()
+    engine = Engine(model)
+    state = watched(engine, [frame(0)])
+    answers = engine.ask(Question("grey?"), state)
+    next(answers)
+    answers.close()
+    assert model.drawn == 1 and model.closed == 1
+    assert engine.watch(chunk(1), state).frames == 2
+
+
+def test_the_models_stream_is_closed_even_when_somebody_else_holds_it():
+    closed = []
+
+    class Stream:  # not a generator: nothing closes it by itself
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return Token(0, "la ")
+
+        def close(self):
+            closed.append(True)
+
+    model = ColourModel()
+    model.ask = lambda *_: Stream()
+    engine = Engine(model)
+    for _ in engine.ask(Question("sing"), watched(engine, [frame(0)]), Sampling(max_tokens=2)):
+        assert not closed
+    assert closed == [True]
+
+
+def test_a_model_that_never_ends_is_cut_at_max_tokens():
+    class Endless(ColourModel):
+        def ask(self, question, state, sampling):
+            while True:
+                yield Token(0, "la ")
+
+    engine = Engine(Endless())
+    *_, last = engine.ask(Question("sing"), watched(engine, [frame(0)]), Sampling(max_tokens=9))
+    assert last.text == "la " * 9 and last.done and not last.stopped and last.evidence == ()
+
+
+def test_an_old_state_is_a_snapshot():
+    """Watching on and asking leave it as it was: the same question to it gives the same answer."""
+    engine = Engine(ColourModel())
+    early = watched(engine, [frame(0), frame(1, "red")])
+    before = [replace(a, first_token_s=0, tokens_per_s=0) for a in engine.ask(Question("red?"), early)]
+    late = engine.watch(chunk(2, 3, colour="red"), early)
+    assert list(engine.ask(Question("red?"), late))[-1].text != before[-1].text
+    after = [replace(a, first_token_s=0, tokens_per_s=0) for a in engine.ask(Question("red?"), early)]
+    assert after == before and early.frames == 2
+
+
+def test_the_clock_of_an_answer():
+    engine = Engine(ColourModel())
+    state = watched(engine, [frame(0), frame(10)])
+
+    def asked(question: Question, state: StreamState = state) -> tuple[float, float]:
+        answer = next(engine.ask(question, state))
+        return answer.asked_at, answer.seen_until
+
+    assert asked(Question("grey?")) == (10, 10)
+    assert asked(Question("grey?", at=4.5)) == (4.5, 10)
+    assert asked(Question("grey?", at=0.0)) == (0, 10), "the first second is a time, not 'no time'"
+    assert asked(Question("grey?"), replace(state, held=(frame(11),))) == (11, 11)
+
+
+def test_the_model_gets_the_pinned_time_and_clean_text():
+    got = []
+
+    class Listening(ColourModel):
+        def ask(self, question, state, sampling):
+            got.append(question)
+            return super().ask(question, state, sampling)
+
+    engine = Engine(Listening())
+    list(engine.ask(Question("  a\0b \ud800? ", at=3.0), watched(engine, [frame(0)])))
+    assert got[0].at == 3.0 and got[0].text == "ab ??"
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def one_sentence(error: pytest.ExceptionInfo) -> bool:
+    text = str(error.value)
+    return text.endswith(".") and text.count(". ") == 0 and "/" not in text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [Question(""), Question(" \0\n"), Question("x" * (QUESTION_CHARACTERS + 1))]
+    + [Question("when?", at=at) for at in (-1.0, float("nan"), float("inf"))],
+)
+def test_questions_that_cannot_be_asked(question):
+    engine = Engine(ColourModel())
+    with pytest.raises(UserError) as error:
+        engine.ask(question, watched(engine, [frame(0)]))  # at once, not at the first token
+    assert one_sentence(error)
+
+
+def test_the_longest_question_is_asked():
+    engine = Engine(ColourModel())
+    assert next(engine.ask(Question("x" * QUESTION_CHARACTERS), watched(engine, [frame(0)]))).tokens == 1
+
+
+def test_asking_before_anything_was_seen():
+    engine = Engine(ColourModel())
+    with pytest.raises(UserError) as error:
+        engine.ask(Question("grey?"), engine.start())
+    assert one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(max_tokens=n) for n in (0, -1, ANSWER_TOKENS + 1)]
+    + [Sampling(temperature=-0.1), Sampling(temperature=float("nan")), Sampling(top_p=0.0), Sampling(top_p=1.1)],
+)
+def test_sampling_no_model_can_follow(sampling):
+    engine = Engine(ColourModel())
+    with pytest.raises(UserError) as error:
+        engine.ask(Question("grey?"), watched(engine, [frame(0)]), sampling)
+    assert one_sentence(error)
+
+
+def test_a_state_that_is_not_finite_is_never_handed_out():
+    class Overflowing(ColourModel):
+        def is_finite(self, state):
+            return state.seen_until != 5
+
+    engine = Engine(Overflowing())
+    good = watched(engine, [frame(0), frame(1)])
+    with pytest.raises(UserError, match=r"0:04 and 0:05") as error:
+        engine.watch(chunk(4, 5), good)
+    assert one_sentence(error)
+    assert engine.watch(chunk(6), good).frames == 3, "the last good state goes on"
+
+
+@settings(max_examples=30, deadline=None)
+@given(room=st.integers(2, 16), frames=st.integers(1, 40))
+def test_a_chunk_too_large_for_memory_is_cut_and_nothing_is_lost(room, frames):
+    class Small(ColourModel):
+        def watch(self, chunk, state):
+            if len(chunk.frames) > room:
+                raise MemoryError
+            return super().watch(chunk, state)
+
+    seconds = range(frames)
+    seen = watched(Engine(Small()), [frame(s) for s in seconds])
+    assert seen.backbone == watched(Engine(ColourModel()), [frame(s) for s in seconds]).backbone
+
+
+def test_no_room_at_all_is_said_and_leaves_the_state():
+    class Full(ColourModel):
+        def watch(self, chunk, state):
+            raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory at 0xdeadbeef")
+
+        def ask(self, question, state, sampling):
+            yield Token(0, "one")
+            raise MemoryError
+
+    engine = Engine(Full())
+    with pytest.raises(UserError, match="0:07") as error:
+        engine.watch(chunk(7, 8, 9), engine.start())
+    assert one_sentence(error)
+    answers = engine.ask(Question("grey?"), watched(Engine(ColourModel()), [frame(0)]))
+    assert next(answers).text == "one"
+    with pytest.raises(UserError) as error:
+        next(answers)
+    assert one_sentence(error)
+
+
+@given(backlog=st.integers(0, 5000), unit=st.sampled_from([1, 2, 4]))
+def test_chunks_are_small_live_and_large_catching_up(backlog, unit):
+    model = ColourModel()
+    model.unit_frames = unit
+    frames = Engine(model).chunk_frames(backlog)
+    assert frames % unit == 0 and frames >= unit and frames <= max(backlog, unit)
+    assert Engine(model).chunk_frames(0) == unit and Engine(model).chunk_frames(1000) >= 4 * unit
+
+
+def test_the_model_may_choose_its_chunks():
+    model = ColourModel()
+    model.chunk_frames = lambda backlog: backlog // 3
+    assert [Engine(model).chunk_frames(n) for n in (0, 3, 30)] == [1, 1, 10]
+
+
+# --- evidence --------------------------------------------------------------------------------------------------------
+
+slot_lists = st.lists(
+    st.tuples(st.integers(0, 60).map(lambda n: n / 2), st.floats(0, 10, allow_subnormal=False)), max_size=60
+)
+
+
+@given(slots=slot_lists, gap=st.one_of(st.none(), st.floats(0, 20)), at_most=st.integers(1, 7))
+def test_moments_are_shares_in_order_and_apart(slots, gap, at_most):
+    times, weights = np.array([t for t, _ in slots]), np.array([w for _, w in slots])
+    found = moments(times, weights, gap=gap, share=0.05, at_most=at_most)
+    assert len(found) <= at_most
+    assert sum(m.weight for m in found) <= 1 + 1e-9
+    assert all(m.start <= m.time <= m.end and m.time in times for m in found)
+    assert [m.weight for m in found] == sorted((m.weight for m in found), reverse=True)
+    assert all(m.weight >= 0.05 for m in found)
+    by_time = sorted(found, key=lambda m: m.start)
+    assert all(later.start - sooner.end > (gap or 0) for sooner, later in pairwise(by_time))
+
+
+@given(slots=slot_lists, seed=st.integers(0, 99))
+def test_moments_do_not_depend_on_the_order_of_slots(slots, seed):
+    shuffled = [slots[i] for i in np.random.default_rng(seed).permutation(len(slots))]
+    assert moments(*_arrays(slots)) == moments(*_arrays(shuffled))
+
+
+@given(slots=slot_lists)
+def test_moments_do_not_depend_on_how_a_time_is_split_into_slots(slots):
+    halves = [(t, w / 2) for t, w in slots for _ in range(2)]
+    for one, two in zip(moments(*_arrays(slots)), moments(*_arrays(halves)), strict=True):
+        assert (one.time, one.start, one.end) == (two.time, two.start, two.end)
+        assert one.weight == pytest.approx(two.weight)
+
+
+def _arrays(slots: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([t for t, _ in slots]), np.array([w for _, w in slots])
+
+
+@given(
+    where=st.lists(st.integers(2, 117).map(lambda n: n * 30), min_size=1, max_size=3, unique=True),
+    mass=st.floats(0.3, 0.95),
+    seed=st.integers(0, 99),
+)
+def test_planted_peaks_are_found_in_a_noisy_hour(where, mass, seed):
+    """An hour at 1 fps under attention noise; each planted peak is three seconds wide."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(3600, 5.0)) * (1 - mass)
+    for second in where:
+        weights[second - 1 : second + 2] += np.array([0.25, 0.5, 0.25]) * mass / len(where)
+    found = moments(np.arange(3600.0), weights)
+    assert sorted(m.time for m in found[: len(where)]) == sorted(where)
+    for m in found[: len(where)]:
+        assert m.weight == pytest.approx(mass / len(where), abs=0.05)
+        assert m.time - 6 <= m.start <= m.end <= m.time + 6
+
+
+def test_neighbours_within_two_sampling_periods_merge():
+    times = np.arange(0, 100, 2.0)
+    weights = np.zeros(50)
+    weights[[10, 12, 15]] = 1, 2, 1  # at 20, 24 and 30 s: the gap of 4 s is two periods, that of 6 s is not
+    assert [(m.start, m.time, m.end, m.weight) for m in moments(times, weights)] == [
+        (20, 24, 24, 0.75),
+        (30, 30, 30, 0.25),
+    ]
+
+
+def test_background_is_no_moment():
+    """Twenty times the background in three slots of a hundred; without a floor everything would merge into one."""
+    weights = np.ones(100)
+    weights[60:63] = 20
+    assert [(m.start, m.end) for m in moments(np.arange(100.0), weights)] == [(60, 62)]
+
+
+def test_light_moments_are_left_out():
+    weights = np.zeros(100)
+    weights[[10, 50, 90]] = 0.90, 0.06, 0.04
+    assert [m.time for m in moments(np.arange(100.0), weights)] == [10, 50]
+
+
+def test_what_is_not_a_number_weighs_nothing():
+    times = np.array([0.0, 1.0, np.nan, 3.0, 4.0, 9.0])
+    weights = np.array([np.nan, np.inf, 1.0, -5.0, 0.0, 1.0])
+    assert [(m.time, m.weight) for m in moments(times, weights)] == [(9.0, 1.0)]
+    assert moments(times, np.zeros(6)) == () and moments(np.zeros(0), np.zeros(0)) == ()
+
+
+def test_a_planted_needle_is_the_evidence_of_the_answer():
+    """Two red seconds in a grey, noisy ten minutes; the answer says where and the evidence points there."""
+    engine = Engine(ColourModel())
+    state = engine.start()
+    for start in range(0, 600, 10):
+        seconds = range(start, start + 10)
+        state = engine.watch(
+            VideoChunk(tuple(frame(s, "red" if s in (421, 422) else "grey", noise=40) for s in seconds)), state
+        )
+    answers = list(engine.ask(Question("When was it red?"), state, Sampling(max_tokens=8)))
+    best = answers[-1].evidence[0]
+    assert 421 <= best.time <= 422 and (best.start, best.end) == (421, 422) and best.weight > 0.9
+    assert answers[0].evidence, "evidence grows with the answer"
+    assert "7:01" in answers[-1].text or "7:02" in answers[-1].text
+
+
+def test_evidence_sums_over_tokens_that_look_at_the_same_slots():
+    class Glancing(ColourModel):
+        def ask(self, question, state, sampling):
+            for where in (0, 9, 9, 9):
+                yield Token(0, "x", (np.arange(10.0), np.eye(10)[where]))
+
+    engine = Engine(Glancing())
+    *_, last = engine.ask(Question("x"), watched(engine, [frame(0)]))
+    assert [(m.time, m.weight) for m in last.evidence] == [(9, 0.75), (0, 0.25)]
+
+
+def test_evidence_sums_over_tokens_that_look_at_different_slots():
+    class Wandering(ColourModel):
+        def ask(self, question, state, sampling):
+            yield Token(0, "a", (np.array([1.0, 2.0]), np.array([1.0, 0.0])))
+            yield Token(1, "b")
+            yield Token(2, "c", (np.array([50.0]), np.array([1.0])))
+            yield Token(3, "d", (np.array([50.0, 51.0]), np.array([0.0, 1.0])))
+
+    engine = Engine(Wandering())
+    *_, last = engine.ask(Question("x"), watched(engine, [frame(0)]))
+    assert [(m.start, m.end, round(m.weight, 3)) for m in last.evidence] == [(50, 51, 0.667), (1, 1, 0.333)]
+
+
+# --- clocks ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6))
+def test_clock_there_and_back(seconds):
+    assert parse_mmss(mmss(seconds)) == seconds
+    assert mmss(seconds + 0.99) == mmss(seconds)
+
+
+def test_clock_by_hand():
+    assert [mmss(s) for s in (0, 9.9, 75, 3599.9, 3723, -3)] == ["0:00", "0:09", "1:15", "59:59", "1:02:03", "0:00"]
+    assert [parse_mmss(t) for t in ("75", "12:40", "1:02:03", " 90:00 ", "1:15.5")] == [75, 760, 3723, 5400, 75.5]
+
+
+@pytest.mark.parametrize("text", ["", "abc", "1:75", "1:60:00", "-5", "1:2:3:4", "1e9", "nan", ":30", "٣:٤٠", "9" * 9])
+def test_times_that_are_none(text):
+    with pytest.raises(UserError) as error:
+        parse_mmss(text)
+    assert str(error.value).endswith(".")
