@@ -1,0 +1,293 @@
+"""What a decoder may look at: append-only logs of tensors whose snapshots cost nothing.
+
+A `Log` is a value: (shared blocks, first visible slot, number of slots). Appending returns a new Log and writes past the
+end of the old one, so whoever holds the old one keeps seeing exactly what it held. Appending twice from the same
+Log forks: only the last, partly filled block is copied. Blocks are allocated once and never moved, so an
+hour of memory is never copied, and blocks nobody sees any more are freed by Python's own counting.
+
+`Memory` is a Log of keys and values of all layers with a time for every slot, in the model's type or in 8 bits,
+with a policy (`all`, `window`, `budget`) and exact attention over the blocks (log-sum-exp merge).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """One tensor of a Log: its shape with None where the slots go, and its element type."""
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @property
+    def slot_dim(self) -> int:
+        return self.shape.index(None)
+
+    def bytes_per_slot(self) -> int:
+        return math.prod(n for n in self.shape if n is not None) * self.dtype.itemsize
+
+
+class _Block:
+    """Preallocated room for `slots` slots. `used` marks how far somebody has written; it only grows."""
+
+    def __init__(self, columns: dict[str, Column], slots: int, device: torch.device | str):
+        def shape(c: Column) -> list[int]:
+            return [slots if n is None else n for n in c.shape]
+
+        self.tensors = {name: torch.empty(shape(c), dtype=c.dtype, device=device) for name, c in columns.items()}
+        self.slots, self.used, self.lock = slots, 0, Lock()
+
+    def claim(self, start: int, n: int) -> bool:
+        """True if slots start..start+n were free and are now the caller's."""
+        with self.lock:
+            if self.used != start:
+                return False
+            self.used = start + n
+            return True
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """An append-only table of tensors. Frozen; see the module's docstring for what appending means."""
+
+    columns: dict[str, Column]
+    block_slots: int
+    device: torch.device | str = "cpu"
+    blocks: tuple[_Block, ...] = ()
+    first: int = 0  # slots of blocks[0] that are no longer visible
+    length: int = 0  # visible slots
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the visible slots (allocated blocks may hold up to one block more)."""
+        return self.length * sum(c.bytes_per_slot() for c in self.columns.values())
+
+    def reserve(self, n: int) -> tuple[Log, list[tuple[_Block, slice, slice]]]:
+        """A Log with `n` more slots, unwritten, and where to write them: (block, slots there, rows of the new data)."""
+        blocks, end, spans, done = list(self.blocks), self.first + self.length, [], 0
+        while done < n:
+            at = end + done - sum(b.slots for b in blocks[:-1]) if blocks else 0
+            if not blocks or at == blocks[-1].slots:
+                blocks.append(_Block(self.columns, self.block_slots, self.device))
+                at = 0
+            count = min(n - done, blocks[-1].slots - at)
+            if not blocks[-1].claim(at, count):  # somebody went on from this snapshot before: fork
+                blocks[-1] = self._copy(blocks[-1], at, count)
+            spans.append((blocks[-1], slice(at, at + count), slice(done, done + count)))
+            done += count
+        return replace(self, blocks=tuple(blocks), length=self.length + n), spans
+
+    def _copy(self, block: _Block, upto: int, more: int) -> _Block:
+        new = _Block(self.columns, block.slots, self.device)
+        for name, column in self.columns.items():
+            dim = column.slot_dim
+            new.tensors[name].narrow(dim, 0, upto).copy_(block.tensors[name].narrow(dim, 0, upto))
+        new.claim(0, upto + more)
+        return new
+
+    def append(self, **rows: Tensor) -> Log:
+        """The Log with `rows` added; each tensor has its column's shape with the new slots in the slot dimension."""
+        name = next(iter(self.columns))
+        log, spans = self.reserve(rows[name].shape[self.columns[name].slot_dim])
+        for name, tensor in rows.items():
+            dim = self.columns[name].slot_dim
+            for block, there, here in spans:
+                target = block.tensors[name].narrow(dim, there.start, there.stop - there.start)
+                target.copy_(tensor.narrow(dim, here.start, here.stop - here.start))
+        return log
+
+    def drop_oldest(self, n: int) -> Log:
+        """The Log without its `n` oldest slots. Blocks that fall out of sight are let go."""
+        n = min(n, self.length)
+        first, blocks = self.first + n, self.blocks
+        while len(blocks) > 1 and first >= blocks[0].slots:
+            first, blocks = first - blocks[0].slots, blocks[1:]
+        return replace(self, first=first, length=self.length - n, blocks=blocks)
+
+    def until(self, slots: int) -> Log:
+        """The Log as it was after its first `slots` visible slots."""
+        return replace(self, length=min(slots, self.length))
+
+    def views(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
+        """The visible part of each block, in order, without copying; slots in each column's slot dimension."""
+        skip, left = self.first, self.length
+        for block in self.blocks:
+            if left <= 0:
+                return
+            count = min(block.slots - skip, left)
+            yield tuple(block.tensors[n].narrow(self.columns[n].slot_dim, skip, count) for n in names)
+            skip, left = 0, left - count
+
+    def column(self, name: str) -> Tensor:
+        """One column in one piece (copies if it spans blocks: for small columns)."""
+        dim = self.columns[name].slot_dim
+        parts = [view for (view,) in self.views(name)]
+        if not parts:
+            c = self.columns[name]
+            return torch.empty([0 if n is None else n for n in c.shape], dtype=c.dtype, device=self.device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+    def gather(self, slots: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """Copies of the given visible slots (int64, ascending), one tensor per name."""
+        out, base = {n: [] for n in names}, 0
+        for views in self.views(*names):
+            count = views[0].shape[self.columns[names[0]].slot_dim]
+            here = slots[(slots >= base) & (slots < base + count)] - base
+            for name, view in zip(names, views):
+                out[name].append(view.index_select(self.columns[name].slot_dim, here.to(view.device)))
+            base += count
+        return tuple(torch.cat(out[n], dim=self.columns[n].slot_dim) for n in names)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How much the memory keeps. kind: "all"; "window" (the newest `amount` minutes); "budget" (the newest `amount` slots).
+
+    What falls out is counted and shown. The same slots fall out however the video was cut into chunks.
+    """
+
+    kind: str = "all"
+    amount: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("all", "window", "budget"):
+            raise ValueError(f"unknown memory policy {self.kind!r}; known: all, window, budget")
+
+    def excess(self, log: Log) -> int:
+        """How many of the oldest slots must go."""
+        if self.kind == "budget":
+            return max(0, len(log) - int(self.amount))
+        if self.kind == "window" and len(log):
+            times = log.column("time")
+            return int((times < times[-1] - 60 * self.amount).sum())
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Keys and values of every cross-attention layer for every video token, with a time per slot.
+
+    log columns: `k`, `v` (layers, K heads, slots, P) in the model's type or int8 with `k_scale`, `v_scale`
+    (layers, K heads, slots, 1); `time` (slots,) fp64 seconds.
+    """
+
+    log: Log
+    policy: Policy = field(default_factory=Policy)
+    dropped: int = 0
+
+    @classmethod
+    def empty(
+        cls, layers: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu",
+        *, eight_bit: bool = False, policy: Policy | None = None, block_slots: int = 4096,
+    ) -> Memory:  # fmt: skip
+        shape, scale = (layers, heads, None, head_dim), (layers, heads, None, 1)
+        stored = torch.int8 if eight_bit else dtype
+        columns = {"k": Column(shape, stored), "v": Column(shape, stored), "time": Column((None,), torch.float64)}
+        if eight_bit:
+            columns |= {"k_scale": Column(scale, dtype), "v_scale": Column(scale, dtype)}
+        return cls(Log(columns, block_slots, device), policy or Policy())
+
+    def __len__(self) -> int:
+        return len(self.log)
+
+    @property
+    def eight_bit(self) -> bool:
+        return "k_scale" in self.log.columns
+
+    @property
+    def nbytes(self) -> int:
+        return self.log.nbytes
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds of every visible slot, ascending."""
+        return self.log.column("time").cpu().numpy()
+
+    def append(self, times: Tensor) -> tuple[Memory, Callable[[int, Tensor, Tensor], None]]:
+        """Room for len(times) more slots. Returns the new Memory and `write(layer, k_KTP, v_KTP)`, to be called per layer.
+
+        Keys and values go straight into their place: the chunk's K/V exist once.
+        """
+        log, spans = self.log.reserve(len(times))
+        for block, there, here in spans:
+            block.tensors["time"][there] = times[here].to(block.tensors["time"])
+
+        def write(layer: int, k: Tensor, v: Tensor) -> None:
+            for name, rows in (("k", k), ("v", v)):
+                scale = None
+                if self.eight_bit:
+                    rows, scale = _to_eight_bit(rows)
+                for block, there, here in spans:
+                    block.tensors[name][layer, :, there] = rows[:, here]
+                    if scale is not None:
+                        block.tensors[name + "_scale"][layer, :, there] = scale[:, here]
+
+        return replace(self, log=log), write
+
+    def applied(self) -> Memory:
+        """After its policy: the oldest slots beyond it are dropped and counted."""
+        n = self.policy.excess(self.log)
+        return replace(self, log=self.log.drop_oldest(n), dropped=self.dropped + n) if n else self
+
+    def select(self, slots: Tensor) -> Memory:
+        """A small Memory of copies of the given slots (int64, ascending): what a `retrieve` reads."""
+        names = tuple(self.log.columns)
+        log = Log(self.log.columns, max(1, len(slots)), self.log.device)
+        return Memory(log.append(**dict(zip(names, self.log.gather(slots, *names)))))
+
+    def blocks(self, layer: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """Visible keys and values (K, slots, P) of one layer, block by block, in `dtype`."""
+        if not self.eight_bit:
+            for k, v in self.log.views("k", "v"):
+                yield k[layer].to(dtype), v[layer].to(dtype)
+        else:
+            for k, v, k_scale, v_scale in self.log.views("k", "v", "k_scale", "v_scale"):
+                yield k[layer].to(dtype) * k_scale[layer].to(dtype), v[layer].to(dtype) * v_scale[layer].to(dtype)
+
+    def attend(self, layer: int, q_HQP: Tensor, want_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attention of queries (H, Q, P) over all visible slots: output (H, Q, P) and, if wanted, weights (slots,).
+
+        No mask and no order: keys are a set, so blocks merge exactly by their log-sum-exp. Query heads share a key
+        head without expanding it. The weights are the mean over heads and queries.
+        """
+        H, Q, P = q_HQP.shape
+        K = self.log.columns["k"].shape[1]
+        q = (q_HQP * P**-0.5).reshape(K, H // K * Q, P)  # the query heads of one key head side by side
+        out, lse, scores = None, None, []
+        for k, v in self.blocks(layer, q.dtype):
+            logits = torch.bmm(q, k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32))
+            block_lse = logits.logsumexp(-1, keepdim=True)
+            part = torch.bmm((logits - block_lse).exp().to(v.dtype), v).to(logits.dtype)
+            out, lse = _merge(out, lse, part, block_lse)
+            if want_weights:
+                scores.append(logits)
+        if out is None:  # nothing seen yet: nothing to read
+            return torch.zeros_like(q_HQP), None
+        weights = (torch.cat(scores, -1) - lse).exp().mean((0, 1)) if want_weights else None
+        return out.to(q_HQP.dtype).view(H, Q, P), weights
+
+
+def _merge(out, lse, part, part_lse):
+    """Two softmax-weighted averages over disjoint keys into the one over their union."""
+    if out is None:
+        return part, part_lse
+    total = torch.logaddexp(lse, part_lse)
+    return out * (lse - total).exp() + part * (part_lse - total).exp(), total
+
+
+def _to_eight_bit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, T, P) -> int8 with one scale per head and slot: symmetric, rounding error <= scale / 2."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 127
+    return (rows / scale).round().to(torch.int8), scale
