@@ -104,11 +104,13 @@ def test_asking_and_watching_take_turns():
     """While somebody watches without a pause, an answer gets every second turn, and so does the watcher."""
     engine = Engine(ColourModel(watch_s=0.005, token_s=0.002))
     state = watched(engine, [frame(0), frame(1)])
-    watching, chunks = threading.Event(), []
+    watching, chunks, next_chunk = threading.Event(), [], chunk(2, 3)
 
-    def watch_for_ever() -> None:
+    def watch_for_ever() -> (
+        None
+    ):  # comes back at once, as a watcher with a backlog does: a plain lock starves the asker
         while not watching.is_set():
-            chunks.append(engine.watch(chunk(len(chunks)), state))
+            chunks.append(engine.watch(next_chunk, state))
 
     thread = threading.Thread(target=watch_for_ever)
     thread.start()
@@ -225,8 +227,8 @@ def test_the_models_stream_is_closed_even_when_somebody_else_holds_it():
     model = ColourModel()
     model.ask = lambda *_: Stream()
     engine = Engine(model)
-    for _ in engine.ask(Question("sing"), watched(engine, [frame(0)]), Sampling(max_tokens=2)):
-        assert not closed
+    for answer in engine.ask(Question("sing"), watched(engine, [frame(0)]), Sampling(max_tokens=2)):
+        assert bool(closed) == answer.done
     assert closed == [True]
 
 
