@@ -136,8 +136,7 @@ class Engine:
         Answer. Raises UserError at once for a question that cannot be asked.
         """
         sampling = sampling or Sampling()
-        _check_sampling(sampling)
-        question = _checked(question)
+        question = checked(question, sampling)
         if not state.frames and not state.held:
             raise UserError("Nothing has been seen yet, so there is nothing to answer from; start a video first.")
         return self._answers(question, state, sampling, stop or threading.Event(), time.monotonic())
@@ -183,8 +182,12 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _checked(question: Question) -> Question:
-    """The question as the model gets it: printable UTF-8 (a lone surrogate breaks every encoder downstream)."""
+def checked(question: Question, sampling: Sampling) -> Question:
+    """The question as the model gets it: valid UTF-8 (a lone surrogate breaks every encoder downstream).
+
+    Raises UserError for what cannot be asked; callers may do so before an hour is watched for nothing.
+    """
+    _check_sampling(sampling)
     text = question.text.encode("utf-8", "replace").decode().replace("\0", "").strip()
     if not text:
         raise UserError("The question is empty, so there is nothing to answer; type one first.")
@@ -226,22 +229,32 @@ def _grown(answer: Answer, token: Token, evidence: tuple[Evidence, ...], first_s
 
 
 class _Gaze:
-    """Where the tokens of one answer looked, summed."""
+    """Where the tokens of one answer looked, summed by time.
+
+    A published model has hundreds of slots a picture and half a million an hour, the same ones for every token:
+    they are placed once, and a token costs one pass (3 ms for an hour) instead of a sort.
+    """
 
     def __init__(self) -> None:
-        self._times = self._weights = np.zeros(0)
+        self._slots = self._mass = np.zeros(0)
+        self._times: np.ndarray | None = None
         self._moments: tuple[Evidence, ...] = ()
 
     def add(self, looked: tuple[np.ndarray, np.ndarray] | None) -> None:
         if looked is None:
             return
-        times, weights = (np.asarray(values, np.float64).reshape(-1) for values in looked)
-        if np.array_equal(times, self._times):  # the usual case: every token reads the same slots
-            self._weights = self._weights + weights
-        else:
-            self._times = np.concatenate([self._times, times])
-            self._weights = np.concatenate([self._weights, weights])
-        self._moments = moments(self._times, self._weights)
+        times, weights = looked
+        if self._times is None or (times is not self._times and not np.array_equal(times, self._times)):
+            self._place(times)
+        self._mass = self._mass + np.bincount(self._places, np.reshape(weights, -1), len(self._slots))
+        self._moments = moments(self._slots, self._mass)
+
+    def _place(self, times: np.ndarray) -> None:
+        slots = np.unique(np.concatenate([self._slots, np.reshape(times, -1)]))
+        mass = np.zeros(len(slots))
+        mass[np.searchsorted(slots, self._slots)] = self._mass
+        self._times, self._slots, self._mass = times, slots, mass
+        self._places = np.searchsorted(slots, np.reshape(times, -1))
 
     def moments(self) -> tuple[Evidence, ...]:
         return self._moments
