@@ -1,12 +1,12 @@
-"""From logits to characters: drawing the next token, and text that never shows half a character."""
+"""From question to ids and from logits to characters: the chat format, drawing the next token, unbroken text."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from pipeline.stream import Sampling
+from pipeline.stream import Question, Sampling
 
 
 class Detokenizer(Protocol):
@@ -72,3 +72,35 @@ class TextStream:
         self._window = self._window[self._shown :]
         self._shown = len(self._window)
         return text
+
+
+class ChatPrompt:
+    """Qwen2's chat format around a video: Vamba and the transformer baseline are asked in the same words.
+
+    A stream knows its beginning before any question: `before_video` is fixed, `after_video` carries the conversation.
+    What a visitor typed is encoded as plain text, so that "<|im_end|>" in a question cannot end the turn.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self.before_video = self._marks(
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        )
+        known = tokenizer.get_vocab()
+        self.stops = {known[mark] for mark in ("<|im_end|>", "<|endoftext|>") if mark in known}
+
+    def after_video(self, question: Question) -> list[int]:
+        """The ids behind the video: earlier turns, oldest first, the question, and the opened answer."""
+        ids = self._marks("<|vision_end|>")
+        for asked, answered in question.history:
+            ids += self._turn(asked) + self._typed(answered) + self._marks("<|im_end|>\n<|im_start|>user\n")
+        return ids + self._turn(question.text)
+
+    def _turn(self, text: str) -> list[int]:
+        return self._typed(text) + self._marks("<|im_end|>\n<|im_start|>assistant\n")
+
+    def _marks(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _typed(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

@@ -23,6 +23,7 @@ from torch import nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
+from pipeline.models.vamba import Seen
 from pipeline.stream import Frame
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which Qwen2-VL's image processor keeps
@@ -106,10 +107,11 @@ def _rotate(x_NHLP: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def resize(frames_FCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Frames of whole levels 0..255 (fp32) at another size: Pillow's bicubic, which the published models were trained on.
+    """Frames of whole levels 0..255 (fp32) at another size: the Pillow bicubic of the published image processors.
 
     torch's antialiased bicubic has Pillow's kernel (a = -0.5), and like Pillow we resize columns first and round to
-    whole levels after each direction; rounding once instead differed from it in 20 % of the values, this way in 0.04 % (by 1 level of 255, seldom 2).
+    whole levels after each direction; rounding once instead differed from it in 20 % of the values, this way in 0.04 %
+    (by 1 level of 255, seldom by 2).
     """
     for size in ((frames_FCHW.shape[-2], width), (height, width)):
         if size != tuple(frames_FCHW.shape[-2:]):
@@ -127,12 +129,17 @@ class Patching:
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
 
+    @property
+    def unit(self) -> int:
+        """Pixels of a token's side."""
+        return self.patch * self.merge
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width the tower sees: the nearest multiples of a token's side within the pixel budget.
 
         640x360 becomes 644x364. Unlike the published function it accepts any shape: a sliver is stretched, not refused.
         """
-        unit = self.patch * self.merge
+        unit = self.unit
         tall, wide = round(height / unit) * unit, round(width / unit) * unit
         if tall * wide > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
@@ -171,31 +178,28 @@ class QwenVision:
         self.long_side = long_side
 
     @torch.no_grad()
-    def tokens(self, frames: Sequence[Frame]) -> tuple[torch.Tensor, np.ndarray]:
-        """Tokens (1, T, d) in order of time, and the second (T,) of each: its pair's first frame's.
+    def tokens(self, frames: Sequence[Frame]) -> Seen:
+        """Tokens (1, T, d) in order of time, the second (T,) of each, and its place (3, T): pair, row, column, from 0.
 
-        frames: whole pairs. A pair's second frame takes the first one's size; sizes may change between pairs.
+        frames: whole pairs; ValueError otherwise. A token's second is its pair's first frame's. A pair's second frame
+        takes the first one's size; sizes may change between pairs.
         """
-        tokens_1TD, times_T, _ = self.tokens_and_grids(frames)
-        return tokens_1TD, times_T
-
-    @torch.no_grad()
-    def tokens_and_grids(self, frames: Sequence[Frame]) -> tuple[torch.Tensor, np.ndarray, list[tuple[int, int, int]]]:
-        """As `tokens`, with (pairs, token rows, token columns) of each run of equal-sized pairs: positions need them."""
         if not frames or len(frames) % 2:
             raise ValueError(f"the tower encodes pairs of frames, not {len(frames)} frames")
-        pairs = list(zip(frames[::2], frames[1::2]))
-        tokens, grids, times = [], [], []
+        tokens, times, places, done = [], [], [], 0
+        pairs = zip(frames[::2], frames[1::2])
         for shape, run in groupby(pairs, key=lambda pair: pair[0].rgb.shape[:2]):
             run = list(run)
-            height, width = self.patching.size(*shape)
-            group = max(1, PATCHES_PER_CALL // (height * width // self.patching.patch**2))
-            for start in range(0, len(run), group):
-                tokens.append(self._encode(run[start : start + group]))
-            unit = self.patching.patch * self.patching.merge
-            grids.append((len(run), height // unit, width // unit))
-            times += [np.full(height * width // unit**2, first.time) for first, _ in run]
-        return torch.cat(tokens)[None], np.concatenate(times), grids
+            rows, columns = (side // self.patching.unit for side in self.patching.size(*shape))
+            group = max(1, PATCHES_PER_CALL // (rows * columns * self.patching.merge**2))
+            tokens += [self._encode(run[start : start + group]) for start in range(0, len(run), group)]
+            seconds = torch.tensor([first.time for first, _ in run], dtype=torch.float64)
+            times.append(seconds.repeat_interleave(rows * columns))
+            axes = torch.arange(done, done + len(run)), torch.arange(rows), torch.arange(columns)
+            places.append(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]))
+            done += len(run)
+        all_tokens = torch.cat(tokens)
+        return Seen(all_tokens[None], torch.cat(times), torch.cat(places, dim=1).to(all_tokens.device))
 
     def _encode(self, pairs: list[tuple[Frame, Frame]]) -> torch.Tensor:
         """Tokens (T, d) of equal-sized pairs. Pixels travel to the device as uint8: a quarter of fp32's bytes."""

@@ -1,0 +1,308 @@
+"""The baseline: Qwen2-VL, the transformer Vamba was made from, streamed as well as a transformer can be.
+
+Same frames, same tower, same chat format and same sampling as Vamba's. Its keys and values are carried from chunk to
+chunk and never computed twice; every video token attends to everything before it. Where they no longer fit, the oldest
+video tokens are dropped, and the state says so.
+
+The language model is transformers' own `Qwen2VLTextModel`; only where its attention finds earlier keys is ours: a
+registered attention function that asks the view of the stream it is handed (`_Watching` or `_Answering`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
+
+from pipeline.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.memory import Memory
+from pipeline.stream import Frame, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.vision import QwenVision, build_tower
+
+TOKENS_PER_CALL = 4096  # of one pass through the language model; its widest activation is then 155 MB in bf16
+TEXT_PER_CALL = 128  # question tokens of one pass: their scores over 32k video tokens take 470 MB in fp32
+TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
+KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
+GAZE_LAYERS = 4  # `looked` averages the last so many layers
+
+_TEXT_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+)  # fmt: skip
+
+
+def _stream_attention(module, query, key, value, attention_mask, *, view, **_) -> tuple[Tensor, None]:
+    """transformers' attention interface (B, H, T, P) -> (B, T, H, P); `view` knows the keys of earlier tokens."""
+    return view.attend(module.layer_idx, query[0], key[0], value[0]).transpose(0, 1)[None], None
+
+
+AttentionInterface.register("pipeline_stream", _stream_attention)
+
+
+class Qwen2VL(nn.Module):
+    """The network, with the published checkpoint's key names: `visual.`, `model.`, `lm_head.`."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        fields = config.get("text_config") or config
+        text = Qwen2VLTextConfig(**{key: fields[key] for key in _TEXT_FIELDS if fields.get(key) is not None})
+        self.visual = build_tower(config["vision_config"])
+        self.model = Qwen2VLTextModel._from_config(text, attn_implementation="pipeline_stream")
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.tied = bool(config.get("tie_word_embeddings", fields.get("tie_word_embeddings", False)))
+        self.eval()
+
+    def finish(self) -> None:
+        """After weights were put into a skeleton built without memory: the tables that no checkpoint holds."""
+        weight = self.model.embed_tokens.weight
+        self.model.rotary_emb = type(self.model.rotary_emb)(self.model.config).to(weight.device)
+        if self.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def hidden(self, embeds_1TD: Tensor, positions_3T: Tensor, view: _Watching | _Answering) -> Tensor:
+        """Last hidden states (1, T, D) of tokens that come after what `view` holds."""
+        masks = {"full_attention": None}  # `view` masks
+        out = self.model(
+            inputs_embeds=embeds_1TD,
+            position_ids=positions_3T[:, None].to(embeds_1TD.device),
+            attention_mask=masks,
+            use_cache=False,
+            view=view,
+        )
+        return out.last_hidden_state
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values (layers, K, T, P) of the fixed text in front of every video."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The baseline's backbone: keys and values of the video so far, and where its positions stand.
+
+    pairs: the next pair's temporal position. reach: the largest row or column position used so far, plus one.
+    """
+
+    memory: Memory
+    pairs: int = 0
+    reach: int = 0
+
+
+def _until(seen: Seen, second: float) -> Seen:
+    """The stream as it was when its newest pair was at `second`."""
+    times = seen.memory.times
+    kept = int(np.searchsorted(times, second, side="right"))
+    later = len(np.unique(times[kept:]))
+    return replace(seen, memory=replace(seen.memory, log=seen.memory.log.until(kept)), pairs=seen.pairs - later)
+
+
+class _Watching:
+    """Attention of a run of new tokens to the prefix, the stream, and causally to themselves; stores their keys."""
+
+    def __init__(self, prefix: Prefix | None, memory: Memory, times: Tensor):
+        self.prefix = prefix
+        self.memory, self._write = memory.append(times)
+
+    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
+        self._write(layer, k_KTP, v_KTP)
+        # One layer's keys in one piece: a copy that costs far less than the attention over it.
+        parts = list(self.memory.blocks(layer, q_HTP.dtype))
+        if self.prefix is not None:
+            parts.insert(0, (self.prefix.k[layer], self.prefix.v[layer]))
+        k, v = (torch.cat(part, dim=1)[None] for part in zip(*parts))
+        mask = causal_lower_right(q_HTP.shape[1], k.shape[2])
+        return F.scaled_dot_product_attention(q_HTP[None], k, v, attn_mask=mask, enable_gqa=True)[0]
+
+
+class _Answering:
+    """Attention of an answer's text to the prefix, the stream, and the conversation so far.
+
+    The conversation's keys live here and die with the answer: the stream is only read, nothing of it is copied.
+    Weights over the stream are added up over the last layers while `gaze` is not None.
+    """
+
+    def __init__(self, prefix: Prefix, memory: Memory, room: int):
+        layers, heads, _, width = prefix.k.shape
+        self._prefix, self._memory = prefix, memory
+        self._k, self._v = (prefix.k.new_empty(layers, heads, room, width) for _ in range(2))
+        self.length = 0  # tokens of the conversation whose keys are stored in every layer
+        self._gaze_from = max(0, layers - GAZE_LAYERS)
+        self.gaze: Tensor | None = None
+
+    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
+        heads, tokens, width = q_HTP.shape
+        end = self.length + tokens
+        self._k[layer, :, self.length : end], self._v[layer, :, self.length : end] = k_KTP, v_KTP
+        before = (self._prefix.k[layer], self._prefix.v[layer])
+        parts = [before, *self._memory.blocks(layer, q_HTP.dtype), (self._k[layer, :, :end], self._v[layer, :, :end])]
+        q_KRP = (q_HTP * width**-0.5).reshape(len(k_KTP), -1, width)  # the query heads of one key head side by side
+        scores = torch.cat([q_KRP @ k.transpose(1, 2) for k, _ in parts], dim=-1).view(heads, tokens, -1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        future = torch.ones(tokens, end, dtype=torch.bool, device=scores.device).triu(1 + self.length)
+        scores[..., -end:].masked_fill_(future, -torch.inf)
+        weights = scores.softmax(-1)
+        if layer >= self._gaze_from:
+            self._look(weights[:, -1, before[0].shape[1] : -end])
+        weights = weights.to(v_KTP.dtype).reshape(len(k_KTP), -1, weights.shape[-1])
+        split = weights.split([k.shape[1] for k, _ in parts], dim=-1)
+        return sum(w @ v for w, (_, v) in zip(split, parts)).view(heads, tokens, width)
+
+    def _look(self, weights_HS: Tensor) -> None:
+        seen = weights_HS.mean(0)
+        self.gaze = seen if self.gaze is None else self.gaze + seen
+
+
+class TransformerModel:
+    """Qwen2-VL as a VideoModel. `limit` is the most video tokens kept; the default is the trained context.
+
+    tokenizer: None for a checkpoint without one; such a model can watch but not be asked.
+    """
+
+    unit_frames = 2
+
+    def __init__(self, net: Qwen2VL, vision: QwenVision, tokenizer: Any, name: str, limit: int | None = None):
+        self.net, self.vision, self._tokenizer, self.name = net, vision, tokenizer, name
+        self.long_side = vision.long_side
+        config = net.model.config
+        self.limit = limit or max(1, config.max_position_embeddings - TEXT_ROOM)
+        self.about = (
+            f"A transformer that attends to every video token it keeps (at most {self.limit:,}); "
+            "its keys and values grow with the video and the oldest are dropped beyond that."
+        )
+        self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
+        self._text_start = len(self._prompt.before_video) if self._prompt else 0
+        self._prefix = self._read_prefix() if self._prompt else None
+
+    def start(self) -> StreamState:
+        return StreamState(backbone=Seen(self._empty()), memory_bytes=self._prefix_bytes())
+
+    @torch.no_grad()
+    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+        frames = state.held + chunk.frames
+        whole = len(frames) // 2 * 2
+        if whole:
+            state = self._see(frames[:whole], state)
+        count = state.frames + len(chunk.frames)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
+
+    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+        """Tokens of the answer. A frame without a partner is shown twice, as Qwen2-VL shows a still picture.
+
+        A question pinned to a second sees what the stream still holds of the video up to that second: attention is
+        causal, so this is the stream as it was then.
+        """
+        if self._prompt is None:
+            raise UserError("This checkpoint has no tokenizer, so it cannot be asked; add its tokenizer files.")
+        if state.held:
+            state = self._flushed(state)
+        seen = state.backbone if question.at is None else _until(state.backbone, question.at)
+        return self._answer(self._prompt.after_video(question), seen, sampling)
+
+    @torch.no_grad()
+    def _flushed(self, state: StreamState) -> StreamState:
+        return self._see(state.held * 2, state)
+
+    def _see(self, frames: tuple[Frame, ...], state: StreamState) -> StreamState:
+        """The state after whole pairs. A pass ends where tokens must go, so cutting never changes what is kept."""
+        tokens_1TD, times_T, places_3T = self.vision.tokens(frames)
+        sizes = places_3T[0].bincount().tolist()  # tokens of each pair
+        places_3T[0] += state.backbone.pairs
+        seen, dropped, start = state.backbone, state.dropped, 0
+        while sizes:
+            if len(seen.memory) and len(seen.memory) + sizes[0] > self.limit:
+                seen, gone = self._drop(seen, sizes[0])
+                dropped += gone
+            count = self._pairs_of_one_pass(sizes, len(seen.memory))
+            end = start + sum(sizes[:count])
+            seen = self._pass(seen, tokens_1TD[:, start:end], times_T[start:end], places_3T[:, start:end])
+            sizes, start = sizes[count:], end
+        return self._state(state, seen, dropped)
+
+    def _pairs_of_one_pass(self, sizes: list[int], kept: int) -> int:
+        """At least one pair, and as many as fit into the limit and into one pass."""
+        room = min(TOKENS_PER_CALL, self.limit - kept)
+        return max(1, int(np.searchsorted(np.cumsum(sizes), room, side="right")))
+
+    def _pass(self, seen: Seen, tokens_1TD: Tensor, times_T: Tensor, places_3T: Tensor) -> Seen:
+        view = _Watching(self._prefix, seen.memory, times_T)
+        # Positions count from the end of the text before the video (M-RoPE, arXiv 2409.12191, section 2.1).
+        self.net.hidden(tokens_1TD, places_3T + self._text_start, view)
+        return Seen(view.memory, int(places_3T[0, -1]) + 1, max(seen.reach, int(places_3T[1:].max()) + 1))
+
+    def _drop(self, seen: Seen, size: int) -> tuple[Seen, int]:
+        """Without the oldest pairs, so that KEPT_AFTER_DROP of the limit, or room for a pair of `size`, is left."""
+        times = seen.memory.times
+        target = max(0, min(int(KEPT_AFTER_DROP * self.limit), self.limit - size))
+        cut = len(times) - target
+        while 0 < cut < len(times) and times[cut] == times[cut - 1]:  # to the next pair's first token
+            cut += 1
+        return replace(seen, memory=replace(seen.memory, log=seen.memory.log.drop_oldest(cut))), cut
+
+    def _state(self, state: StreamState, seen: Seen, dropped: int) -> StreamState:
+        note = ""
+        if dropped:
+            first = int(seen.memory.times[0])
+            note = f"Only {self.limit:,} video tokens fit, so what came before second {first:,} is no longer seen."
+        size = seen.memory.nbytes + self._prefix_bytes()
+        return replace(state, backbone=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
+
+    def _answer(self, ids: list[int], seen: Seen, sampling: Sampling) -> Iterator[Token]:
+        """No torch context is held over a `yield`: other models run on this thread in between."""
+        view = _Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
+        position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position
+        times, text, chance = seen.memory.times, TextStream(self._tokenizer), generator(sampling)
+        for left in reversed(range(sampling.max_tokens)):
+            logits_V = self._read(ids, position, view)
+            looked, position = self._looked(view, times), position + len(ids)
+            ids = [sample(logits_V, sampling, chance)]
+            if ids[0] in self._prompt.stops:
+                if rest := text.flush():
+                    yield Token(ids[0], rest, looked)
+                return
+            yield Token(ids[0], text.push(ids[0]) + ("" if left else text.flush()), looked)
+
+    @torch.no_grad()
+    def _read(self, ids: list[int], position: int, view: _Answering) -> Tensor:
+        """Logits (V,) after the last of `ids`, whose keys `view` now holds. `position`: of the first id."""
+        for start in range(0, len(ids), TEXT_PER_CALL):
+            part = torch.tensor(ids[start : start + TEXT_PER_CALL], device=self.net.lm_head.weight.device)
+            places_3T = (torch.arange(len(part)) + position + start).expand(3, -1)
+            view.gaze = None
+            hidden_1TD = self.net.hidden(self.net.model.embed_tokens(part)[None], places_3T, view)
+            view.length += len(part)
+        return self.net.lm_head(hidden_1TD[0, -1])
+
+    def _looked(self, view: _Answering, times: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where the newest token looked: the last layers' weights over the video alone, scaled to sum to 1."""
+        weights = view.gaze.double().cpu().numpy()
+        total = weights.sum()
+        return (times, weights / total) if total > 0 else None
+
+    @torch.no_grad()
+    def _read_prefix(self) -> Prefix:
+        ids = torch.tensor(self._prompt.before_video, device=self.net.lm_head.weight.device)
+        view = _Watching(None, self._empty(block_slots=len(ids)), torch.zeros(len(ids)))
+        self.net.hidden(self.net.model.embed_tokens(ids)[None], torch.arange(len(ids)).expand(3, -1), view)
+        return Prefix(*next(view.memory.log.views("k", "v")))
+
+    def _empty(self, block_slots: int = 4096) -> Memory:
+        config, weight = self.net.model.config, self.net.lm_head.weight
+        width = config.hidden_size // config.num_attention_heads
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        return Memory.empty(layers, heads, width, weight.dtype, weight.device, block_slots=block_slots)
+
+    def _prefix_bytes(self) -> int:
+        return self._prefix.k.nbytes + self._prefix.v.nbytes if self._prefix else 0
