@@ -1,7 +1,7 @@
 """What a decoder may look at: append-only logs of tensors whose snapshots cost nothing.
 
-A `Log` is a value: (shared blocks, first visible slot, number of slots). Appending returns a new Log and writes past the
-end of the old one, so whoever holds the old one keeps seeing exactly what it held. Appending twice from the same
+A `Log` is a value: (shared blocks, first visible slot, number of slots). Appending returns a new Log and writes past
+the end of the old one, so whoever holds the old one keeps seeing exactly what it held. Appending twice from the same
 Log forks: only the last, partly filled block is copied. Blocks are allocated once and never moved, so an
 hour of memory is never copied, and blocks nobody sees any more are freed by Python's own counting.
 
@@ -98,7 +98,7 @@ class Log:
         return new
 
     def append(self, **rows: Tensor) -> Log:
-        """The Log with `rows` added; each tensor has its column's shape with the new slots in the slot dimension."""
+        """The Log with `rows` added; each tensor has its column's shape with the new slots."""
         name = next(iter(self.columns))
         log, spans = self.reserve(rows[name].shape[self.columns[name].slot_dim])
         for name, tensor in rows.items():
@@ -153,7 +153,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Policy:
-    """How much the memory keeps. kind: "all"; "window" (the newest `amount` minutes); "budget" (the newest `amount` slots).
+    """How much the memory keeps: "all", a "window" of the newest `amount` minutes, a "budget" of `amount` slots.
 
     What falls out is counted and shown. The same slots fall out however the video was cut into chunks.
     """
@@ -216,7 +216,7 @@ class Memory:
         return self.log.column("time").cpu().numpy()
 
     def append(self, times: Tensor) -> tuple[Memory, Callable[[int, Tensor, Tensor], None]]:
-        """Room for len(times) more slots. Returns the new Memory and `write(layer, k_KTP, v_KTP)`, to be called per layer.
+        """Room for len(times) more slots: the new Memory and `write(layer, k_KTP, v_KTP)`, to be called per layer.
 
         Keys and values go straight into their place: the chunk's K/V exist once.
         """

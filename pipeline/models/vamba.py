@@ -64,7 +64,7 @@ class VambaConfig:
 
     @classmethod
     def from_dict(cls, c: dict[str, Any]) -> VambaConfig:
-        """From a config.json: the published field names, or SmolLM2's (Llama) plus `cross_layers` for the embedded one."""
+        """From a config.json: the published names, or SmolLM2's (Llama) plus `cross_layers` for the embedded one."""
         mixer = c.get("vision_mamba_mixer_config") or {}
         rope = c.get("rope_scaling") or c.get("rope_parameters") or {}
         has_mixers = mixer.get("enable", True) and mixer.get("d_ssm") in (
@@ -82,7 +82,7 @@ class VambaConfig:
             n_kv_heads=c["num_key_value_heads"],
             d_ff=c["intermediate_size"],
             vocab=c["vocab_size"],
-            mixer=MixerConfig.from_dict(c["hidden_size"], mixer) if has_mixers else None,
+            mixer=MixerConfig.from_dict(c["hidden_size"], mixer) if enabled else None,
             cross_layers=tuple(c.get("cross_layers") or range(c["num_hidden_layers"])),
             mixer_norm=mixer.get("norm_type", "rmsnorm"),
             norm_eps=c.get("rms_norm_eps", 1e-6),
@@ -221,12 +221,14 @@ class Vamba(nn.Module):
         write: Callable[[int, Tensor, Tensor], None],
         positions_3T: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        seen: list[Tensor] | None = None,
     ) -> tuple[MixerState, ...]:
         """Run the video column over T new tokens from `states`; return the states after them.
 
         write(j, k_BKTP, v_BKTP) receives the keys and values of each cross-attention layer, in order.
         positions_3T: (temporal, row, column) of every token, needed with `cross_rope` only.
         hidden: if given, collects v after every layer, the dead last mixer's output included (for verification).
+        seen: if given, collects v as each cross-attention reads it.
         """
         new_states = []
         rope = self.rope(positions_3T, v_BTD.dtype) if self.cfg.cross_rope else None
@@ -234,6 +236,8 @@ class Vamba(nn.Module):
             layer, last = self.layers[i], j == len(self.cfg.cross_layers) - 1
             if self.cfg.cross_norm:
                 v_BTD = layer.input_layernorm(v_BTD)
+            if seen is not None:
+                seen.append(v_BTD)
             k, v = layer.cross_attn.keys_values(v_BTD)
             write(j, rotate(k, rope) if rope else k, v)
             if layer.vision_mixer is not None and not (last and hidden is None):
@@ -297,8 +301,8 @@ class TextCache:
     """The text column's own keys and values of one conversation. Grows in place; lives as long as one answer."""
 
     def __init__(self, n_layers: int):
-        self.keys: list[Tensor | None] = [None] * n_layers
-        self.values: list[Tensor | None] = [None] * n_layers
+        self.room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers  # (B, K, capacity, P), twice
+        self.used = [0] * n_layers
         self.length = 0  # tokens whose layers have all run
 
     def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
@@ -307,13 +311,29 @@ class TextCache:
         `is_causal` aligns the mask to the first key, which is wrong as soon as the cache is not empty: hence the
         explicit mask.
         """
-        if self.keys[layer] is not None:
-            k_BKQP = torch.cat([self.keys[layer], k_BKQP], dim=2)
-            v_BKQP = torch.cat([self.values[layer], v_BKQP], dim=2)
-        self.keys[layer], self.values[layer] = k_BKQP, v_BKQP
-        Q, S = q_BHQP.shape[2], k_BKQP.shape[2]
+        k, v = self.keep(layer, k_BKQP, v_BKQP)
+        Q, S = q_BHQP.shape[2], k.shape[2]
         mask = None if Q == 1 else torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
-        return F.scaled_dot_product_attention(q_BHQP, k_BKQP, v_BKQP, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
+
+    def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; returns all of the layer's. Room doubles, so a token is copied once on average."""
+        start, end = self.used[layer], self.used[layer] + k_BKQP.shape[2]
+        room = self.room[layer]
+        if room is None or end > room[0].shape[2]:
+            shape = (*k_BKQP.shape[:2], max(256, 2 * end), k_BKQP.shape[3])
+            grown = k_BKQP.new_empty(shape), v_BKQP.new_empty(shape)
+            if room is not None:
+                for new, old in zip(grown, room):
+                    new[:, :, :start] = old[:, :, :start]
+            self.room[layer] = room = grown
+        room[0][:, :, start:end], room[1][:, :, start:end] = k_BKQP, v_BKQP
+        self.used[layer] = end
+        return room[0][:, :, :end], room[1][:, :, :end]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget each layer's tokens past its length."""
+        self.used = [min(a, b) for a, b in zip(self.used, lengths)]
 
 
 class Reader:
