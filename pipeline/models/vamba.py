@@ -67,14 +67,9 @@ class VambaConfig:
         """From a config.json: the published names, or SmolLM2's (Llama) plus `cross_layers` for the embedded one."""
         mixer = c.get("vision_mamba_mixer_config") or {}
         rope = c.get("rope_scaling") or c.get("rope_parameters") or {}
-        has_mixers = mixer.get("enable", True) and mixer.get("d_ssm") in (
-            None,
-            mixer.get("expand", 2) * c["hidden_size"],
-        )
-        if mixer.get("enable", True) and not has_mixers:
-            raise UserError(
-                "This checkpoint mixes only part of its channels (d_ssm), so it cannot be run; use another one."
-            )
+        enabled, d_inner = bool(mixer) and mixer.get("enable", True), mixer.get("expand", 2) * c["hidden_size"]
+        if enabled and mixer.get("d_ssm") not in (None, d_inner):
+            raise UserError("This checkpoint mixes only some channels (d_ssm), so it cannot be run; use another one.")
         return cls(
             d_model=c["hidden_size"],
             n_layers=c["num_hidden_layers"],
