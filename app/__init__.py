@@ -1,1 +1,1 @@
-"""The page: a Gradio face over `pipeline`. Knows gradio, never torch."""
+"""The page: knows gradio, never torch; enters the engine only through `pipeline`."""
