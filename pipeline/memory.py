@@ -117,8 +117,11 @@ class Log:
         return replace(self, first=first, length=self.length - n, blocks=blocks)
 
     def until(self, slots: int) -> Log:
-        """The Log as it was after its first `slots` visible slots."""
-        return replace(self, length=min(slots, self.length))
+        """The Log as it was after its first `slots` visible slots. Appending to it forks."""
+        length, blocks = min(slots, self.length), self.blocks
+        while len(blocks) > 1 and self.first + length <= sum(b.slots for b in blocks[:-1]):
+            blocks = blocks[:-1]  # a block left hanging beyond the end would be taken for the one to go on in
+        return replace(self, length=length, blocks=blocks)
 
     def views(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
         """The visible part of each block, in order, without copying; slots in each column's slot dimension."""
@@ -141,6 +144,8 @@ class Log:
 
     def gather(self, slots: Tensor, *names: str) -> tuple[Tensor, ...]:
         """Copies of the given visible slots (int64, ascending), one tensor per name."""
+        if not self.length:
+            return tuple(self.column(n) for n in names)
         out, base = {n: [] for n in names}, 0
         for views in self.views(*names):
             count = views[0].shape[self.columns[names[0]].slot_dim]
@@ -288,6 +293,11 @@ def _merge(out, lse, part, part_lse):
 
 
 def _to_eight_bit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, T, P) -> int8 with one scale per head and slot: symmetric, rounding error <= scale / 2."""
-    scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 127
-    return (rows / scale).round().to(torch.int8), scale
+    """(K, T, P) -> int8 with one scale per head and slot: symmetric, rounding error <= scale / 2.
+
+    Divided in fp32: in bf16 the quotient itself is rounded to halves, and a rounded-down scale made 128 of the largest
+    number, which an int8 takes for -128.
+    """
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    scale = (wide.abs().amax(-1, keepdim=True) / 127).to(rows.dtype).clamp_min(torch.finfo(rows.dtype).tiny)
+    return (wide / scale).round().clamp(-127, 127).to(torch.int8), scale
