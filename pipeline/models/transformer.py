@@ -58,15 +58,14 @@ class Qwen2VL(nn.Module):
         self.visual = build_tower(config["vision_config"])
         self.model = Qwen2VLTextModel._from_config(text, attn_implementation="pipeline_stream")
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.tied = bool(config.get("tie_word_embeddings", fields.get("tie_word_embeddings", False)))
+        if config.get("tie_word_embeddings", fields.get("tie_word_embeddings", False)):
+            self.lm_head.weight = self.model.embed_tokens.weight
         self.eval()
 
     def finish(self) -> None:
-        """After weights were put into a skeleton built without memory: the tables that no checkpoint holds."""
-        weight = self.model.embed_tokens.weight
-        self.model.rotary_emb = type(self.model.rotary_emb)(self.model.config).to(weight.device)
-        if self.tied:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        """After weights were put into a skeleton built without memory: the table that no checkpoint holds."""
+        rotary = type(self.model.rotary_emb)(self.model.config)
+        self.model.rotary_emb = rotary.to(self.model.embed_tokens.weight.device)
 
     def hidden(self, embeds_1TD: Tensor, positions_3T: Tensor, view: _Watching | _Answering) -> Tensor:
         """Last hidden states (1, T, D) of tokens that come after what `view` holds."""
