@@ -21,7 +21,7 @@ from pipeline.vision import build_tower
 
 PLAIN = CONFIG | {"model_type": "qwen2_vl"}
 VAMBA = PLAIN | {
-    "vision_mamba_mixer_config": {"enable": True, "d_state": 8, "headdim": 16, "expand": 2, "ngroups": 1, "chunk_size": 16},
+    "vision_mamba_mixer_config": {"enable": True, "d_state": 8, "headdim": 16, "expand": 2, "chunk_size": 16},
     "use_alpha_balancing": True, "cross_attn_use_position_embeddings": False, "cross_attn_use_layer_norm": False,
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_a_vamba_checkpoint_without_its_switch_is_no_plain_qwen(tmp_path) -> Non
     """transformers' Auto classes would load it and drop the mixers with a warning."""
     write(tmp_path, VAMBA)
     (tmp_path / "config.json").write_text(json.dumps(PLAIN))
-    with pytest.raises(UserError, match="not known.*alpha"):
+    with pytest.raises(UserError, match=r"not known.*alpha"):
         weights.load(str(tmp_path), "cpu")
 
 
@@ -263,7 +263,7 @@ def test_published_size_builds_without_memory() -> None:
         "model_type": "qwen2_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "rms_norm_eps": 1e-6,
         "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3},
+        "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
         "vision_mamba_mixer_config": {"enable": True}, "use_alpha_balancing": True,
     }  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
