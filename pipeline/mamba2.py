@@ -225,7 +225,7 @@ def _ssd_pass(x, dt, A, B, C, ssm, block):
     states = torch.cat([ssm.unflatten(1, (G, -1))[:, None], added], dim=1)  # b c+1 g r p n
     between = _segment_sums(log_decay[..., -1].movedim(1, -1)).exp()  # b g r c+1 c+1
     states = torch.einsum("bgrzc,bcgrpn->bzgrpn", between, states)
-    ssm = states[:, -1].flatten(1, 2)
+    ssm = states[:, -1].flatten(1, 2).clone()  # a view would keep the states of all blocks alive with it
 
     # 4. what the state at a block's beginning gives to its tokens
     from_start = log_decay.exp().to(x.dtype)  # b c g r q
