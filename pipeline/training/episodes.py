@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.training.questions import KINDS, Asker, Dice, Example, Shot, clock
+from pipeline.training.asker import Asker
+from pipeline.training.questions import KINDS, Dice, Example, Shot, clock
 from pipeline.training.world import World, caption_vocabulary, caption_words
 
 __all__ = [
@@ -109,7 +110,7 @@ def _film(world: World, pool: np.ndarray, frames: int, dice: Dice) -> tuple[np.n
 def generate(
     world: World, indices: np.ndarray, rng: np.random.Generator, frames: int, n_questions: int, train: bool = True
 ) -> Episode:
-    """A video of `frames` seconds (at least 6) made of the pictures `indices`, and about n_questions questions.
+    """A video of `frames` seconds (at least 6) made of the pictures `indices`, and n_questions questions.
 
     train=False words the questions as training never does and adds eight-way choices. The same Generator state gives
     the same episode. Raises ValueError for fewer than 6 frames or no pictures.
@@ -123,10 +124,10 @@ def generate(
     asker = Asker(world, shots, indices, dice, train)
     names, weights = list(RECIPES), np.array(list(RECIPES.values()))
     questions: list[Example] = []
-    for _ in range(n_questions):
+    while len(questions) < n_questions:  # "now", "at" and "first" can always be asked, so this ends
         recipe = names[dice.weighted(weights)]
         tries = (asker.ask(recipe) for _ in range(4))
-        questions.append(next((q for q in tries if q), None) or asker.ask("at"))
+        questions += [q for q in [next((q for q in tries if q), None)] if q]
     return Episode(table, shot_of_frame, shots, questions)
 
 

@@ -72,7 +72,7 @@ def expand(line: str) -> list[str]:
     """All wordings of a line with (a|b) choices."""
     found = re.search(r"\(([^()]*\|[^()]*)\)", line)
     if not found:
-        return [re.sub(r"\s+", " ", line).strip()]
+        return [re.sub(r"\s+(?=[?.!,]|'s\b)", "", re.sub(r"\s+", " ", line)).strip()]
     before, after = line[: found.start()], line[found.end() :]
     return [text for choice in found[1].split("|") for text in expand(before + choice + after)]
 
@@ -174,7 +174,7 @@ class Phrases:
             return None
         at = next((i for i, w in enumerate(words) if i and self._verb(words, i)), None)
         if at is None:
-            return None if any(w in AUXILIARY or self._stray(w) for w in words[1:]) else Phrase(text, "", False)
+            return None if any(self._stray(*pair) for pair in zip(words, words[1:])) else Phrase(text, "", False)
         return self._reduce(words, at)
 
     def _verb(self, words: list[str], i: int) -> bool:
@@ -186,11 +186,13 @@ class Phrases:
             return before in self.alive or (
                 word in SAFE_VERBS and before not in ("of", "and", "the", "a", "on", "with")
             )
-        many = before in self.alive and (before.endswith("s") or before in ("men", "women", "children", "people"))
-        return word in self.verbs.base and many
+        many = before.endswith("s") or before in ("men", "women", "children", "people") or "and" in words[:i]
+        return word in self.verbs.base and before in self.alive and many
 
-    def _stray(self, word: str) -> bool:
+    def _stray(self, before: str, word: str) -> bool:
         """A verb that was not recognised as the sentence's own: better no phrase than a broken one."""
+        if word in AUXILIARY or (before in self.alive and word.endswith("s") and word not in self.nouns):
+            return True
         return word not in self.nouns and (word in self.verbs.third or word in self.verbs.base)
 
     def _reduce(self, words: list[str], at: int) -> Phrase | None:
