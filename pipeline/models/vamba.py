@@ -246,13 +246,16 @@ class Vamba(nn.Module):
     def read(
         self,
         h_BTD: Tensor,
-        positions_T: Tensor,
+        positions: Tensor | tuple[Tensor, Tensor],
         self_attend: SelfAttend,
         cross_attend: CrossAttend | None,
         layers: range | None = None,
     ) -> Tensor:
-        """Run the text column (or some of its layers) over T tokens; returns hidden states before the final norm."""
-        rope = self.rope(positions_T, h_BTD.dtype)
+        """Run the text column (or some of its layers) over T tokens; returns hidden states before the final norm.
+
+        positions: (T,), or the tables of `rope` where rows differ.
+        """
+        rope = positions if isinstance(positions, tuple) else self.rope(positions, h_BTD.dtype)
         places = {i: j for j, i in enumerate(self.cfg.cross_layers)}
         for i in layers or range(self.cfg.n_layers):
             layer = self.layers[i]

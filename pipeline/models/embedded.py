@@ -1,0 +1,349 @@
+"""The embedded model: a small Vamba that ships with the code, and how it answers: locate, then look.
+
+A frozen convolutional tower describes each frame (convnets.py); `FrameTokens` turns that into ten tokens that carry the
+frame's second; the mixers of `vamba.Vamba` carry their state over them. Beside the keys and values of
+cross-attention, the memory keeps one *locate key* a frame and the words the tower found.
+
+An answer takes one pass of the text column, in three steps. The lower layers read the question; at `locate_layer` the
+`Locator` (locate.py) says which moments it is about, or that there is none; the upper layers then see only the frames
+of that moment, and a *note* in plain words (its time, what the tower named) follows the question, so that times, counts
+and names are copied, not imagined. The moment is also the answer's evidence: they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.convnets import FrameFeatures, FrameTower
+from pipeline.decoding import TextStream, generator, sample
+from pipeline.locate import Locator, Planner, index_log, note, read_index, spoken
+from pipeline.mamba2 import backend
+from pipeline.memory import Memory, Policy
+from pipeline.models.vamba import RMSNorm, TextCache, Vamba, VambaConfig
+from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
+
+GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
+TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
+SYSTEM = "You watch a video and answer briefly."
+HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+TURN = "<|im_start|>user\n{question}\n"  # the locator reads the question's tokens up to here
+ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
+END = "<|im_end|>"
+
+
+class FrameTokens(nn.Module):
+    """FrameFeatures of F frames and their seconds -> tokens (F, 10, D)."""
+
+    def __init__(self, d_model: int, features: int = 1280):
+        super().__init__()
+        self.grid, self.pooled = nn.Linear(features, d_model), nn.Linear(features, d_model)
+        self.det = nn.Linear(400, d_model, bias=False)
+        self.classes = nn.Embedding(1000, d_model)
+        self.time = nn.Linear(2 * TIME_WAVES, d_model, bias=False)
+        self.place = nn.Parameter(torch.zeros(TOKENS, d_model))
+        self.norm = RMSNorm(d_model, 1e-5)
+
+    def forward(self, features: FrameFeatures, seconds_F: Tensor) -> Tensor:
+        kind = self.grid.weight.dtype
+        named = (self.classes(features.classes) * features.class_probs[..., None].to(kind)).sum(-2)
+        whole = self.pooled(features.pooled.to(kind)) + self.det(features.det.to(kind)) + named
+        tokens = torch.cat([self.grid(features.grid.to(kind)), whole[:, None]], dim=1)
+        return self.norm(tokens + self.place + self.time(time_waves(seconds_F).to(kind))[:, None])
+
+
+def time_waves(seconds_F: Tensor) -> Tensor:
+    """(F,) -> (F, 32), sines and cosines at periods spread geometrically from 2 s to 2 h (arXiv 1706.03762, 3.5)."""
+    periods = torch.logspace(math.log10(2), math.log10(7200), TIME_WAVES, device=seconds_F.device)
+    angles = seconds_F.float()[:, None] * (2 * math.pi / periods)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """The Vamba inside and how it locates. `calibration` is fitted on held-out pictures (training/evaluate.py)."""
+
+    vamba: VambaConfig
+    locate_layer: int  # text layers that run before the locator; the first cross-attention comes later
+    locate_depth: int  # mixers below the mixed half of a frame's key
+    cut: float  # novelty (1 - cosine of neighbouring frames' features) from which a new shot begins
+    calibration: dict[str, tuple[float, float, float]]  # per verdict: sigmoid(a * margin + b + c * ln shots)
+    twin: bool = False
+
+    @classmethod
+    def from_dict(cls, c: dict[str, Any]) -> EmbeddedConfig:
+        own = {k: c[k] for k in ("locate_layer", "locate_depth", "cut", "calibration", "twin") if k in c}
+        return cls(vamba=VambaConfig.from_dict(c), **own)
+
+
+class EmbeddedNet(nn.Module):
+    """All trained parts: Vamba's two columns (the twin has no video column), the frame tokens and the locator."""
+
+    def __init__(self, cfg: EmbeddedConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.vamba, self.frames = Vamba(cfg.vamba), FrameTokens(cfg.vamba.d_model)
+        self.locator = Locator(cfg.vamba.d_model)
+
+
+# ---------------------------------------------------------------- the model behind the common face
+
+
+class EmbeddedModel:
+    """The small Vamba behind `stream.VideoModel`. See the module's docstring for how it answers."""
+
+    unit_frames, long_side = 1, 416
+    name = "Vamba small (embedded)"
+    about = (
+        "A 135 M language model with a small Mamba-2 video column, trained on a few thousand stills: it names everyday "
+        "things and finds moments; it misses small objects, fine actions and text."
+    )
+
+    def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
+        self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
+        self.cfg, self.policy = net.cfg, policy or Policy()
+        self.planner = Planner(net.locator, net.cfg.calibration)
+        self.end_id = tokenizer.convert_tokens_to_ids(END)
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.frames.place.device
+
+    @property
+    def backend(self) -> str:
+        return f"{self.device.type}, {self.net.frames.place.dtype}".replace("torch.", "") + f"; {backend()}"
+
+    def chunk_frames(self, backlog: int) -> int:
+        """One live; eight when catching up: twice as quick a frame on CPU, and more gains nothing."""
+        return max(1, min(backlog, 64 if self.device.type == "cuda" else 8))
+
+    def start(self) -> StreamState:
+        cfg, device = self.cfg.vamba, self.device
+        memory = Memory.empty(
+            self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self.net.frames.place.dtype, device, policy=self.policy
+        )
+        backbone = (self.net.vamba.start() if not self.cfg.twin else (), None)
+        index = index_log(self.net.locator.key[-1].out_features, 1280)
+        return StreamState(backbone, memory, state_bytes=self._state_bytes(backbone[0]), extra={"index": index})
+
+    @property
+    def _memory_layers(self) -> int:
+        return len(self.cfg.vamba.cross_layers)
+
+    def _state_bytes(self, states: tuple) -> int:
+        return sum(s.nbytes for s in states) + 1280 * 4  # the newest frame's features, for finding cuts
+
+    @torch.no_grad()
+    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+        features = self.tower([frame.rgb for frame in chunk.frames])
+        times = torch.tensor([frame.time for frame in chunk.frames], dtype=torch.float64)
+        tokens = self.net.frames(features, times.to(self.device)).flatten(0, 1)[None]
+        memory, states, keys = self._see(tokens, times, state)
+        novelty, newest = _novelty(features.pooled, state.backbone[1])
+        index = state.extra["index"].append(
+            time=times, key=keys.cpu(), novelty=novelty.cpu(), classes=features.classes.cpu(),
+            class_probs=features.class_probs.cpu(), det_ids=features.det_ids.cpu(),
+            det_scores=features.det_scores.cpu(), det_boxes=features.det_boxes.cpu(),
+        )  # fmt: skip
+        before, memory = memory.dropped, memory.applied()
+        index = index.drop_oldest((memory.dropped - before) // TOKENS)
+        return replace(
+            state, backbone=(states, newest), memory=memory, frames=state.frames + len(chunk.frames),
+            seen_until=chunk.frames[-1].time, memory_bytes=memory.nbytes + index.nbytes,
+            dropped=memory.dropped // TOKENS, dropped_note=self._dropped_note(memory.dropped // TOKENS),
+            extra={"index": index},
+        )  # fmt: skip
+
+    def _dropped_note(self, frames: int) -> str:
+        return f"The memory is full: the oldest {frames:,} frames are no longer in it." if frames else ""
+
+    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState):
+        """Run the video column: the memory with the new keys and values, the new states, and the locate keys."""
+        memory, write = state.memory.append(times.repeat_interleave(TOKENS))
+        seen: list[Tensor] = []
+        states = self.net.vamba.watch(tokens_1TD, state.backbone[0], lambda j, k, v: write(j, k[0], v[0]), seen=seen)
+        last = slice(TOKENS - 1, None, TOKENS)
+        return memory, states, self.net.locator.keys(seen[0][0, last], seen[self.cfg.locate_depth][0, last])
+
+    def is_finite(self, state: StreamState) -> bool:
+        return all(bool(torch.isfinite(s.ssm).all()) for s in state.backbone[0])
+
+    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+        reading = Reading(self, question, state)
+        chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
+        for i, prompt in enumerate(reading.prompts()):
+            logits, gap = reading.feed(prompt), " " if i else ""
+            while left > 0:
+                token, left = sample(logits, sampling, chance), left - 1
+                if token == self.end_id:
+                    break
+                yield Token(token, gap + stream.push(token), reading.looked)
+                logits, gap = reading.feed([token]), ""
+        if rest := stream.flush():
+            yield Token(self.end_id, rest, reading.looked)
+
+    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> Memory | None:
+        """What the upper layers cross-attend to: the tokens of the located frames, and no others."""
+        slots = torch.tensor(frames)[:, None] * TOKENS + torch.arange(TOKENS)
+        return memory.select(slots.flatten())
+
+    def start_text(self, cache: TextCache, memory: Memory) -> int:
+        """The position of a question's first token: text and video share no positions."""
+        return 0
+
+
+class EmbeddedTwin(EmbeddedModel):
+    """The transformer twin: the same tower, tokens, language model, data and steps, but full causal self-attention.
+
+    Video tokens run through the language model itself, which keeps their keys and values in every layer; text
+    attends to all of them. Its context is `limit` tokens; past it the oldest frames are dropped, counted and said.
+    """
+
+    name = "Transformer twin (embedded)"
+    about = (
+        "The same small language model and tower, but video tokens go through its full self-attention: "
+        "its memory grows in every layer and holds 13 minutes."
+    )
+    LIMIT = 8192
+
+    def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
+        super().__init__(net, tower, tokenizer, policy or Policy("budget", self.LIMIT // TOKENS * TOKENS))
+
+    @property
+    def _memory_layers(self) -> int:
+        return self.cfg.vamba.n_layers
+
+    def _state_bytes(self, states: tuple) -> int:
+        return 1280 * 4
+
+    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState):
+        first = len(state.memory) + state.memory.dropped
+        memory, write = state.memory.append(times.repeat_interleave(TOKENS))
+        positions = torch.arange(first, first + tokens_1TD.shape[1], device=self.device)
+        cfg = self.cfg
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            write(layer, k[0], v[0])
+            keys, values = zip(*memory.blocks(layer, q.dtype))
+            keys, values = torch.cat(keys, 1)[None], torch.cat(values, 1)[None]
+            Q, S = q.shape[2], keys.shape[2]
+            mask = torch.ones(Q, S, dtype=torch.bool, device=q.device).tril(S - Q)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+
+        h = self.net.vamba.read(tokens_1TD, positions, attend, None, range(cfg.locate_layer))
+        self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
+        last = slice(TOKENS - 1, None, TOKENS)
+        return memory, (), self.net.locator.keys(tokens_1TD[0, last], h[0, last])
+
+    def is_finite(self, state: StreamState) -> bool:
+        return True  # no recurrent state that a NaN could stay in
+
+    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
+        return None  # the whole video is in the cache already
+
+    def start_text(self, cache: TextCache, memory: Memory) -> int:
+        """Text goes on behind the video: its cache begins with the video's keys and values."""
+        for layer in range(self.cfg.vamba.n_layers):
+            for k, v in memory.blocks(layer, self.net.frames.place.dtype):
+                cache.keep(layer, k[None], v[None])
+        return len(memory) + memory.dropped
+
+
+class Reading:
+    """One question's pass through the text column: read it, locate, look, and write."""
+
+    def __init__(self, model: EmbeddedModel, question: Question, state: StreamState):
+        self.model, self.net, self.whole = model, model.net, state.memory
+        log = state.extra["index"]
+        if question.at is not None:
+            frames = max(1, int(np.searchsorted(log.column("time").numpy(), question.at, "right")))
+            log = log.until(frames)
+            self.whole = replace(self.whole, log=self.whole.log.until(frames * TOKENS))
+        self.index = read_index(log, model.cfg.cut)
+        self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
+        self.position = model.start_text(self.cache, self.whole)
+        self._read(question)
+        self.looked: tuple[np.ndarray, np.ndarray] | None = None
+
+    def tokens(self, text: str) -> list[int]:
+        return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @torch.no_grad()
+    def _read(self, question: Question) -> None:
+        """Run the question through the lower layers and plan; where the upper layers look depends on the plan."""
+        past = "".join(f"<|im_start|>user\n{q}\n{ANSWER}{a}{END}\n" for q, a in question.history[-1:])
+        head, asked = self.tokens(HEAD + past), self.tokens(TURN.format(question=question.text))
+        h = self._embed(head + asked)
+        self.positions = torch.arange(self.position, self.position + h.shape[1], device=h.device)
+        self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
+        own = self.lower[0, len(head) :]
+        located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
+        self.verdict = self.model.planner.plan(question.text, located, self.index)
+        self.lengths = list(self.cache.used)  # what to go back to before each moment of a summary
+
+    @torch.no_grad()
+    def look(self, frames: Sequence[int], time: float | None) -> None:
+        """Let the upper layers read the question looking at these frames only."""
+        first = self.model.cfg.locate_layer
+        self.cache.rewind(self.lengths)
+        self.memory = self.model.start_reading(self.cache, self.whole, frames, first)
+        above = range(first, self.model.cfg.vamba.n_layers)
+        self.net.vamba.read(self.lower, self.positions, self.cache.attend, self._cross_attend(), above)
+        self.position = int(self.positions[-1]) + 1
+        self.looked = self._evidence(frames, time)
+
+    def _evidence(self, frames: Sequence[int], time: float | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """The moment read, with its peak at the second the note names; None where the answer rests on no moment."""
+        v = self.verdict
+        if v.plan in ("chat", "count") or not v.found or v.late:
+            return None
+        times = np.unique(np.append(self.index.times[list(frames)], [] if time is None else [time]))
+        weights = np.where(times == time, 1.5, 1.0)
+        return times, weights / weights.sum()
+
+    def prompts(self) -> Iterator[list[int]]:
+        """What is put before the model writes, after it looked: the note; for a summary, moment by moment."""
+        v, now = self.verdict, float(self.index.times[-1])
+        moments = [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in v.listed] or [v]
+        for moment in moments:
+            self.look(moment.frames, moment.time)
+            said = spoken(self.index.features, moment.frames)
+            yield self.tokens(note(moment, said, now) + ANSWER)
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[int]) -> Tensor:
+        """Logits (V,) after the given tokens."""
+        return self.feed_all(ids)[-1]
+
+    @torch.no_grad()
+    def feed_all(self, ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) after each of the given tokens."""
+        h = self._embed(ids)
+        positions = torch.arange(self.position, self.position + len(ids), device=h.device)
+        h = self.net.vamba.read(h, positions, self.cache.attend, self._cross_attend())
+        self.position += len(ids)
+        return self.net.vamba.logits(h)[0]
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return self.net.vamba.model.embed_tokens(torch.tensor([list(ids)], device=self.model.device))
+
+    def _cross_attend(self):
+        if self.memory is None:
+            return None
+        return lambda place, q_BHQP: self.memory.attend(place, q_BHQP[0])[0][None]
+
+
+def _novelty(pooled_FC: Tensor, before_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(F,) one minus the cosine to the frame before (1 for a stream's first frame), and the newest frame's features."""
+    first = pooled_FC[:1] if before_C is None else before_C[None]
+    novelty = 1 - F.cosine_similarity(pooled_FC, torch.cat([first, pooled_FC[:-1]]), dim=-1)
+    if before_C is None:
+        novelty[0] = 1.0
+    return novelty, pooled_FC[-1].clone()

@@ -1,0 +1,214 @@
+"""Training batches: episodes and questions as tensors, made by worker processes while the GPU trains.
+
+A question becomes one row of tokens, exactly as `models/embedded.py` will put them together when answering:
+head, (an earlier turn), the question, the note, the answer. Which frames the reader sees, which shots the locator should
+find and which plan it should choose ride along. Shapes: E episodes, F frames, Q questions, L tokens, S shots.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.convnets import FrameFeatures, labels
+from pipeline.locate import LISTED, PLANS, READ, Verdict, note, spoken, spread
+from pipeline.models.embedded import ANSWER, END, HEAD, TURN
+from pipeline.training.episodes import VIEWS, Episode, Example, World, generate, retrieval_pairs
+
+TOKENS_PER_ROW = 112
+PAIR_TOKENS = 48
+NOW_WORDS = re.compile(r"\b(now|at (the|this) moment|current(ly)?|on (the )?screen|latest|visible)\b", re.IGNORECASE)
+# (frames, episodes, questions of each): every kind of step costs about the same.
+RECIPES = ((12, 64, 4), (40, 32, 8), (96, 24, 10), (160, 16, 16), (480, 6, 36), (1200, 2, 64), (3600, 1, 64))
+RECIPE_SHARES = (0.10, 0.2, 0.28, 0.18, 0.14, 0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which pictures a batch may use, and how: `train` wordings and word tricks, or held-out wordings as they are."""
+
+    pictures: np.ndarray
+    train: bool = True
+
+
+def plan_of(example: Example) -> str:
+    """What the planner should do with a question; depends on its wording, and on what it names."""
+    kind = example.kind
+    if example.named_time is not None or kind == "at":
+        return "at"
+    if kind == "yesno":
+        return "yesno_now" if NOW_WORDS.search(example.text) else "yesno"
+    if kind == "describe":
+        return "now" if example.note_time == example.asked_at else "find"
+    return {"when": "find", "name": "now", "attribute": "about"}.get(kind, kind)
+
+
+class Scribe:
+    """Turns examples into token rows. `features` are the small columns of the feature table, one row a view."""
+
+    def __init__(self, world: World, features: FrameFeatures, tokenizer, split: Split):
+        self.world, self.features, self.tokenizer, self.split = world, features, tokenizer, split
+        self.head = self.ids(HEAD)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def verdict(self, example: Example, episode: Episode, rng: np.random.Generator) -> Verdict:
+        """What a perfect planner would say."""
+        plan, now = plan_of(example), float(example.asked_at)
+        shots = [range(s.start, min(s.end, example.asked_at + 1)) for s in episode.shots if s.start <= example.asked_at]
+        newest = tuple(shots[-1])[-READ:]
+        if example.recipe == "notyet":
+            return Verdict("at", newest, now, late=True)
+        if plan in ("chat", "count"):
+            return Verdict(plan, newest, now, count=example.note_count)
+        if plan == "count_of":
+            frames = tuple(shots[s].start for s in example.target_shots[:READ]) or newest
+            times = tuple(float(t) for t in example.note_times[:LISTED])
+            return Verdict(plan, frames, now, bool(times), example.note_count, times)
+        if not example.target_shots:
+            return Verdict(plan, newest, now, found=False)
+        return self._moment(plan, example, shots, rng)
+
+    def _moment(self, plan: str, example: Example, shots: list[range], rng: np.random.Generator) -> Verdict:
+        k = int(rng.integers(len(example.target_shots))) if plan == "list" else 0
+        frames = shots[example.target_shots[k]]
+        time = example.note_times[k] if plan == "list" else example.note_time
+        time = float(example.asked_at if time is None else time)
+        if plan in ("now", "last", "yesno_now", "about") and frames == shots[-1]:
+            return Verdict(plan, tuple(frames)[-READ:], time)
+        peak = min(max(int(time), frames.start), frames.stop - 1) if plan == "at" else int(rng.choice(frames))
+        return Verdict(plan, spread(frames, READ, peak), time)
+
+    def answer(self, example: Example, verdict: Verdict, episode: Episode) -> str:
+        if verdict.plan == "list":  # a summary is written moment by moment
+            picture = int(episode.frames[verdict.frames[0], 0])
+            stamp = example.answer.split("; ")[list(example.note_times).index(verdict.time)].split(" ")[0]
+            return f"{stamp} {self.world.short(picture)}."
+        return example.answer
+
+    def words(self, example: Example, rows: list[int], rng: np.random.Generator) -> tuple[list[str], str | None]:
+        """The note's words, with tricks in training so that words are copied, not memorised; and a swapped-in name."""
+        said = spoken(self.features, rows)
+        if not self.split.train:
+            return said, None
+        label = self.world.pictures[rows[0] // VIEWS].label
+        if label and rng.random() < 0.25:  # another name: the answer must follow the note
+            label = labels()["imagenet"][int(rng.integers(1000))]
+            return [label, *[w for w in said if rng.random() < 0.3]], label
+        if label and rng.random() < 0.7:
+            said = [label, *[w for w in said if label not in w and w not in label][:4]]
+        return ([] if rng.random() < 0.12 else [w for w in said if rng.random() > 0.08]), None
+
+    def row(self, example: Example, episode: Episode, rng: np.random.Generator, history: str = ""):
+        """(ids, first token of the question, one past its last, first token of the answer, verdict)."""
+        verdict = self.verdict(example, episode, rng)
+        rows = [int(p) * VIEWS + int(v) for p, v in episode.frames[list(verdict.frames)]]
+        said, swapped = self.words(example, rows, rng)
+        answer = self.answer(example, verdict, episode)
+        if swapped and example.kind == "name":
+            answer = f"It is {swapped}." if rng.random() < 0.5 else swapped[:1].upper() + swapped[1:] + "."
+        elif swapped:
+            said = [w for w in said if w != swapped]
+        start = self.head + (self.ids(history) if history else [])
+        asked = self.ids(TURN.format(question=example.text))
+        told = self.ids(note(verdict, said, float(example.asked_at)) + ANSWER)
+        written = self.ids(answer + END)
+        q0, q1 = len(start), len(start) + len(asked)
+        return start + asked + told + written, q0, q1, q1 + len(told), verdict
+
+
+class Batches(IterableDataset):
+    """Endless batches (dicts of CPU tensors) from a seed; each worker draws its own."""
+
+    def __init__(self, scribe: Scribe, seed: int, pairs: int, scale: float = 1.0, longest: int = 3600):
+        self.scribe, self.seed, self.pairs, self.scale = scribe, seed, pairs, scale
+        usable = [i for i, r in enumerate(RECIPES) if r[0] <= longest]
+        self.recipes = [RECIPES[i] for i in usable]
+        self.shares = np.array([RECIPE_SHARES[i] for i in usable]) / sum(RECIPE_SHARES[i] for i in usable)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        info = get_worker_info()
+        torch.set_num_threads(1)
+        rng = np.random.default_rng([self.seed, info.id if info else 0])
+        while True:
+            frames, episodes, questions = self.recipes[int(rng.choice(len(self.recipes), p=self.shares))]
+            episodes = max(1, round(episodes * self.scale))
+            yield self.batch(rng, frames, episodes, max(2, round(questions * min(1, self.scale * 2))))
+
+    def batch(self, rng: np.random.Generator, frames: int, episodes: int, questions: int) -> dict[str, torch.Tensor]:
+        s = self.scribe
+        made = [generate(s.world, s.split.pictures, rng, frames, questions, s.split.train) for _ in range(episodes)]
+        columns: dict[str, list] = {}
+        for e, episode in enumerate(made):
+            for example in episode.questions:
+                for name, value in self._question(example, episode, rng).items():
+                    columns.setdefault(name, []).append(value)
+                columns.setdefault("episode", []).append(e)
+        shots = max(len(e.shots) for e in made)
+        out = {
+            "frames": torch.from_numpy(np.stack([e.frames for e in made])).long(),
+            "shot_of_frame": torch.from_numpy(np.stack([e.shot_of_frame for e in made])).long(),
+            "ids": _padded(columns.pop("ids"), TOKENS_PER_ROW),
+            "target": _members(columns.pop("target"), shots),
+        }
+        out |= {name: torch.tensor(np.array(values)) for name, values in columns.items()}
+        return out | self._pairs(rng)
+
+    def _question(self, example: Example, episode: Episode, rng: np.random.Generator) -> dict[str, object]:
+        history = ""
+        if self.scribe.split.train and rng.random() < 0.1:
+            earlier = episode.questions[int(rng.integers(len(episode.questions)))]
+            history = f"<|im_start|>user\n{earlier.text}\n{ANSWER}{earlier.answer}{END}\n"
+        ids, q0, q1, answer, verdict = self.scribe.row(example, episode, rng, history)
+        if len(ids) > TOKENS_PER_ROW and history:
+            ids, q0, q1, answer, verdict = self.scribe.row(example, episode, rng)
+        read = list(verdict.frames)[:READ]
+        searched = verdict.plan in ("find", "about", "yesno", "after", "before", "yesno_now", "count_of")
+        target = example.refer_shots if not example.absent else ()
+        return {
+            "ids": ids, "q0": q0, "q1": q1, "answer": min(answer, TOKENS_PER_ROW), "length": min(len(ids), TOKENS_PER_ROW),
+            "plan": PLANS.index(verdict.plan), "asked_at": example.asked_at, "read": read + [-1] * (READ - len(read)),
+            "searched": searched and not verdict.late and (bool(target) or example.absent), "target": target,
+        }  # fmt: skip
+
+    def _pairs(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Pictures and words that describe them, for the locator: in-batch negatives by the hundred."""
+        s = self.scribe
+        pairs = retrieval_pairs(s.world, s.split.pictures, rng, self.pairs)
+        forms = (
+            "When do you see {}?",
+            "Did you see {}?",
+            "{}",
+            "What happens after {}?",
+            "Describe the scene with {}.",
+        )
+        rows = []
+        for _, text in pairs:
+            asked = s.ids(TURN.format(question=forms[int(rng.integers(len(forms)))].format(text.rstrip("."))))
+            rows.append(s.head + asked[: PAIR_TOKENS - len(s.head)])
+        return {
+            "pair_picture": torch.tensor([p for p, _ in pairs]),
+            "pair_view": torch.from_numpy(rng.integers(0, VIEWS, len(pairs))),
+            "pair_ids": _padded(rows, PAIR_TOKENS),
+            "pair_q1": torch.tensor([len(r) for r in rows]),
+        }
+
+
+def _padded(rows: list[list[int]], width: int) -> torch.Tensor:
+    out = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        out[i, : min(len(row), width)] = torch.tensor(row[:width])
+    return out
+
+
+def _members(sets: list[tuple[int, ...]], size: int) -> torch.Tensor:
+    out = torch.zeros(len(sets), size, dtype=torch.bool)
+    for i, members in enumerate(sets):
+        out[i, list(members)] = True
+    return out
