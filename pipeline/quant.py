@@ -4,8 +4,8 @@ A matrix (rows, columns) is cut along its columns into groups of 32. Each group 
 number a code of 4 to 8 bits: value = scale * code + min, computed in float32. With 4 bits this is exactly GGUF's Q4_1
 (github.com/ggml-org/ggml, docs/gguf.md), so packing such a file loses nothing.
 
-In a file, matrix `x` becomes `x.q4` (or `x.q6`, `x.q8`: codes, uint8), `x.scale` and `x.min` (rows, columns / 32); what is
-not packed keeps its own name.
+In a file, matrix `x` becomes `x.q4` (or `x.q6`, `x.q8`: codes, uint8), `x.scale` and `x.min` (rows, columns / 32);
+what is not packed keeps its own name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def unpack(packed: Packed, bits: int) -> Tensor:
 
 
 def squeeze(codes: Tensor, bits: int) -> Tensor:
-    """One code a byte -> packed bytes. A row's codes are split in halves (4 bits) or quarters (6 bits), laid over each other."""
+    """One code a byte -> packed bytes: the halves (4 bits) or quarters (6 bits) of a row are laid over each other."""
     if bits == 8:
         return codes
     if bits == 4:

