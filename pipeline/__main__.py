@@ -21,7 +21,7 @@ from pipeline.stream import Answer, Frame, Question, Sampling, StreamState, User
 if TYPE_CHECKING:
     from pipeline.engine import Engine
 
-MODEL, BASELINE = "embedded", "embedded-baseline"
+MODEL, BASELINE = "embedded", "embedded-twin"
 BACKLOG = 1_000_000  # a file is all backlog: the largest chunks the model likes
 
 

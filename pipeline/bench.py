@@ -53,14 +53,15 @@ def run(args: argparse.Namespace) -> int:
     """The command. Measures one model after the other, so that each one's peak of memory is its own."""
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= args.frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
-    minutes, machine, size, measured = sorted(set(args.minutes)), {}, None, {}
+    minutes, size, measured = sorted(set(args.minutes)), None, {}
     for role, build in builders(args.size, args.model, args.baseline).items():
         reset_peak_memory()
         model = build()
         size = size or _picture_size(model)
-        measured[role] = measure(model, minutes, args.frames, size, machine)
+        measured[role] = measure(model, minutes, args.frames, size)
         del model
         gc.collect()
+    machine = add_floors(measured)
     document = {"conditions": conditions(args.frames, size), "machine": machine, **measured}
     document["model_over_baseline"] = compared(measured["model"]["rows"], measured["baseline"]["rows"])
     print(table(document), file=sys.stderr if args.json else sys.stdout)
@@ -95,9 +96,7 @@ def pictures(size: tuple[int, int], seed: int = 0) -> Iterator[Frame]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(
-    model: VideoModel, minutes: list[int], frames_per_chunk: int, size: tuple[int, int], machine: dict[str, Any]
-) -> dict[str, Any]:
+def measure(model: VideoModel, minutes: list[int], frames_per_chunk: int, size: tuple[int, int]) -> dict[str, Any]:
     """One model from an empty stream to the last mark. A model that must stop early says why in `stopped`."""
     engine, frames, rows, stopped = Engine(model), pictures(size), [], ""
     state = engine.start()
@@ -105,7 +104,7 @@ def measure(
     try:
         for minute in minutes:
             state, chunk_ms = _watch_until(engine, state, frames, minute, frames_per_chunk)
-            rows.append(_row(engine, state, minute, chunk_ms, frames_per_chunk, size, machine))
+            rows.append(_row(engine, state, minute, chunk_ms, frames_per_chunk, size))
             print(f"{engine.name}: minute {minute} measured", file=sys.stderr, flush=True)
     except UserError as error:
         stopped = str(error)
@@ -149,13 +148,7 @@ def _wait_for_gpu() -> None:
 
 
 def _row(
-    engine: Engine,
-    state: StreamState,
-    minute: int,
-    chunk_ms: float | None,
-    per_chunk: int,
-    size: tuple[int, int],
-    machine: dict[str, Any],
+    engine: Engine, state: StreamState, minute: int, chunk_ms: float | None, per_chunk: int, size: tuple[int, int]
 ) -> dict[str, Any]:
     answers = [list(engine.ask(QUESTION, state, Sampling(max_tokens=TOKENS)))[-1] for _ in range(3)]
     chunk = VideoChunk(tuple(Frame(f.rgb, f.time + minute * 60) for f in itertools.islice(pictures(size), per_chunk)))
@@ -166,15 +159,13 @@ def _row(
         "minute": minute,
         "frames": state.frames,
         "chunk_ms": chunk_ms,
-        "chunk_floor_ms": watching.floor_s(machine) * 1e3,
         "first_token_s": _median(answer.first_token_s for answer in answers),
-        "first_token_floor_s": first.floor_s(machine),
         "tokens_per_s": _median(answer.tokens_per_s for answer in answers),
-        "tokens_per_s_ceiling": _inverse(token.floor_s(machine)) if token else None,
         "state_bytes": state.state_bytes,
         "memory_bytes": state.memory_bytes,
         "dropped": state.dropped,
         "dropped_note": state.dropped_note,
+        "costs": {"chunk": watching, "first_token": first, "token": token},
     }
 
 
@@ -191,10 +182,6 @@ def _answer_costs(model: VideoModel, state: StreamState) -> tuple[Cost, Cost | N
 def _median(values: Iterator[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _inverse(value: float) -> float | None:
-    return 1 / value if value else None
 
 
 def _ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, float | None]:
@@ -253,7 +240,7 @@ class Cost(TorchDispatchMode):
     def bytes(self) -> int:
         return sum(self._read.values())
 
-    def floor_s(self, machine: dict[str, Any]) -> float:
+    def floor_s(self, machine: dict[str, float]) -> float:
         """Seconds at best on this machine, whose rates are measured on first use and kept in `machine`."""
         where = self.device.type
         flops_key = f"{where} {self.dtype}".replace("torch.", "") + " matmul FLOP/s"
@@ -262,6 +249,22 @@ class Cost(TorchDispatchMode):
         if (bytes_key := f"{where} copy bytes/s") not in machine:
             machine[bytes_key] = copy_rate(self.device)
         return max(self.flops / machine[flops_key], self.bytes / machine[bytes_key])
+
+
+def add_floors(measured: dict[str, Any]) -> dict[str, float]:
+    """Turns every row's costs into floors, and returns this machine's rates.
+
+    Last of all, because measuring the rates takes half a gigabyte that would count as a model's peak.
+    """
+    machine: dict[str, float] = {}
+    for row in itertools.chain.from_iterable(found["rows"] for found in measured.values()):
+        costs = {name: cost for name, cost in row["costs"].items() if cost is not None}
+        floors = {name: cost.floor_s(machine) for name, cost in costs.items()}
+        row["chunk_floor_ms"] = floors["chunk"] * 1e3
+        row["first_token_floor_s"] = floors["first_token"]
+        row["tokens_per_s_ceiling"] = 1 / floors["token"] if floors.get("token") else None
+        row["costs"] = {name: {"flops": cost.flops, "bytes": cost.bytes} for name, cost in costs.items()}
+    return machine
 
 
 def _storage(tensor: torch.Tensor) -> int:
