@@ -185,8 +185,8 @@ def main_label(session: LiveSession, source: str) -> str:
     watch = session.watch
     if watch is None or session.source != source:
         return START
-    if watch.error and watch.ended:
-        return AGAIN
+    if watch.ended and not watch.columns[0].shown:
+        return START
     return AGAIN if watch.ended else RESUME if watch.paused else PAUSE
 
 

@@ -2,6 +2,7 @@
 () => {
   const player = () => [...document.querySelectorAll("#stage video")].find((video) => video.offsetParent !== null);
   window.vambaPlayerTime = () => player()?.currentTime ?? 0;
+  window.vambaPlay = () => player()?.play().catch(() => {}); // a browser may refuse; the visitor then presses play
 
   // Any picture or time that names a moment seeks. A camera cannot be sought: its picture is shown larger instead.
   document.addEventListener("click", (event) => {
@@ -11,6 +12,13 @@
     if (video && !document.querySelector("#camera")) video.currentTime = Number(chip.dataset.seek);
     else chip.classList.toggle("large");
   });
+
+  // The browser plays fewer formats than the model can watch; Gradio calls that an error.
+  new MutationObserver(() => {
+    for (const toast of document.querySelectorAll(".toast-text"))
+      if (toast.textContent.trim() === "Video not playable")
+        toast.textContent = "Your browser cannot play this file. It is still watched, if it is a video.";
+  }).observe(document.body, { childList: true, subtree: true });
 
   const spoken = document.querySelector("#spoken");
   spoken?.setAttribute("role", "status");

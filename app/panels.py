@@ -29,7 +29,7 @@ FILM = 12  # pictures in the film strip
 
 def plain(text: str) -> str:
     """A model's words without markup: images and links keep their words, tags go."""
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)", r"\1", text)
     return re.sub(r"</?[a-zA-Z!][^>]*>", "", text)
 
 
@@ -49,9 +49,10 @@ def state(watch: Watch | None, player: float = 0.0) -> tuple[str, str, str]:
         return "paused", f"Paused at {mmss(watch.seen_until)}", "Nothing is lost; press Resume to go on."
     if watch.ended:
         return "ended", "Ended", f"All {mmss(watch.duration or watch.seen_until)} seen; ask anything about it."
+    if watch.camera and watch.silent:
+        return "waiting", "Waiting for the camera", "Allow the camera and press its record button."
     if watch.columns[0].shown == 0:
-        waits = "Allow the camera and press its record button." if watch.camera else "Reading the first frames."
-        return "waiting", "Waiting for the camera" if watch.camera else "Opening", waits
+        return "waiting", "Opening", "Reading the first frames."
     return _at_work(watch, player)
 
 
@@ -102,7 +103,14 @@ def metrics(session: LiveSession | None) -> str:
     watch = session.watch if session else None
     tiles = [_tile("Frames seen", f"{watch.columns[0].shown:,}" if watch else "0", "one a second")]
     lost = (watch.dropped, watch.skipped) if watch else (0, 0)
-    tiles.append(_tile("Dropped", f"{lost[0]:,}", f"{lost[1]:,} damaged skipped" if lost[1] else "newest kept"))
+    fate = (
+        f"{lost[1]:,} damaged skipped"
+        if lost[1]
+        else "the newest are kept"
+        if watch and watch.camera
+        else "none skipped"
+    )
+    tiles.append(_tile("Dropped", f"{lost[0]:,}", fate))
     tiles.append(_tile("Speed", f"×{watch.rate:.1f}" if watch and watch.rate else "–", "of real time"))
     for index, column in enumerate(watch.columns if watch else ()):
         tiles += _cost_tiles(column, index, many=len(watch.columns) > 1)
@@ -128,9 +136,11 @@ def _tile(label: str, value: str, note: str, side: str = "") -> str:
 
 
 def megabytes(count: int) -> str:
-    """Bytes as the page shows them: 0.29 MB, 19.6 MB, 1.2 GB."""
-    size = count / 1e6
-    return f"{size / 1000:.1f} GB" if size >= 1000 else f"{size:.0f} MB" if size >= 100 else f"{size:.2g} MB"
+    """Bytes as the page shows them: 290 kB, 19.6 MB, 1.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 100 * size else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def film(watch: Watch | None) -> str:
@@ -153,10 +163,13 @@ def _chip(at: float, jpeg: bytes | None, weight: float | None = None) -> str:
 
 
 def messages(chat: list[Turn], card: Any) -> list[dict]:
-    """Chatbot messages of a conversation. card: makes the page's HTML component of an answer's foot."""
+    """Chatbot messages of a conversation. card: makes the page's HTML component of an answer's foot.
+
+    The Chatbot renders HTML even where it renders no Markdown, remote images included, so words are escaped here.
+    """
     shown: list[dict] = []
     for turn in chat:
-        shown.append({"role": "user", "content": turn.question})
+        shown.append({"role": "user", "content": html.escape(turn.question, quote=False)})
         shown.append({"role": "assistant", "content": _reply(turn, card)})
     return shown
 
@@ -166,7 +179,7 @@ def _reply(turn: Turn, card: Any) -> list:
         return [card(f'<p class="sorry" role="alert">{html.escape(turn.error)}</p>')]
     if turn.answer is None:
         return [card('<p class="thinking" aria-label="Reading what was seen"><i></i><i></i><i></i></p>')]
-    text = plain(turn.answer.text) or "…"
+    text = html.escape(plain(turn.answer.text), quote=False) or "…"
     return [text, card(foot(turn))] if turn.answer.done else [text]
 
 
@@ -203,4 +216,5 @@ def plots(session: LiveSession | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
 
 
 def _table(rows: list[tuple[float, float, str]], unit: str) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["second", unit, "model"])
+    """Typed even when empty: an untyped column is plotted as categories."""
+    return pd.DataFrame(rows, columns=["second", unit, "model"]).astype({"second": float, unit: float, "model": str})

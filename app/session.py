@@ -68,7 +68,7 @@ class LiveSession:
     # Watching
 
     def open_file(self, path: str | Path, source: str = "Upload", name: str = "") -> None:
-        """Watches our own copy of a file from its start, in a new conversation; `source` and `name` are for the page."""
+        """Watches our own copy of a file from its start, in a new conversation. `source`, `name`: for the page."""
         with self._commands:
             own = self._own_copy(Path(path))
             self._new_stream(source, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -9,6 +10,7 @@ import gradio as gr
 from app.events import EXAMPLE, START, UPLOAD, WEBCAM, Events
 from app.panels import SUGGESTIONS, film, metrics, state_line
 from app.session import Sessions
+from pipeline import Engine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -16,7 +18,7 @@ EXAMPLE_CLIP = ROOT / "assets" / "example.mp4"
 MAX_UPLOAD = "2gb"
 OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
 
-PLAYER_TIME = "() => window.vambaPlayerTime ? window.vambaPlayerTime() : 0"
+PLAY = '(...values) => { if (values[0] !== "Pause") window.vambaPlay?.(); return values; }'
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {**PRIVATE, "queue": False}
 
@@ -88,8 +90,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
                     main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
                     reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
                     gr.HTML(
-                        f"Uploads up to {MAX_UPLOAD[:-2]} GB. Your video stays on this server while you are here "
-                        "and is deleted afterwards.",
+                        f"Files up to {MAX_UPLOAD[:-2]} GB, deleted on Reset or an hour after you leave.",
                         elem_id="limits",
                     )
 
@@ -130,7 +131,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
         camera.stream(
             do.camera, [camera, key], [key, line], stream_every=1.0, time_limit=None, concurrency_limit=None, **PRIVATE
         )
-        main.click(do.press, [main, source, upload, key], [key, line], **AT_ONCE)
+        main.click(do.press, [main, source, upload, key], [key, line], js=PLAY, **AT_ONCE)
         gr.on([reset.click, upload.clear], do.reset, key, [line, chat, second], **AT_ONCE)
         comparing.change(do.compare, [comparing, key], [key, second, plots, plot_clock, line], **AT_ONCE)
 
@@ -166,13 +167,9 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
 PLOTS = (("Time per frame", "ms"), ("Memory held", "MB"), ("First word after", "s"))
 
 
-def _headline(engine) -> str:
-    from html import escape
-
-    return (
-        f"<h1>Vamba Live</h1><p>{escape(engine.name)}<span>{escape(engine.backend)}</span></p>"
-        f'<p class="about">{escape(engine.about)}</p>'
-    )
+def _headline(engine: Engine) -> str:
+    name, backend, about = (escape(text) for text in (engine.name, engine.backend, engine.about))
+    return f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>'
 
 
 def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:

@@ -115,6 +115,7 @@ class Watch:
         self.skipped = 0  # damaged pictures the file's reader left out
         self.progress = 0.0
         self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if path is None else None
+        self._offered = time.monotonic()
         self._videos: list = []  # open files, so that `close` can end a read that waits
         self._speeds: deque[tuple[float, float]] = deque(maxlen=24)  # (seconds of video, seconds it took)
         self._going, self._closing = threading.Event(), threading.Event()
@@ -146,6 +147,11 @@ class Watch:
         return self.camera.dropped if self.camera else 0
 
     @property
+    def silent(self) -> bool:
+        """Whether a camera has sent nothing for a while."""
+        return time.monotonic() - self._offered > 4.0
+
+    @property
     def rate(self) -> float | None:
         """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""
         speeds = list(self._speeds)
@@ -156,6 +162,7 @@ class Watch:
 
     def offer(self, rgb: np.ndarray) -> None:
         """A camera picture (uint8, height x width x 3). Returns at once; ignored while paused."""
+        self._offered = time.monotonic()
         if self.camera and not self.paused and not self._closing.is_set():
             self.camera.offer(rgb)
 
