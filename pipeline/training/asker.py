@@ -362,7 +362,7 @@ class Asker:
         shot = self.dice.below(len(self.shots))
         p = self.shots[shot].picture
         acting = [(k, f) for k, f in self.world.phrases[p] if f.subject]
-        if acting and (not self.world.facts[p] or self.dice.chance(0.45)):
+        if acting and (not self.world.facts[p] or self.dice.chance(0.3)):
             return self._doing(shot, *self.dice.pick(acting))
         fact = self.dice.pick(self.world.facts[p]) if self.world.facts[p] else None
         if fact is None or (fact.answer.startswith("One") and self.dice.chance(0.6)):  # "one" would drown the others

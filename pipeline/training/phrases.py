@@ -174,7 +174,7 @@ class Phrases:
             return None
         at = next((i for i, w in enumerate(words) if i and self._verb(words, i)), None)
         if at is None:
-            return None if any(self._stray(*pair) for pair in zip(words, words[1:])) else Phrase(text, "", False)
+            return None if any(self._stray(*pair) for pair in itertools.pairwise(words)) else Phrase(text, "", False)
         return self._reduce(words, at)
 
     def _verb(self, words: list[str], i: int) -> bool:

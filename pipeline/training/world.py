@@ -51,16 +51,15 @@ def _agreed(found: list[str], least: int) -> str | None:
 
 
 def _several(text: str, concept: Concept) -> bool:
-    many = (
-        rf"\b({'|'.join({concept.plural, 'two', 'three', 'both', 'several', 'group', 'another', 'other', 'couple'})})\b"
-    )
+    many = rf"\b({concept.plural}|two|three|both|several|group|another|other|couple)\b"
     return bool(re.search(many, text))
 
 
-def color_facts(text: str) -> list[Fact]:
-    """Colours of animals and clothes that at least two captions agree on and none contradicts."""
+def color_facts(text: str, named: Sequence[int]) -> list[Fact]:
+    """Colours of those animals among the `named` concepts that two captions agree on and none contradicts."""
     facts = []
-    for i, concept in enumerate(concepts()):
+    for i in named:
+        concept = concepts()[i]
         if "animal" in concept.parents and re.search(rf"\b{concept.noun}\b", text) and not _several(text, concept):
             said = re.findall(rf"\b{COLOR} {concept.noun}\b", text)
             if color := _agreed(said, 2):
@@ -68,10 +67,11 @@ def color_facts(text: str) -> list[Fact]:
     return facts
 
 
-def wear_facts(text: str) -> list[Fact]:
+def wear_facts(text: str, named: Sequence[int]) -> list[Fact]:
     """What the one person of a picture wears, and its colour where captions agree."""
     facts = []
-    for i, concept in enumerate(concepts()):
+    for i in named:
+        concept = concepts()[i]
         if concept.noun not in ("man", "woman", "boy", "girl", "person", "child") or _several(text, concept):
             continue
         said = re.findall(
@@ -87,10 +87,11 @@ def wear_facts(text: str) -> list[Fact]:
     return facts
 
 
-def count_facts(captions: Sequence[str]) -> list[Fact]:
+def count_facts(captions: Sequence[str], named: Sequence[int]) -> list[Fact]:
     """How many people, dogs, ... where three captions give the same number (four for one) and none another."""
     facts = []
-    for i, concept in enumerate(concepts()):
+    for i in named:
+        concept = concepts()[i]
         if concept.noun in COUNTED:
             counts = [n for c in captions if (n := _count(c.lower(), concept)) is not None]
             number = counts[0] if counts and len(set(counts)) == 1 else 0
@@ -173,10 +174,14 @@ class World:
         for p, picture in enumerate(self.pictures):
             self.notes.append([self._note(p, caption) for caption in picture.captions])
             self.phrases.append([(k, f) for k, c in enumerate(picture.captions) if (f := self.phrase(c))])
-            text = " ".join(picture.captions).lower()
-            self.facts.append([*color_facts(text), *wear_facts(text), *count_facts(picture.captions)] if text else [])
+            self.facts.append(self._facts(p, picture.captions))
             if picture.label:
                 self._read_label(p, picture)
+
+    def _facts(self, p: int, captions: Sequence[str]) -> list[Fact]:
+        """Facts about things at least two captions name."""
+        named, text = np.flatnonzero(self.mentions[p] >= 2).tolist(), " ".join(captions).lower()
+        return [*color_facts(text, named), *wear_facts(text, named), *count_facts(captions, named)]
 
     def _note(self, p: int, caption: str) -> np.ndarray:
         found, doubt = self.named(caption)
