@@ -120,7 +120,7 @@ def _download(name: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """A checkpoint's safetensors files; the index, where there is one, decides."""
+    """A checkpoint's safetensors files: those its index names, else model.safetensors, else all there are."""
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -132,6 +132,8 @@ def _files(folder: Path) -> list[Path]:
                 f"{len(missing)} of the model's {len(files)} weight files are missing (first {missing[0]}), "
                 "so it was not loaded; download it again."
             )
+    elif (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
