@@ -222,6 +222,9 @@ def test_descriptions_lie_in_their_shot(pictures, made):
 def test_yes_and_no_balance(made, plain):
     answers = Counter(q.answer[:2] for _, q in asked(made, "yesno"))
     assert set(answers) == {"Ye", "No"} and abs(answers["Ye"] / answers.total() - 0.5) < 0.08
+    for e in made:
+        signs = [q.answer.startswith("Yes") for q in e.questions if q.recipe == "yesno"]
+        assert abs(2 * sum(signs) - len(signs)) <= 1, "each video asks as many of either"
     common = {"dog", "man", "woman", "child", "person", "animal", "snow", "water", "beach"}
     nouns = Counter(q.answer[:2] for _, q in asked(made, "yesno") if _about(plain, q) in common)
     assert nouns.total() > 20 and min(nouns.values()) > 0.2 * nouns.total(), (

@@ -161,7 +161,8 @@ class Phrases:
     def __init__(self, verbs: Verbs) -> None:
         self.verbs = verbs
         alive = [c for c in concepts() if c.noun in ("person", "animal") or set(c.parents) & {"person", "animal"}]
-        self.nouns = {w for c in concepts() if not c.parents or c.asked for w in c.words} - SAFE_VERBS
+        named = [c for c in concepts() if not c.noun.endswith("ing") or c.noun in ("swing", "building")]
+        self.nouns = {w for c in named for w in c.words} - SAFE_VERBS
         self.alive = {w for c in alive for w in c.words}
 
     def __call__(self, caption: str) -> Phrase | None:

@@ -91,7 +91,7 @@ def time_phrase(t: int, dice: Dice) -> str:
     plural = "" if minutes == 1 else "s"
     forms = [f"at {clock(t)}"] * 4 + [f"around {clock(t)}", f"at {minutes:02d}:{seconds:02d}", f"at {clock(t)} min"]
     if 1 < t < 120:
-        forms += [f"at {t} seconds", f"{t} seconds in", f"at second {t}", f"{t} s in", f"at {t}s", f"after {t} seconds"]
+        forms += [f"at {t} seconds", f"{t} seconds in", f"at second {t}", f"{t} s in", f"at {t}s"]
     if minutes and not seconds:
         forms += [f"at the {minutes} minute mark", f"{minutes} minute{plural} in", f"at minute {minutes}"] * 2
     elif minutes:
@@ -128,7 +128,7 @@ def restyle(text: str, dice: Dice) -> str:
         return text.rstrip("?.!")
     if u < 0.24:
         opening = dice.pick(("Hey, ", "Okay, ", "Please: ", "And ", "So, ", "Well, ", "Now then, "))
-        return opening + text[:1].lower() + text[1:]
+        return opening + (text if text.startswith("I ") else text[:1].lower() + text[1:])
     return text
 
 
