@@ -48,10 +48,8 @@ def bleu4(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 
 def _weights(tokens: Sequence[str], n: int, found_in: Counter, documents: int) -> dict:
-    """TF-IDF vector of a sentence's n-grams (equation 1)."""
-    counts = ngrams(tokens, n)
-    total = sum(counts.values())
-    return {g: c / total * math.log(documents / max(1, found_in[g])) for g, c in counts.items()}
+    """TF-IDF vector of a sentence's n-grams (equation 1, without the sentence's length, which the cosine cancels)."""
+    return {g: c * math.log(documents / max(1, found_in[g])) for g, c in ngrams(tokens, n).items()}
 
 
 def _cosine(a: dict, b: dict) -> float:
