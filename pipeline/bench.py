@@ -33,6 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -196,7 +197,7 @@ def compared(model: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> lis
 # --- the floor -------------------------------------------------------------------------------------------------------
 
 
-class Cost(TorchDispatchMode):
+class Cost(TorchFunctionMode):
     """Counts what the matrix products, convolutions and attentions of the calls inside it must at least do.
 
     flops: by torch's own formulas from the real shapes. bytes: of their inputs that were there before (weights, keys
@@ -206,10 +207,40 @@ class Cost(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self._operations = _Operations()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        with self._operations:  # not around everything: torch's CausalBias cannot be constructed inside
+            return func(*args, **(kwargs or {}))
+
+    @property
+    def flops(self) -> int:
+        return self._operations.flops
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._operations.read.values())
+
+    def floor_s(self, machine: dict[str, float]) -> float:
+        """Seconds at best on this machine, whose rates are measured on first use and kept in `machine`."""
+        device, dtype = self._operations.device, self._operations.dtype
+        flops_key = f"{device.type} {dtype}".replace("torch.", "") + " matmul FLOP/s"
+        if flops_key not in machine:
+            machine[flops_key] = matmul_rate(device, dtype)
+        if (bytes_key := f"{device.type} copy bytes/s") not in machine:
+            machine[bytes_key] = copy_rate(device)
+        return max(self.flops / machine[flops_key], self.bytes / machine[bytes_key])
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation of torch with its real tensors. read: bytes by storage; see `Cost`."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.flops = 0
         self.dtype, self.device, self._most = torch.float32, torch.device("cpu"), 0
         self._made: set[int] = set()
-        self._read: dict[int, int] = {}
+        self.read: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -221,34 +252,20 @@ class Cost(TorchDispatchMode):
         before = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **kwargs)
         if flops := _flops(func._overloadpacket, args, kwargs, out):
-            self._count(flops, (args, kwargs), out)
+            self._count(flops, (args, kwargs))
         self._made |= {_storage(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)} - before
         return out
 
-    def _count(self, flops: int, inputs: Any, out: Any) -> None:
+    def _count(self, flops: int, inputs: Any) -> None:
         self.flops += flops
         tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
         for tensor in tensors:
             key = _storage(tensor)
             if key not in self._made:
                 size = min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
-                self._read[key] = max(size, self._read.get(key, 0))
+                self.read[key] = max(size, self.read.get(key, 0))
         if flops > self._most:  # the rate that counts is that of the largest product
             self._most, self.dtype, self.device = flops, tensors[0].dtype, tensors[0].device
-
-    @property
-    def bytes(self) -> int:
-        return sum(self._read.values())
-
-    def floor_s(self, machine: dict[str, float]) -> float:
-        """Seconds at best on this machine, whose rates are measured on first use and kept in `machine`."""
-        where = self.device.type
-        flops_key = f"{where} {self.dtype}".replace("torch.", "") + " matmul FLOP/s"
-        if flops_key not in machine:
-            machine[flops_key] = matmul_rate(self.device, self.dtype)
-        if (bytes_key := f"{where} copy bytes/s") not in machine:
-            machine[bytes_key] = copy_rate(self.device)
-        return max(self.flops / machine[flops_key], self.bytes / machine[bytes_key])
 
 
 def add_floors(measured: dict[str, Any]) -> dict[str, float]:

@@ -366,6 +366,24 @@ def test_a_model_that_runs_out_of_memory_is_reported_not_raised():
     assert "Memory ran out at 1:2" in found["stopped"]
 
 
+def test_the_real_models_tiny_side_by_side(tiny_model, monkeypatch, capsys):
+    """The state of Vamba stays as it is while its memory grows; the transformer drops and says so."""
+    from test_transformer import build
+
+    pair = {"embedded": tiny_model, "embedded-twin": lambda: build(limit=100)}
+    monkeypatch.setattr(pipeline, "load", lambda name: pair[name]())
+    assert main(["bench", "--minutes", "1", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["growth"]["state_bytes"] == 1
+    assert found["model"]["growth"]["memory_bytes"] == pytest.approx(2, rel=0.1)
+    assert found["model"]["rows"][1]["dropped"] == 0 < found["baseline"]["rows"][1]["dropped"]
+    assert found["baseline"]["rows"][1]["dropped_note"]
+    costs = [row["costs"] for role in ("model", "baseline") for row in found[role]["rows"]]
+    assert all(cost["flops"] > 0 and cost["bytes"] > 0 for row in costs for cost in row.values())
+    one, two = (row["costs"]["token"]["bytes"] for row in found["model"]["rows"])
+    assert two > one, "an answer reads the whole memory"
+
+
 def test_costs_are_those_of_the_shapes():
     """FLOPs by hand; bytes of what was there before, once, and not of what the calls make."""
     from pipeline.bench import Cost
