@@ -68,11 +68,20 @@ class Events:
         return key, panels.state_line(session)
 
     def reset(self, key: str | None) -> tuple:
-        """(state line, both chats) with everything forgotten."""
+        """(state line, both chats, upload) with everything forgotten."""
         session = self.sessions.get(key)
         if session:
             session.reset()
-        return panels.state_line(session), [], []
+        return panels.state_line(session), [], [], None
+
+    def restore(self, key: str, request: gr.Request) -> tuple:
+        """(key, source, compare switch, both chats) after the page was loaded: a reload finds its stream again."""
+        session = self.sessions.get(key, request.session_hash)
+        if session is None:
+            return (gr.skip(),) * 5
+        session.shown.clear()
+        chats = [self.chat(session, column) for column in (0, 1)]
+        return key, session.source or gr.skip(), session.comparing, *chats
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
         """(key, second chat, plots, plot clock, state line)."""
@@ -103,7 +112,7 @@ class Events:
             return gr.skip(), gr.skip(), "", None
         key, session = self._session_or_error(key, request)
         session.repeats = 0
-        return key, "", text, number(player) if pinned else None
+        return key, "", text, number(player) if pinned and session.source != WEBCAM else None
 
     def answer(self, column: int, again: bool, text: str, at: float | None, key: str | None) -> Iterator:
         """Yields the chat of a column while its answer grows."""
@@ -154,10 +163,11 @@ class Events:
         session = self.sessions.get(key)
         if session is None:
             return (gr.skip(),) * 5
-        kind, word, detail = panels.state(session.watch, number(player) or 0.0)
+        player = (number(player) or 0.0) if source == session.source else 0.0
+        kind, word, detail = panels.state(session.watch, player)
         spoken = f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind
         values = {
-            "line": panels.state_line(session, number(player) or 0.0),
+            "line": panels.state_line(session, player),
             "spoken": spoken,
             "metrics": panels.metrics(session),
             "film": panels.film(session.watch),

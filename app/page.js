@@ -1,6 +1,6 @@
 // The little the page does in the browser: seek the player, tell its time, and name the live region.
 () => {
-  const player = () => [...document.querySelectorAll("#stage video")].find((video) => video.offsetParent !== null);
+  const player = () => [...document.querySelectorAll("#example video, #upload video")].find((video) => video.offsetParent !== null);
   window.vambaPlayerTime = () => player()?.currentTime ?? 0;
   window.vambaPlay = () => player()?.play().catch(() => {}); // a browser may refuse; the visitor then presses play
 
@@ -9,13 +9,13 @@
     const chip = event.target.closest?.("[data-seek]");
     if (!chip) return;
     const video = player();
-    if (video && !document.querySelector("#camera")) video.currentTime = Number(chip.dataset.seek);
+    if (video) video.currentTime = Number(chip.dataset.seek);
     else chip.classList.toggle("large");
   });
 
   // The browser plays fewer formats than the model can watch; Gradio calls that an error.
   new MutationObserver(() => {
-    for (const toast of document.querySelectorAll(".toast-text"))
+    for (const toast of document.querySelectorAll("[data-testid=toast-text]"))
       if (toast.textContent.trim() === "Video not playable")
         toast.textContent = "Your browser cannot play this file. It is still watched, if it is a video.";
   }).observe(document.body, { childList: true, subtree: true });

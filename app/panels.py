@@ -203,18 +203,21 @@ def foot(turn: Turn) -> str:
 # The plots
 
 
-def plots(session: LiveSession | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def plots(session: LiveSession) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Tables over the second of the video: ms per frame, MB held, seconds to the first token; one line an engine."""
     cost, held, first = [], [], []
-    for index, column in enumerate(session.watch.columns if session and session.watch else ()):
+    for index, column in enumerate(session.watch.columns if session.watch else ()):
         name = column.engine.name
-        for sample in column.samples[-200:] if len(column.samples) < 200 else column.samples[::2]:
+        for sample in column.samples:
             cost.append((sample.at, sample.ms, name))
             held.append((sample.at, (sample.state_bytes + sample.memory_bytes) / 1e6, name))
         first += [(at, seconds, name) for at, seconds in session.first_tokens[index]]
-    return _table(cost, "ms"), _table(held, "MB"), _table(first, "s")
+    names = [engine.name for engine in (session.engine, session.rival) if engine]
+    return _table(cost, "ms", names), _table(held, "MB", names), _table(first, "s", names)
 
 
-def _table(rows: list[tuple[float, float, str]], unit: str) -> pd.DataFrame:
-    """Typed even when empty: an untyped column is plotted as categories."""
+def _table(rows: list[tuple[float, float, str]], unit: str, names: list[str]) -> pd.DataFrame:
+    """Typed even when empty (an untyped column is plotted as categories), and with every name from the start (the
+    plot takes its colours from the first table it gets)."""
+    rows = [*rows, *((None, None, name) for name in names)]
     return pd.DataFrame(rows, columns=["second", unit, "model"]).astype({"second": float, unit: float, "model": str})

@@ -7,10 +7,7 @@ is not storage (it is dropped by capacity without a word), so the page keeps onl
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app import uploads
 from app.watching import Column, Watch
 from pipeline import Answer, Engine, Question, Sampling, UserError
 
@@ -62,7 +60,8 @@ class LiveSession:
         self._writing = (threading.Lock(), threading.Lock())  # one answer at a time per column
         self._stop = threading.Event()
         self._commands = threading.RLock()  # one command at a time; watching and asking do not take it
-        self._folder: Path | None = None
+        self._own: Path | None = None  # our copy of the file
+        self._upload: Path | None = None  # Gradio's copy, which the player shows
         self._closed = False
 
     # Watching
@@ -70,9 +69,9 @@ class LiveSession:
     def open_file(self, path: str | Path, source: str = "Upload", name: str = "") -> None:
         """Watches our own copy of a file from its start, in a new conversation. `source`, `name`: for the page."""
         with self._commands:
-            own = self._own_copy(Path(path))
+            self._take_file(Path(path), uploaded=source == "Upload")
             self._new_stream(source, name)
-            self._start(own)
+            self._start(self._own)
 
     def open_camera(self) -> None:
         """Watches what is offered from now on."""
@@ -105,7 +104,10 @@ class LiveSession:
         with self._commands:
             self._end_watch()
             self._new_stream("", "")
-            self._delete_folder()
+            self._delete_copy()
+            if self._upload:
+                uploads.give_up(self._upload)
+            self._upload = None
 
     def compare(self, on: bool) -> None:
         """Adds or removes the second engine. For a file it first sees what the other has seen."""
@@ -139,25 +141,20 @@ class LiveSession:
             self.watch.close()
         self.watch = None
 
-    def _own_copy(self, path: Path) -> Path:
-        """Gradio stores uploads by content and cleans them by age: without our own copy one visitor's clean-up
-        could take away the file another one still watches. A hard link costs nothing."""
-        if self._folder is not None and path.parent == self._folder:
-            return path
+    def _take_file(self, path: Path, uploaded: bool) -> None:
+        before, self._upload = self._upload, path if uploaded else None
+        if uploaded:
+            uploads.use(path)
+        if before:
+            uploads.give_up(before)
         self._end_watch()
-        self._delete_folder()
-        self._folder = Path(tempfile.mkdtemp(prefix="vamba-live-"))
-        own = self._folder / "video"  # never the visitor's name: names like %03d or -i mean things to readers
-        try:
-            os.link(path, own)
-        except OSError:  # another file system
-            shutil.copyfile(path, own)
-        return own
+        self._delete_copy()
+        self._own = uploads.own_copy(path)
 
-    def _delete_folder(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
+    def _delete_copy(self) -> None:
+        if self._own:
+            uploads.delete_copy(self._own)
+        self._own = None
 
     # Asking
 
@@ -286,11 +283,13 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def get(self, key: str | None) -> LiveSession | None:
-        """The session of a key, touched; None for a key that is unknown, foreign or over."""
+    def get(self, key: str | None, page: str | None = None) -> LiveSession | None:
+        """The session of a key, touched; None for a key that is unknown, foreign or over. page: who is there now."""
         session = self._by_key.get(key) if isinstance(key, str) else None
         if session:
             session.touch()
+            if page:
+                self._pages[page] = key
         return session
 
     def ensure(self, key: str | None, page: str | None = None) -> tuple[str, LiveSession]:
@@ -348,6 +347,7 @@ class Sessions:
         while not self._closing.wait(2.0):
             try:
                 self.reap()
+                uploads.sweep()
             except Exception:  # a reaper that dies keeps every later visitor's memory for ever
                 log.exception("closing a finished session failed")
 

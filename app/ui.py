@@ -6,8 +6,11 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from app.api import add_api
 from app.events import EXAMPLE, START, UPLOAD, WEBCAM, Events
+from app.headers import Headers
 from app.panels import SUGGESTIONS, film, metrics, state_line
 from app.session import Sessions
 from pipeline import Engine
@@ -19,6 +22,8 @@ MAX_UPLOAD = "2gb"
 OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
 
 PLAY = '(...values) => { if (values[0] !== "Pause") window.vambaPlay?.(); return values; }'
+REMEMBER = "(key) => { sessionStorage.setItem('vamba-live', key); }"
+RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {**PRIVATE, "queue": False}
 
@@ -37,7 +42,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
     engine, rival = sessions.engine, sessions.rival
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
         key = gr.State(None)
-        player = gr.Number(0, visible=False)
+        player, ticket = gr.Number(0, visible=False), gr.Textbox(visible=False)
         asked, pinned_at = gr.State(""), gr.State(None)
 
         with gr.Row(elem_id="top"):
@@ -112,7 +117,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
                     elem_id="question",
                 )
                 with gr.Row(elem_id="chatbar"):
-                    pinned = gr.Checkbox(label="About the player's moment", container=False, elem_id="pinned", scale=1)
+                    pinned = gr.Checkbox(label="At the player's time", container=False, elem_id="pinned", scale=1)
                     stop = gr.Button("Stop", size="sm", elem_id="stop", scale=0, min_width=64)
                     retry = gr.Button("Retry", size="sm", elem_id="retry", scale=0, min_width=64)
                     clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=64)
@@ -121,7 +126,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
         strip = gr.HTML(metrics(None), elem_id="strip")
         with gr.Row(visible=False, elem_id="plots") as plots:
             names = {engine.name: OWN, **({rival.name: RIVAL} if rival else {})}
-            curves = [_plot(title, unit, names) for title, unit in PLOTS]
+            curves = [_plot(kind, title, unit, names) for kind, title, unit in PLOTS]
 
         clock, plot_clock = gr.Timer(0.5), gr.Timer(2.0, active=False)
 
@@ -132,7 +137,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
             do.camera, [camera, key], [key, line], stream_every=1.0, time_limit=None, concurrency_limit=None, **PRIVATE
         )
         main.click(do.press, [main, source, upload, key], [key, line], js=PLAY, **AT_ONCE)
-        gr.on([reset.click, upload.clear], do.reset, key, [line, chat, second], **AT_ONCE)
+        gr.on([reset.click, upload.clear], do.reset, key, [line, chat, second, upload], **AT_ONCE)
         comparing.change(do.compare, [comparing, key], [key, second, plots, plot_clock, line], **AT_ONCE)
 
         # The chat
@@ -161,10 +166,19 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
         clock.tick(do.tick, [player, source, key], [line, spoken, strip, film_strip, main], js=_with_time(0), **AT_ONCE)
         plot_clock.tick(do.plots, key, curves, **AT_ONCE)
         page.unload(do.left)
+
+        # A reload in the same tab finds its stream again: the tab itself remembers the key.
+        key.change(lambda key: key, key, ticket, **AT_ONCE).then(None, ticket, None, js=REMEMBER)
+        page.load(do.restore, ticket, [key, source, comparing, chat, second], js=RECALL, **AT_ONCE)
+        add_api(sessions)
     return page
 
 
-PLOTS = (("Time per frame", "ms"), ("Memory held", "MB"), ("First word after", "s"))
+PLOTS = (
+    (gr.LinePlot, "Time per frame", "ms"),
+    (gr.LinePlot, "State and memory held", "MB"),
+    (gr.ScatterPlot, "First word of an answer after", "s"),
+)
 
 
 def _headline(engine: Engine) -> str:
@@ -191,8 +205,8 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
     )
 
 
-def _plot(title: str, unit: str, names: dict[str, str]) -> gr.LinePlot:
-    return gr.LinePlot(
+def _plot(kind: type, title: str, unit: str, names: dict[str, str]) -> gr.LinePlot | gr.ScatterPlot:
+    return kind(
         x="second",
         y=unit,
         color="model",
@@ -226,4 +240,5 @@ def launch_options() -> dict:
         "run_history": False,
         "mcp_server": False,
         "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(Headers)]},
     }
