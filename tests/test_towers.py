@@ -84,6 +84,27 @@ def test_known_pictures(name: str, expected: set[str], dtype: torch.dtype) -> No
     assert [score for _, score, *_ in said] == sorted((score for _, score, *_ in said), reverse=True)
 
 
+def test_a_detection_lies_where_the_thing_is(tower: FrameTower) -> None:
+    """The astronaut pasted to the right of an empty grey field."""
+    astronaut = picture("astronaut")
+    frame = np.concatenate((np.full_like(astronaut, 128), astronaut), 1)
+    seen = tower([frame])
+    assert convnets.labels()["coco"][seen.det_ids[0, 0]] == "person"
+    left, top, right, bottom = seen.det_boxes[0, 0].tolist()
+    assert 0.4 < left < 0.65 and right > 0.85 and top < 0.2 and bottom > 0.8
+    assert ("person", "right", 1) in {(word, place, count) for word, _, place, count in words(seen, 0)}
+
+
+@pytest.mark.parametrize(("kernel", "before"), [(3, 0), (5, 1)])
+def test_strided_padding_goes_right_and_below(kernel: int, before: int) -> None:
+    """TensorFlow's "same" on an even side: of kernel - 2 padding pixels the smaller half comes first."""
+    conv, x = convnets.SameConv(1, 1, kernel, 2), torch.rand(1, 1, 8, 8)
+    with torch.no_grad():
+        conv.weight.zero_()[0, 0, before, before] = 1  # picks the pixel under the window's first unpadded corner
+        conv.bias.zero_()
+        assert torch.equal(conv(x), x[..., ::2, ::2])
+
+
 def test_the_classifier_knows_imagenet(tower: FrameTower) -> None:
     """One picture for every 20th class: top-1 .72, top-5 .96 when written (.83, .95 on every 8th)."""
     cv2 = pytest.importorskip("cv2")
