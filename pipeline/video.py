@@ -1,13 +1,14 @@
 """Sources: video files and webcams become frames with times.
 
-`open_video` reads a file at a fixed rate, in one pass and in constant memory. The file is decoded by PyAV in a process of
-its own (pipeline.video_decoder) that holds an open descriptor and nothing else; this side never looks at the file's
-bytes and believes nothing the other side says beyond sizes it has checked. `FrameQueue` holds the newest pictures of a
-webcam. Never `cv2.VideoCapture` and never a system ffmpeg: both have opened other people's files, or crashed, on uploads.
+`open_video` reads a file at a fixed rate, in one pass and in constant memory. The file is decoded by PyAV in a process
+of its own (pipeline/video_reader) that holds an open descriptor and nothing else; this side never looks at the file's
+bytes and believes nothing the other side says beyond what it has checked. `FrameQueue` holds the newest pictures of a
+webcam. Never `cv2.VideoCapture`, never a system ffmpeg: both have opened other people's files, or crashed, on uploads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,20 @@ import numpy as np
 from .stream import Frame, UserError
 
 log = logging.getLogger(__name__)
-DECODER = Path(__file__).with_name("video_decoder.py")
+READER = Path(__file__).with_name("video_reader")
 MAX_PIXELS = 40_000_000
 
 # What each kind of refusal says: cause, consequence, cure. Only numbers and a codec's name ever enter a sentence.
 SENTENCES = {
     "not_found": "There is no such video file here, so nothing was watched; choose the file again.",
     "empty": "The file is empty, so there is nothing to watch; upload it again.",
-    "not_a_video": "This is not a video file we can read, so nothing was watched; choose an MP4, WebM, MOV, MKV or AVI.",
-    "index": "The recording is incomplete: its index is missing, so no picture can be found; upload or export it again.",
+    "not_a_video": "This is not a video file we can read, so nothing was watched; choose MP4, WebM, MOV, MKV or AVI.",
+    "index": "The recording is incomplete: its index is missing, so nothing can be shown; upload or export it again.",
     "image_not_video": "This is a picture, not a video, so there is nothing to watch; choose a video file.",
     "no_video": "There is no video track in this file, so there is nothing to watch; choose a file with pictures.",
     "no_frames": "The video has no pictures, so there is nothing to watch; record or export it again.",
     "cannot_decode": "The video is too damaged to show a single picture; upload it again or export it as MP4 (H.264).",
-    "unsupported_codec": "The video codec {codec} is not supported, so the file was not read; export it as MP4 (H.264).",
+    "unsupported_codec": "The video codec {codec} is not supported, so nothing was read; export it as MP4 (H.264).",
     "drm": "The video is copy-protected, so it cannot be watched here; choose an unprotected copy.",
     "too_large": "The picture is too large ({width}x{height}; limit {limit} megapixels); export the video smaller.",
     "too_heavy": "The video needs more memory than one visitor may use, so it was not read; export it smaller.",
@@ -71,9 +72,8 @@ class Limits:
     """Ceilings no file can raise.
 
     pixels of one stored picture; streams in a file; bytes of the file; seconds the decoder may work (time spent waiting
-    for whoever takes the frames is free); stall, seconds without a sign of life; cpu, processor seconds; memory, bytes of
-    address space; threads of the decoder. skim: where keyframes are at most one sampling period apart, decode only those
-    that are needed (see VideoFile), and leave out pictures no other picture needs.
+    for whoever takes the frames is free); stall, seconds without a sign of life; cpu, processor seconds; memory, bytes
+    of address space; threads of the decoder. skim: allow the two savings that VideoFile describes.
     """
 
     pixels: int = MAX_PIXELS
@@ -89,7 +89,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """width, height: upright, square pixels, before shrinking. duration: seconds if the header is believable, else None."""
+    """width, height: upright, square pixels, before shrinking. duration: seconds, None unless believable."""
 
     width: int
     height: int
@@ -154,11 +154,12 @@ def open_regular(path: str | os.PathLike, limits: Limits) -> int:
 class VideoFile:
     """Iterator of Frame over one file, and a context manager. One thread iterates; any thread may close.
 
-    Which pictures: those on the screen at 0, 1/fps, 2/fps ... seconds after the first one, each once (gaps are not filled
-    with copies), each with its own presentation time. Two savings, both switched by Limits.skim, may replace a wanted
-    picture by an earlier one, never by a later one, and never change its time stamp: where keyframes are at most one
-    sampling period apart, the last keyframe before the moment is taken (at most one period early); and pictures that no
-    other picture refers to may be left out where the file has ten or more pictures a period (a few pictures early).
+    Which pictures: those on the screen at 0, 1/fps, 2/fps ... seconds after the first one, each once (gaps are not
+    filled with copies), each with its own presentation time. Two savings, both switched by Limits.skim, may replace a
+    wanted picture by an earlier one, never by a later one; its time stays its own. Where keyframes are at most one
+    period (1/fps) apart, the last keyframe is taken: less than a period early. Where there are ten or more pictures a
+    period, those that no other picture refers to are left out: early by one run of them (1 to 3 pictures in practice;
+    a run of more than 24 makes the reader start over without savings).
 
     info: VideoInfo. skipped: damaged packets so far. progress: 0..1. seconds: length read, known at the end.
     """
@@ -213,14 +214,23 @@ class VideoFile:
     def _next_frame(self) -> Frame:
         while True:
             head, payload = self._message()
-            self.skipped = max(self.skipped, int(head.get("skipped", 0)))
-            self.progress = max(self.progress, min(1.0, float(head.get("progress", 0))))
-            if head["type"] == "frame":
-                return self._frame(head, payload)
-            if head["type"] == "end":
-                self.progress, self.seconds = 1.0, float(head["seconds"])
-                self._finish()
-                raise StopIteration
+            with self._checked():
+                self.skipped = max(self.skipped, int(head.get("skipped", 0)))
+                self.progress = max(self.progress, min(1.0, float(head.get("progress", 0))))
+                if head["type"] == "frame":
+                    return self._frame(head, payload)
+                if head["type"] == "end":
+                    self.progress, self.seconds = 1.0, float(head["seconds"])
+                    self._finish()
+                    raise StopIteration
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Nonsense from a decoder gone wild becomes an error like its death."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            raise sentence("crashed", {}, self.limits) from None
 
     def _frame(self, head: dict, payload: bytearray) -> Frame:
         """A frame whose shape and time are what they must be, whatever the decoder became."""
@@ -234,24 +244,23 @@ class VideoFile:
     def _read_info(self, size: int) -> VideoInfo:
         while True:
             head, _ = self._message()
-            if head["type"] == "info":
-                seconds = head["duration"]
-                words = [re.sub(r"[^A-Za-z0-9_]", "", str(head[k]))[:20] for k in ("codec", "container")]
-                return VideoInfo(int(head["width"]), int(head["height"]), seconds and float(seconds), *words, size)
+            with self._checked():
+                if head["type"] == "info":
+                    seconds = None if head["duration"] is None else float(head["duration"])
+                    words = [re.sub(r"[^A-Za-z0-9_]", "", str(head[k]))[:20] for k in ("codec", "container")]
+                    return VideoInfo(int(head["width"]), int(head["height"]), seconds, *words, size)
 
     def _message(self) -> tuple[dict, bytearray]:
         """The next header and payload. Raises VideoError for the decoder's errors, its death, silence and nonsense."""
-        try:
+        with self._checked():
             text, payload = struct.unpack("<II", self._bytes(8))
             if text > 8192 or payload > 3 * self.long_side**2:
                 raise ValueError("message too long")
             head = json.loads(self._bytes(text))
             body = self._bytes(payload)
             if head["type"] == "error":
-                raise sentence(str(head["kind"]), head["facts"], self.limits)
+                raise sentence(str(head["kind"]), dict(head["facts"]), self.limits)
             return head, body
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise sentence("crashed", {}, self.limits) from None
 
     def _bytes(self, n: int) -> bytearray:
         """Exactly `n` bytes from the decoder."""
@@ -297,7 +306,7 @@ def spawn(job: dict, folder: str) -> subprocess.Popen:
     if "LD_LIBRARY_PATH" in os.environ:  # some Pythons do not start without
         env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(
-        [sys.executable, "-B", "-P", str(DECODER), json.dumps(job)],
+        [sys.executable, "-B", str(READER), json.dumps(job)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -411,7 +420,7 @@ def thumbnail(frame: Frame, width: int = 160) -> bytes:
 def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = Limits()) -> dict[str, Any]:
     """Read a file to its end as watching would, without a model, and say what it holds.
 
-    {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": from the first picture to the end of the last,
+    {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": first picture to the end of the last,
     "duration": what the header promises or None, "width", "height", "skipped", "codec", "container"}, or {"ok": False,
     "kind", "message"} with the frames read until then.
     """
