@@ -134,6 +134,9 @@ def test_questions_rest_only_on_what_has_been_seen(made):
         assert all(e.shots[s].start <= q.asked_at for s in (*q.target_shots, *q.refer_shots))
         assert q.note_time is None or q.note_time <= q.asked_at
         assert (not q.target_shots) or not q.absent
+        if q.target_shots and q.note_time is not None:
+            first = e.shots[q.target_shots[0]]
+            assert first.start <= q.note_time < first.end, q
 
 
 def test_times_and_counts_in_answers_are_the_notes(made):

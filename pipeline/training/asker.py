@@ -254,6 +254,7 @@ class Asker:
         return self._yes_at(at, shots, first, self.world.concepts[concept].one)
 
     def _yes_at(self, at: int, shots: tuple[int, ...], shot: int, words: str) -> Example:
+        shots = (shot, *(s for s in shots if s != shot))  # the surest first: its time is the note's
         start = self.shots[shot].start
         answer = self.dice.pick(("Yes, at {0}.", "Yes, at {0}.", "Yes, I saw that at {0}.")).format(clock(start))
         return Example("yesno", self.wording("yesno", np=words), at, shots, shots, answer, note_time=start)
