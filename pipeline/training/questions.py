@@ -28,7 +28,8 @@ class Example:
     """A question put at second `asked_at`, when only frames 0..asked_at have been seen.
 
     kind: one of KINDS, from the wording alone. recipe: how it was made (also "notyet", "where_nothing"), for reports.
-    target_shots: what the answer rests on, the shot of note_time first; empty means nowhere. refer_shots: the shots the words describe.
+    target_shots: what the answer rests on, the shot of note_time first; empty means nowhere.
+    refer_shots: the shots the words describe.
     note_time: second the note states and the answer may copy; note_times where the answer lists several moments.
     note_count: number of scenes the note states. named_time: the second the question itself names.
     choices: in evaluation up to eight answers, the right one first.
