@@ -211,7 +211,7 @@ def _check_sampling(sampling: Sampling) -> None:
 
 def _empty_answer(question: Question, state: StreamState) -> Answer:
     """Held frames count as seen: the question flushes them."""
-    seen_until = max([state.seen_until, *(frame.time for frame in state.held)])
+    seen_until = float(max([state.seen_until, *(frame.time for frame in state.held)]))
     asked_at = seen_until if question.at is None else question.at
     return Answer(text="", asked_at=asked_at, seen_until=seen_until)
 
