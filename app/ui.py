@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -13,13 +14,18 @@ from app.events import EXAMPLE, START, UPLOAD, WEBCAM, Events
 from app.headers import Headers
 from app.panels import SUGGESTIONS, film, metrics, state_line
 from app.session import Sessions
-from pipeline import Engine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXAMPLE_CLIP = ROOT / "assets" / "example.mp4"
 MAX_UPLOAD = "2gb"
 OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
+
+PLOTS = (
+    (gr.LinePlot, "Time per frame", "ms"),
+    (gr.LinePlot, "State and memory held", "MB"),
+    (gr.ScatterPlot, "First word of an answer after", "s"),
+)
 
 PLAY = '(...values) => { if (values[0] !== "Pause") window.vambaPlay?.(); return values; }'
 REMEMBER = "(key) => { sessionStorage.setItem('vamba-live', key); }"
@@ -38,156 +44,99 @@ def theme() -> gr.themes.Base:
 
 def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
     """The Blocks of the page over a table of sessions."""
-    do = Events(sessions, example)
-    engine, rival = sessions.engine, sessions.rival
+    gr.set_static_paths([example])  # served as it is: never probed, never copied
+    do, ui = Events(sessions, example), SimpleNamespace()
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
-        key = gr.State(None)
-        player, ticket = gr.Number(0, visible=False), gr.Textbox(visible=False)
-        asked, pinned_at = gr.State(""), gr.State(None)
-
-        with gr.Row(elem_id="top"):
-            gr.HTML(_headline(engine), elem_id="brand")
-            comparing = gr.Checkbox(
-                label=f"Compare with {rival.name}" if rival else "Compare",
-                visible=rival is not None,
-                container=False,
-                elem_id="compare",
-                scale=0,
-                min_width=220,
-            )
-
+        ui.key = gr.State(None)  # of the visitor's session: all that Gradio keeps for us
+        ui.asked, ui.pinned_at = gr.State(""), gr.State(None)
+        ui.player, ui.ticket = gr.Number(0, visible=False), gr.Textbox(visible=False)
+        _top(ui, sessions)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
-                source = gr.Radio(
-                    [EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, show_label=False, container=False, elem_id="source"
-                )
-                with gr.Group(elem_id="stage"):
-                    clip = gr.Video(
-                        str(example),
-                        interactive=False,
-                        show_label=False,
-                        elem_id="example",
-                        buttons=[],
-                        container=False,
-                    )
-                    upload = gr.Video(
-                        sources=["upload"],
-                        interactive=True,
-                        show_label=False,
-                        visible=False,
-                        elem_id="upload",
-                        buttons=[],
-                        container=False,
-                    )
-                    camera = gr.Image(
-                        sources=["webcam"],
-                        streaming=True,
-                        type="numpy",
-                        show_label=False,
-                        visible=False,
-                        elem_id="camera",
-                        webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"width": {"ideal": 640}}}),
-                        container=False,
-                    )
-                line = gr.HTML(state_line(None), elem_id="line")
-                spoken = gr.HTML("", elem_id="spoken")
-                with gr.Row(elem_id="controls"):
-                    main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
-                    reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
-                    gr.HTML(
-                        f"Files up to {MAX_UPLOAD[:-2]} GB, deleted on Reset or an hour after you leave.",
-                        elem_id="limits",
-                    )
-
+                _stage(ui, example)
+                _controls(ui)
             with gr.Column(elem_id="right", scale=5, min_width=320):
-                with gr.Row(elem_id="chats"):
-                    chat = _chatbot(engine.name, "chat")
-                    second = _chatbot(rival.name if rival else "", "second", visible=False)
-                with gr.Row(elem_id="suggestions"):
-                    suggested = [gr.Button(words, size="sm", elem_classes="suggestion") for words in SUGGESTIONS]
-                question = gr.Textbox(
-                    placeholder="Ask about the video while it plays",
-                    show_label=False,
-                    label="Question",
-                    lines=1,
-                    max_lines=4,
-                    max_length=2000,
-                    submit_btn=True,
-                    container=False,
-                    elem_id="question",
-                )
-                with gr.Row(elem_id="chatbar"):
-                    pinned = gr.Checkbox(label="At the player's time", container=False, elem_id="pinned", scale=1)
-                    stop = gr.Button("Stop", size="sm", elem_id="stop", scale=0, min_width=64)
-                    retry = gr.Button("Retry", size="sm", elem_id="retry", scale=0, min_width=64)
-                    clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=64)
-
-        film_strip = gr.HTML(film(None), elem_id="film")
-        strip = gr.HTML(metrics(None), elem_id="strip")
-        with gr.Row(visible=False, elem_id="plots") as plots:
-            names = {engine.name: OWN, **({rival.name: RIVAL} if rival else {})}
-            curves = [_plot(kind, title, unit, names) for kind, title, unit in PLOTS]
-
-        clock, plot_clock = gr.Timer(0.5), gr.Timer(2.0, active=False)
-
-        # The source
-        source.change(do.choose, source, [upload, camera, clip], **AT_ONCE)
-        upload.upload(do.uploaded, [upload, key], [key, line], **PRIVATE)
-        camera.stream(
-            do.camera, [camera, key], [key, line], stream_every=1.0, time_limit=None, concurrency_limit=None, **PRIVATE
-        )
-        main.click(do.press, [main, source, upload, key], [key, line], js=PLAY, **AT_ONCE)
-        gr.on([reset.click, upload.clear], do.reset, key, [line, chat, second, upload], **AT_ONCE)
-        comparing.change(do.compare, [comparing, key], [key, second, plots, plot_clock, line], **AT_ONCE)
-
-        # The chat
-        def ask(trigger, words):
-            sent = trigger(
-                do.accept, [words, pinned, player, key], [key, question, asked, pinned_at], js=_with_time(2), **AT_ONCE
-            )
-            answer(sent.success, again=False)
-
-        def answer(after, again: bool) -> None:
-            for column, box in enumerate((chat, second)):
-
-                def grow(text, at, key, column=column):
-                    yield from do.answer(column, again, text, at, key)
-
-                after(grow, [asked, pinned_at, key], box, concurrency_limit=None, **PRIVATE)
-
-        ask(question.submit, question)
-        for button in suggested:
-            ask(button.click, button)
-        stop.click(do.stop, key, None, **AT_ONCE)
-        answer(retry.click(do.retry, key, [asked, pinned_at], **AT_ONCE).success, again=True)
-        clear.click(do.clear, key, [chat, second], **AT_ONCE)
-
-        # The clock
-        clock.tick(do.tick, [player, source, key], [line, spoken, strip, film_strip, main], js=_with_time(0), **AT_ONCE)
-        plot_clock.tick(do.plots, key, curves, **AT_ONCE)
-        page.unload(do.left)
-
-        # A reload in the same tab finds its stream again: the tab itself remembers the key.
-        key.change(lambda key: key, key, ticket, **AT_ONCE).then(None, ticket, None, js=REMEMBER)
-        page.load(do.restore, ticket, [key, source, comparing, chat, second], js=RECALL, **AT_ONCE)
+                _conversation(ui, sessions)
+        _strip(ui, sessions)
+        _wire_source(ui, do)
+        _wire_chat(ui, do)
+        _wire_clock(ui, do, page)
         add_api(sessions)
     return page
 
 
-PLOTS = (
-    (gr.LinePlot, "Time per frame", "ms"),
-    (gr.LinePlot, "State and memory held", "MB"),
-    (gr.ScatterPlot, "First word of an answer after", "s"),
-)
+# The layout
 
 
-def _headline(engine: Engine) -> str:
-    name, backend, about = (escape(text) for text in (engine.name, engine.backend, engine.about))
-    return f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>'
+def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
+    engine, rival = sessions.engine, sessions.rival
+    with gr.Row(elem_id="top"):
+        name, backend, about = (escape(text) for text in (engine.name, engine.backend, engine.about))
+        gr.HTML(
+            f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>',
+            elem_id="brand",
+        )
+        label = f"Compare with {rival.name}" if rival else "Compare"
+        ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
+
+
+def _stage(ui: SimpleNamespace, example: Path) -> None:
+    """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg or ffprobe on an upload
+    only if `format`, `include_audio` or a returned value asks for it, and hostile files make those read others."""
+    bare = {"show_label": False, "container": False}
+    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, elem_id="source", **bare)
+    with gr.Group(elem_id="stage"):
+        ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
+        ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
+        ui.camera = gr.Image(
+            sources=["webcam"],
+            streaming=True,
+            type="numpy",
+            visible=False,
+            elem_id="camera",
+            # mirrored by default, and then the model would really see mirrored pictures
+            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"width": {"ideal": 640}}}),
+            **bare,
+        )
+
+
+def _controls(ui: SimpleNamespace) -> None:
+    ui.line = gr.HTML(state_line(None), elem_id="line")
+    ui.spoken = gr.HTML("", elem_id="spoken")  # for screen readers, and only when the state changes
+    with gr.Row(elem_id="controls"):
+        ui.main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
+        ui.reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
+        limits = f"Files up to {MAX_UPLOAD[:-2]} GB, deleted on Reset or an hour after you leave."
+        gr.HTML(limits, elem_id="limits")
+
+
+def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
+    with gr.Row(elem_id="chats"):
+        ui.chat = _chatbot(sessions.engine.name, "chat")
+        ui.second = _chatbot(sessions.rival.name if sessions.rival else "", "second", visible=False)
+    with gr.Row(elem_id="suggestions"):
+        ui.suggested = [gr.Button(words, size="sm") for words in SUGGESTIONS]
+    ui.question = gr.Textbox(
+        placeholder="Ask about the video while it plays",
+        label="Question",
+        show_label=False,
+        container=False,
+        lines=1,
+        max_lines=4,
+        max_length=2000,
+        submit_btn=True,
+        elem_id="question",
+    )
+    with gr.Row(elem_id="chatbar"):
+        ui.pinned = gr.Checkbox(label="At the player's time", container=False, elem_id="pinned", scale=1)
+        ui.stop, ui.retry, ui.clear = (
+            gr.Button(word, size="sm", elem_id=word.lower(), scale=0, min_width=64)
+            for word in ("Stop", "Retry", "Clear")
+        )
 
 
 def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
-    """Renders no markup at all: a model's words are words."""
+    """Renders no Markdown: a model's words are words (and `panels.messages` escapes its HTML)."""
     return gr.Chatbot(
         label=name,
         elem_id=elem_id,
@@ -195,35 +144,89 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
         height=420,
         render_markdown=False,
         sanitize_html=True,
+        allow_tags=False,
+        latex_delimiters=[],
         buttons=[],
         layout="bubble",
         group_consecutive_messages=False,
         feedback_options=None,
-        latex_delimiters=[],
-        allow_tags=False,
         placeholder="Ask at any moment. Answers point at the moments they rest on.",
     )
 
 
-def _plot(kind: type, title: str, unit: str, names: dict[str, str]) -> gr.LinePlot | gr.ScatterPlot:
-    return kind(
-        x="second",
-        y=unit,
-        color="model",
-        color_map=names,
-        title=title,
-        x_title="second of the video",
-        y_title=unit,
-        height=220,
-        buttons=[],
-    )
+def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
+    ui.film = gr.HTML(film(None), elem_id="film")
+    ui.metrics = gr.HTML(metrics(None), elem_id="strip")
+    colours = {engine.name: colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine}
+    with gr.Row(visible=False, elem_id="plots") as ui.plots:
+        ui.curves = [
+            kind(
+                x="second",
+                y=unit,
+                y_title=unit,
+                y_lim=[0, None],
+                color="model",
+                color_map=colours,
+                title=title,
+                x_title="second of the video",
+                height=220,
+                buttons=[],
+            )
+            for kind, title, unit in PLOTS
+        ]
+
+
+# The wiring
+
+
+def _wire_source(ui: SimpleNamespace, do: Events) -> None:
+    started = [ui.key, ui.line]
+    ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
+    ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
+    # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
+    ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
+    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=PLAY, **AT_ONCE)
+    forgotten = [ui.line, ui.chat, ui.second, ui.upload]
+    gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, **AT_ONCE)
+    clock = ui.plot_clock = gr.Timer(2.0, active=False)
+    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.plots, clock, ui.line], **AT_ONCE)
+
+
+def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
+    for trigger, words in [(ui.question.submit, ui.question), *((button.click, button) for button in ui.suggested)]:
+        taken = [ui.key, ui.question, ui.asked, ui.pinned_at]
+        sent = trigger(do.accept, [words, ui.pinned, ui.player, ui.key], taken, js=_with_time(2), **AT_ONCE)
+        _wire_answers(ui, do, sent, again=False)
+    again = ui.retry.click(do.retry, ui.key, [ui.asked, ui.pinned_at], **AT_ONCE)
+    _wire_answers(ui, do, again, again=True)
+    ui.stop.click(do.stop, ui.key, None, **AT_ONCE)
+    ui.clear.click(do.clear, ui.key, [ui.chat, ui.second], **AT_ONCE)
+
+
+def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
+    """Both columns answer at the same time, each in an event of its own."""
+    for column, box in enumerate((ui.chat, ui.second)):
+
+        def grow(text, at, key, column=column):
+            yield from do.answer(column, again, text, at, key)
+
+        asked.success(grow, [ui.asked, ui.pinned_at, ui.key], box, concurrency_limit=None, **PRIVATE)
+
+
+def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main]
+    gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
+    ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
+    page.unload(do.left)
+    # A reload in the same tab finds its stream again: the tab itself remembers the key.
+    ui.key.change(lambda key: key, ui.key, ui.ticket, **AT_ONCE).then(None, ui.ticket, None, js=REMEMBER)
+    restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second]
+    page.load(do.restore, ui.ticket, restored, js=RECALL, **AT_ONCE)
 
 
 def _with_time(index: int) -> str:
     """JavaScript that puts the player's second in place of one input, when the event is sent."""
-    return (
-        f"(...values) => {{ values[{index}] = window.vambaPlayerTime ? window.vambaPlayerTime() : 0; return values; }}"
-    )
+    return f"(...values) => {{ values[{index}] = window.vambaPlayerTime?.() ?? 0; return values; }}"
 
 
 def launch_options() -> dict:
