@@ -50,6 +50,8 @@ class FrameTokens(nn.Module):
         self.time = nn.Linear(2 * TIME_WAVES, d_model, bias=False)
         self.place = nn.Parameter(torch.zeros(TOKENS, d_model))
         self.norm = RMSNorm(d_model, 1e-5)
+        # As small as what the language model's projections are used to: with 1.0 its first answers are noise.
+        nn.init.constant_(self.norm.weight, 0.3)
 
     def forward(self, features: FrameFeatures, seconds_F: Tensor) -> Tensor:
         kind = self.grid.weight.dtype

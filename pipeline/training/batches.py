@@ -1,8 +1,8 @@
 """Training batches: episodes and questions as tensors, made by worker processes while the GPU trains.
 
 A question becomes one row of tokens, exactly as `models/embedded.py` will put them together when answering:
-head, (an earlier turn), the question, the note, the answer. Which frames the reader sees, which shots the locator should
-find and which plan it should choose ride along. Shapes: E episodes, F frames, Q questions, L tokens, S shots.
+head, (an earlier turn), the question, the note, the answer. Which frames the reader sees, which shots the locator
+should find and which plan it should choose ride along. Shapes: E episodes, F frames, Q questions, L tokens, S shots.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.training.episodes import VIEWS, Episode, Example, World, generate,
 
 TOKENS_PER_ROW = 112
 PAIR_TOKENS = 48
+PAIR_FORMS = ("When do you see {}?", "Did you see {}?", "{}", "What happens after {}?", "Describe the scene with {}.")
 NOW_WORDS = re.compile(r"\b(now|at (the|this) moment|current(ly)?|on (the )?screen|latest|visible)\b", re.IGNORECASE)
 # (frames, episodes, questions of each): every kind of step costs about the same.
 RECIPES = ((12, 64, 4), (40, 32, 8), (96, 24, 10), (160, 16, 16), (480, 6, 36), (1200, 2, 64), (3600, 1, 64))
@@ -172,25 +173,20 @@ class Batches(IterableDataset):
         searched = verdict.plan in ("find", "about", "yesno", "after", "before", "yesno_now", "count_of")
         target = example.refer_shots if not example.absent else ()
         return {
-            "ids": ids, "q0": q0, "q1": q1, "answer": min(answer, TOKENS_PER_ROW), "length": min(len(ids), TOKENS_PER_ROW),
-            "plan": PLANS.index(verdict.plan), "asked_at": example.asked_at, "read": read + [-1] * (READ - len(read)),
-            "searched": searched and not verdict.late and (bool(target) or example.absent), "target": target,
+            "ids": ids, "q0": q0, "q1": q1, "plan": PLANS.index(verdict.plan), "asked_at": example.asked_at,
+            "answer": min(answer, TOKENS_PER_ROW), "length": min(len(ids), TOKENS_PER_ROW), "target": target,
+            "read": read + [-1] * (READ - len(read)),
+            "searched": searched and not verdict.late and (bool(target) or example.absent),
         }  # fmt: skip
 
     def _pairs(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Pictures and words that describe them, for the locator: in-batch negatives by the hundred."""
         s = self.scribe
         pairs = retrieval_pairs(s.world, s.split.pictures, rng, self.pairs)
-        forms = (
-            "When do you see {}?",
-            "Did you see {}?",
-            "{}",
-            "What happens after {}?",
-            "Describe the scene with {}.",
-        )
         rows = []
         for _, text in pairs:
-            asked = s.ids(TURN.format(question=forms[int(rng.integers(len(forms)))].format(text.rstrip("."))))
+            form = PAIR_FORMS[int(rng.integers(len(PAIR_FORMS)))]
+            asked = s.ids(TURN.format(question=form.format(text.rstrip("."))))
             rows.append(s.head + asked[: PAIR_TOKENS - len(s.head)])
         return {
             "pair_picture": torch.tensor([p for p, _ in pairs]),
