@@ -213,5 +213,5 @@ def _like(rgb: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The picture at another's size: a camera may turn between the two frames of a pair."""
     if rgb.shape == other.shape:
         return rgb
-    frame_1CHW = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float()
+    frame_1CHW = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()
     return resize(frame_1CHW, *other.shape[:2])[0].permute(1, 2, 0).byte().numpy()

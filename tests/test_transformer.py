@@ -179,11 +179,12 @@ def test_long_conversations_are_read_in_blocks() -> None:
     assert (blocks - once).abs().max() < 1e-6 * once.std()
 
 
-def test_drops_the_oldest_pairs_and_says_so() -> None:
-    model, video = build(limit=40), frames(20)  # 6 tokens a pair
+@pytest.mark.parametrize("limit", [40, 44, 47])
+def test_drops_the_oldest_pairs_and_says_so(limit: int) -> None:
+    model, video = build(limit=limit), frames(20)  # 6 tokens a pair
     state = seen_in(model, video, [20])
     kept = state.backbone.memory
-    assert len(kept) <= 40 and len(kept) + state.dropped == 60
+    assert len(kept) <= limit and len(kept) + state.dropped == 60
     assert len(kept) % 6 == 0 and kept.times[-1] == 18.0
     assert f"before second {int(kept.times[0])} " in state.dropped_note
     untouched = seen_in(model, video[:12], [12])
@@ -244,6 +245,14 @@ def test_state_grows_by_the_bytes_of_keys_and_values() -> None:
     two, four = (seen_in(model, frames(n), [n]) for n in (2, 4))
     keys_and_values = 3 * 2 * 2 * 16 * 4  # layers, K and V, heads, width, fp32
     assert four.memory_bytes - two.memory_bytes == 6 * (keys_and_values + 8)  # and the second of each token
+
+
+def test_numbers_that_overflowed_are_told() -> None:
+    model = build()
+    state = seen_in(model, frames(4), [4])
+    assert model.is_finite(model.start()) and model.is_finite(state)
+    model.net.model.layers[0].mlp.down_proj.weight.data[0] = torch.inf
+    assert not model.is_finite(model.watch(VideoChunk(frames(2)), state))
 
 
 # Drawing and text

@@ -30,6 +30,7 @@ from pipeline.vision import QwenVision, build_tower
 
 TOKENS_PER_CALL = 4096  # of one pass through the language model; its widest activation is then 155 MB in bf16
 TEXT_PER_CALL = 128  # question tokens of one pass: their scores over 32k video tokens take 470 MB in fp32
+BLOCK_SLOTS = 8192  # of the keys' storage: 470 MB of the 7B model; an answer's attention visits block by block
 TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
 KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
 GAZE_LAYERS = 4  # `looked` averages the last so many layers
@@ -89,7 +90,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Watched:
     """The baseline's backbone: keys and values of the video so far, and where its positions stand.
 
     pairs: the next pair's temporal position. reach: the largest row or column position used so far, plus one.
@@ -100,7 +101,7 @@ class Seen:
     reach: int = 0
 
 
-def _until(seen: Seen, second: float) -> Seen:
+def _until(seen: Watched, second: float) -> Watched:
     """The stream as it was when its newest pair was at `second`."""
     times = seen.memory.times
     kept = int(np.searchsorted(times, second, side="right"))
@@ -185,8 +186,26 @@ class TransformerModel:
         self._text_start = len(self._prompt.before_video) if self._prompt else 0
         self._prefix = self._read_prefix() if self._prompt else None
 
+    @property
+    def device(self) -> torch.device:
+        return self.net.lm_head.weight.device
+
+    @property
+    def backend(self) -> str:
+        return f"{self.device.type}, {self.net.lm_head.weight.dtype}".replace("torch.", "") + "; torch attention"
+
+    def chunk_frames(self, backlog: int) -> int:
+        """Live: one pair. Catching up: as many as Vamba takes, for the same turns."""
+        most = 64 if self.device.type == "cuda" else 8
+        return max(2, min(backlog, most) // 2 * 2)
+
+    def is_finite(self, state: StreamState) -> bool:
+        """Whether the newest keys are numbers. What is not reaches every later token, so the newest one tells."""
+        newest = [values[-1, :, -1] for (values,) in state.backbone.memory.log.views("v")]
+        return not newest or bool(torch.isfinite(newest[-1]).all())
+
     def start(self) -> StreamState:
-        return StreamState(backbone=Seen(self._empty()), memory_bytes=self._prefix_bytes())
+        return StreamState(backbone=Watched(self._empty()), memory_bytes=self._prefix_bytes())
 
     @torch.no_grad()
     def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
@@ -235,13 +254,13 @@ class TransformerModel:
         room = min(TOKENS_PER_CALL, self.limit - kept)
         return max(1, int(np.searchsorted(np.cumsum(sizes), room, side="right")))
 
-    def _pass(self, seen: Seen, tokens_1TD: Tensor, times_T: Tensor, places_3T: Tensor) -> Seen:
+    def _pass(self, seen: Watched, tokens_1TD: Tensor, times_T: Tensor, places_3T: Tensor) -> Watched:
         view = _Watching(self._prefix, seen.memory, times_T)
         # Positions count from the end of the text before the video (M-RoPE, arXiv 2409.12191, section 2.1).
         self.net.hidden(tokens_1TD, places_3T + self._text_start, view)
-        return Seen(view.memory, int(places_3T[0, -1]) + 1, max(seen.reach, int(places_3T[1:].max()) + 1))
+        return Watched(view.memory, int(places_3T[0, -1]) + 1, max(seen.reach, int(places_3T[1:].max()) + 1))
 
-    def _drop(self, seen: Seen, size: int) -> tuple[Seen, int]:
+    def _drop(self, seen: Watched, size: int) -> tuple[Watched, int]:
         """Without the oldest pairs, so that KEPT_AFTER_DROP of the limit, or room for a pair of `size`, is left."""
         times = seen.memory.times
         target = max(0, min(int(KEPT_AFTER_DROP * self.limit), self.limit - size))
@@ -250,7 +269,7 @@ class TransformerModel:
             cut += 1
         return replace(seen, memory=replace(seen.memory, log=seen.memory.log.drop_oldest(cut))), cut
 
-    def _state(self, state: StreamState, seen: Seen, dropped: int) -> StreamState:
+    def _state(self, state: StreamState, seen: Watched, dropped: int) -> StreamState:
         note = ""
         if dropped:
             first = int(seen.memory.times[0])
@@ -258,7 +277,7 @@ class TransformerModel:
         size = seen.memory.nbytes + self._prefix_bytes()
         return replace(state, backbone=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
 
-    def _answer(self, ids: list[int], seen: Seen, sampling: Sampling) -> Iterator[Token]:
+    def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Iterator[Token]:
         """No torch context is held over a `yield`: other models run on this thread in between."""
         view = _Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
         position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position
@@ -277,7 +296,7 @@ class TransformerModel:
     def _read(self, ids: list[int], position: int, view: _Answering) -> Tensor:
         """Logits (V,) after the last of `ids`, whose keys `view` now holds. `position`: of the first id."""
         for start in range(0, len(ids), TEXT_PER_CALL):
-            part = torch.tensor(ids[start : start + TEXT_PER_CALL], device=self.net.lm_head.weight.device)
+            part = torch.tensor(ids[start : start + TEXT_PER_CALL], device=self.device)
             places_3T = (torch.arange(len(part)) + position + start).expand(3, -1)
             view.gaze = None
             hidden_1TD = self.net.hidden(self.net.model.embed_tokens(part)[None], places_3T, view)
@@ -292,12 +311,12 @@ class TransformerModel:
 
     @torch.no_grad()
     def _read_prefix(self) -> Prefix:
-        ids = torch.tensor(self._prompt.before_video, device=self.net.lm_head.weight.device)
+        ids = torch.tensor(self._prompt.before_video, device=self.device)
         view = _Watching(None, self._empty(block_slots=len(ids)), torch.zeros(len(ids)))
         self.net.hidden(self.net.model.embed_tokens(ids)[None], torch.arange(len(ids)).expand(3, -1), view)
         return Prefix(*next(view.memory.log.views("k", "v")))
 
-    def _empty(self, block_slots: int = 4096) -> Memory:
+    def _empty(self, block_slots: int = BLOCK_SLOTS) -> Memory:
         config, weight = self.net.model.config, self.net.lm_head.weight
         width = config.hidden_size // config.num_attention_heads
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
