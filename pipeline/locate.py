@@ -1,9 +1,9 @@
 """Locate, then look: where in a video a question points, and what is put in words beside it.
 
 A `Locator` (trained) turns the hidden states of a question into a plan and a query, which is compared with one key a
-frame. The `Planner` (rules) makes a `Verdict` of it: which frames the reader looks at, which second that is, whether the
-thing was seen at all. "At mm:ss" goes to that time; before and after step one shot from the found one; scenes are
-counted, not guessed. A `note` then says it in words a language model can copy. No pixels and no language model in here.
+frame. The `Planner` (rules) makes a `Verdict` of it: which frames the reader looks at, which second that is, whether
+the thing was seen at all. "At mm:ss" goes to that time; before and after step one shot from the found one; scenes are
+counted, not guessed. A `note` then says it in words a language model can copy. No pixels, no language model in here.
 """
 
 from __future__ import annotations

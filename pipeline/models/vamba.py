@@ -78,7 +78,7 @@ class VambaConfig:
             d_ff=c["intermediate_size"],
             vocab=c["vocab_size"],
             mixer=MixerConfig.from_dict(c["hidden_size"], mixer) if enabled else None,
-            cross_layers=tuple(c.get("cross_layers") or range(c["num_hidden_layers"])),
+            cross_layers=tuple(c.get("cross_layers", range(c["num_hidden_layers"]))),
             mixer_norm=mixer.get("norm_type", "rmsnorm"),
             norm_eps=c.get("rms_norm_eps", 1e-6),
             rope_theta=c.get("rope_theta") or rope.get("rope_theta", 1e6),

@@ -16,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.convnets import labels
+
 ARCHIVES = {
     "flickr": "flickr8k-224.zip",
     "imagenet": "imagenet-one-per-class-224.zip",
@@ -23,18 +25,7 @@ ARCHIVES = {
 }
 CAPTIONS = "flickr8k-captions.csv"
 
-# Class names that are unreadable, ambiguous or misspelt in the original lists.
-IMAGENET_FIX = {
-    7: "rooster", 13: "junco bird", 21: "kite bird", 51: "triceratops dinosaur", 83: "prairie chicken bird",
-    97: "duck", 101: "elephant with tusks", 134: "crane bird", 143: "oystercatcher bird", 281: "tabby cat",
-    282: "tiger cat", 283: "Persian cat", 321: "admiral butterfly", 322: "ringlet butterfly", 409: "analog clock",
-    417: "hot air balloon", 436: "station wagon", 468: "taxi", 489: "chain link fence", 492: "chest of drawers",
-    517: "construction crane", 589: "hair dryer", 638: "swimsuit", 639: "one-piece swimsuit", 656: "minivan",
-    661: "Model T car", 673: "computer mouse", 717: "pickup truck", 737: "soda bottle", 769: "ruler",
-    782: "computer screen", 817: "sports car", 829: "tram", 881: "upright piano", 897: "washing machine",
-    919: "street sign", 920: "traffic light", 929: "popsicle", 967: "espresso",
-    981: "baseball player", 982: "groom", 983: "scuba diver", 989: "rose hip", 999: "toilet paper",
-}  # fmt: skip
+# Class names that are unreadable, ambiguous or misspelt in the original list.
 CALTECH_FIX = {
     "Faces": "face", "Faces_easy": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane",
     "bass": "bass fish", "binocular": "binoculars", "buddha": "Buddha statue", "car_side": "car",
@@ -83,7 +74,7 @@ def _captions(path: Path) -> dict[str, tuple[str, list[str]]]:
 
 def _class_picture(source: str, name: str) -> Picture:
     number, split, words = Path(name).stem.split("_", 2)
-    fixed = IMAGENET_FIX.get(int(number)) if source == "imagenet" else CALTECH_FIX.get(words)
+    fixed = labels()["imagenet"][int(number)] if source == "imagenet" else CALTECH_FIX.get(words)
     return Picture(name, source, split, (), fixed or words.replace("_", " "))
 
 
