@@ -32,10 +32,12 @@ def add_api(sessions: Sessions) -> None:
     def watch(video: str) -> str:
         if not video:
             raise gr.Error("No file arrived, so nothing was watched; send one.")
+        key = None
         try:
             key, session = sessions.ensure(None)
             session.open_file(video, UPLOAD, Path(video).name)
         except UserError as error:
+            sessions.close(key)
             raise gr.Error(str(error), print_exception=False) from None
         return key
 
