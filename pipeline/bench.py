@@ -202,7 +202,7 @@ class Cost(TorchFunctionMode):
 
     flops: by torch's own formulas from the real shapes. bytes: of their inputs that were there before (weights, keys
     and values, states), each once; what the calls make themselves may stay in cache. Packed weights that are unpacked
-    inside are not in it. Both are lower bounds.
+    inside and kernels written outside torch (Triton) are not in it. Both are lower bounds.
     """
 
     def __init__(self) -> None:
