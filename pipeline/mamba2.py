@@ -5,8 +5,8 @@ State-space duality (SSD), "Transformers are SSMs", arXiv 2405.21060. What publi
 into chunks never changes its results. Two things are carried, both small and constant: the last `d_conv - 1` rows
 that entered the convolution (before its activation), and the SSM state of every head, in fp32 or better.
 
-The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA the kernels of mamba-ssm and
-causal-conv1d are used for inference where they are installed (`backend()` says which was chosen).
+The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA inference goes through the Triton kernels
+of `pipeline/kernels.py` where Triton is (`backend()` says which was chosen).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +109,9 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """Outputs (B, T, D) and the state after the last token. T >= 1; `state` is not changed."""
-        cfg = self.cfg
+        cfg, fast = self.cfg, gpu_kernels(u_BTD)
+        if fast and fast.fits_mixer(self):
+            return fast.mixer(self, u_BTD, state)
         z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
         x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
@@ -157,19 +161,10 @@ def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Ten
     """
     width, T = weight_C1W.shape[-1], x_BTC.shape[1]
     rows = torch.cat([tail_BKC, x_BTC], dim=1)
-    if _fast_conv() and x_BTC.is_cuda and not torch.is_grad_enabled():
-        out = _fast_conv()(
-            x_BTC.transpose(1, 2),
-            weight_C1W[:, 0],
-            bias_C,
-            initial_states=tail_BKC.contiguous().transpose(1, 2),  # channels last, as the kernel wants
-            activation="silu",
-        ).transpose(1, 2)
-    else:
-        out = rows[:, :T] * weight_C1W[:, 0, 0]
-        for k in range(1, width):
-            out = torch.addcmul(out, rows[:, k : k + T], weight_C1W[:, 0, k])
-        out = F.silu(out if bias_C is None else out + bias_C)
+    out = rows[:, :T] * weight_C1W[:, 0, 0]
+    for k in range(1, width):
+        out = torch.addcmul(out, rows[:, k : k + T], weight_C1W[:, 0, k])
+    out = F.silu(out if bias_C is None else out + bias_C)
     return out, rows[:, T:].clone()  # the newest width - 1 rows; a view would keep the whole chunk alive
 
 
@@ -181,12 +176,6 @@ def ssd(
     Returns y (B, T, H, P) in x's dtype and the state after the last token in the dtype of `ssm_BHPN`.
     Blockwise (arXiv 2405.21060, section 6): quadratic inside blocks of `block` tokens, linear between them.
     """
-    fast = _fast_ssd()
-    if fast and x_BTHP.is_cuda and not torch.is_grad_enabled() and ssm_BHPN.dtype == torch.float32:
-        return fast(
-            x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, block, initial_states=ssm_BHPN, return_final_states=True,
-            state_dtype=torch.float32,
-        )  # fmt: skip
     T, outputs, step = x_BTHP.shape[1], [], block * BLOCKS_PER_PASS
     for t in range(0, T, step):
         part = slice(t, min(t + step, T))
@@ -251,32 +240,27 @@ def _initial_dt_bias(nheads: int, low: float = 1e-3, high: float = 1e-1) -> Tens
     return dt + torch.log(-torch.expm1(-dt))
 
 
-@cache
-def _fast_ssd():
-    """mamba-ssm's Triton SSD kernel, or None. Only looked for where a GPU is: on CPU tensors it raises."""
-    if not torch.cuda.is_available():
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """`pipeline.kernels` where it can run an inference on `x`; None leaves it to the torch code, which is always right.
+
+    Triton launches on the current device, whatever device the tensors are on.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or torch.is_grad_enabled():
         return None
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except Exception:  # a broken build may raise anything at import; the torch path is always right
-        return None
-    return mamba_chunk_scan_combined
+    return _kernels() if x.device.index == torch.cuda.current_device() else None
 
 
 @cache
-def _fast_conv():
-    """causal-conv1d's CUDA kernel, or None."""
-    if not torch.cuda.is_available():
+def _kernels() -> ModuleType | None:
+    """Chosen once. Tensor cores that know bf16 came with compute capability 8."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return None
     try:
-        from causal_conv1d import causal_conv1d_fn
-    except Exception:  # as above
+        return import_module("pipeline.kernels")
+    except ImportError:  # no Triton (as on Windows)
         return None
-    return causal_conv1d_fn
 
 
 def backend() -> str:
     """Which code runs the mixers on this machine, in words for the page and the bench."""
-    ssd_by = "mamba-ssm" if _fast_ssd() else "torch"
-    conv_by = "causal-conv1d" if _fast_conv() else "torch"
-    return f"SSD: {ssd_by}, convolution: {conv_by}"
+    return "Triton kernels" if _kernels() else "plain torch"

@@ -14,11 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.mamba2 import gpu_kernels
+
+QUERIES_PER_PASS = 32
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class Log:
 
     def __len__(self) -> int:
         return self.length
+
+    @cached_property
+    def addresses(self) -> Tensor:
+        """Where every block's columns begin: (blocks, columns) int64 on the device, for kernels that walk them all."""
+        return torch.tensor([[t.data_ptr() for t in b.tensors.values()] for b in self.blocks], device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -266,7 +276,24 @@ class Memory:
 
         No mask and no order: keys are a set, so blocks merge exactly by their log-sum-exp. Query heads share a key
         head without expanding it. The weights are the mean over heads and queries.
+
+        Long questions go QUERIES_PER_PASS at a time: logits are fp32, and an hour's 538,200 slots times 28 heads is
+        60 MB for every query.
         """
+        fast, outputs, weights = gpu_kernels(q_HQP), [], None
+        for q in q_HQP.split(QUERIES_PER_PASS, dim=1):
+            if fast and fast.fits_attention(self, q):
+                out, looked = fast.attend(self, layer, q, want_weights)
+            else:
+                out, looked = self._attend(layer, q, want_weights)
+            outputs.append(out)
+            if looked is not None:
+                looked = looked * (q.shape[1] / q_HQP.shape[1])
+                weights = looked if weights is None else weights + looked
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), weights
+
+    def _attend(self, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """The plain code, which is always right."""
         H, Q, P = q_HQP.shape
         K = self.log.columns["k"].shape[1]
         q = (q_HQP * P**-0.5).reshape(K, H // K * Q, P)  # the query heads of one key head side by side

@@ -133,6 +133,22 @@ def test_cutting_tokens_never_changes_a_vamba(changes, dtype, cut, tiny_vamba):
         assert gap(Reader(net, memory).feed(range(1, 9)), whole_logits) < TOLERANCE[dtype]
 
 
+def test_positions_turn_the_remembered_keys_and_only_them(tiny_vamba):
+    net = tiny_vamba(torch.float64, **VAMBAS["positions and norm in cross-attention"])
+    v, times = torch.randn(1, 9, 32, dtype=torch.float64), torch.arange(9.0)
+    here, there = (watched(net, v, times, torch.full((3, 9), place), [slice(0, 9)])[1].log.column for place in (0, 5))
+    assert gap(here("k"), there("k")) > 1e-2
+    assert torch.equal(here("v"), there("v"))
+    assert gap(here("k").norm(dim=-1), there("k").norm(dim=-1)) < 1e-6
+
+
+def test_the_dead_last_mixer_is_not_run(tiny_vamba):
+    """Its output is read by nobody; at the published size it would be a 28th of the work."""
+    net = tiny_vamba()
+    net.layers[-1].vision_mixer.register_forward_hook(lambda *_: pytest.fail("the dead mixer ran"))
+    watched(net, torch.randn(1, 5, 32), torch.arange(5.0), torch.zeros(3, 5, dtype=torch.long), [slice(0, 5)])
+
+
 def test_the_dead_last_mixer_carries_nothing(tiny_vamba):
     assert len(tiny_vamba().start()) == 3
     assert len(tiny_vamba(cross_layers=(1, 3)).start()) == 1
@@ -238,7 +254,7 @@ def test_a_held_frame_counts_as_seen_when_asked(clip, tiny_model, watch_all):
     without = watch_all(model, frames, [slice(0, 6)])
     assert gap(logits(model, odd), logits(model, still)) < 1e-9
     assert gap(logits(model, odd), logits(model, without)) > 1e-3
-    answer(model, odd)
+    assert len(answer(model, odd)[0][2][0]) == 12  # four pairs of three tokens, the half one filled up
     assert_same_seen(
         model, watch_all(model, frames[7:], [slice(0, 1)], odd), watch_all(model, frames, [slice(0, 8)]), 1e-9
     )
@@ -288,6 +304,13 @@ def test_a_pinned_question_sees_what_had_been_shown_by_then(clip, tiny_model, wa
         assert np.array_equal(a[0], b[0])
         assert np.allclose(a[1], b[1], atol=1e-9)
     assert pinned[0][2][0].max() <= frames[9].time < answer(model, now)[0][2][0].max()
+
+
+def test_a_question_pinned_to_a_frame_sees_that_frame(clip, tiny_model, watch_all):
+    model = tiny_model()
+    state = watch_all(model, clip(24), [slice(0, 24)])
+    assert answer(model, state, replace(QUESTION, at=4.0))[0][2][0].max() == 4.0
+    assert answer(model, state, replace(QUESTION, at=3.999))[0][2][0].max() == 3.0
 
 
 def test_where_a_token_looked_is_a_share_of_the_whole(clip, tiny_model, watch_all):

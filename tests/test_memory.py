@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from conftest import gap
 
 from pipeline.engine import moments
-from pipeline.memory import Column, Log, Memory, Policy
+from pipeline.memory import Column, Log, Memory, Policy, _Block
 
 LAYERS, HEADS, WIDTH = 2, 2, 8
 
@@ -140,6 +141,34 @@ def test_two_threads_going_on_from_one_snapshot():
             assert torch.equal(grew[name].log.column("k")[:, :, :10], was[0])
 
 
+def test_two_threads_never_claim_the_same_slots():
+    """The window between looking and taking is nanoseconds; here it is a millisecond."""
+
+    class Slow(_Block):
+        @property
+        def used(self):
+            value = self._used
+            time.sleep(0.001)
+            return value
+
+        @used.setter
+        def used(self, value):
+            self._used = value
+
+    block, won, ready = Slow({"a": Column((None,), torch.int64)}, 8, "cpu"), [], threading.Barrier(2)
+
+    def run():
+        ready.wait()
+        won.append(block.claim(0, 1))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(won) == [False, True]
+
+
 def test_memory_grows_by_the_same_bytes_per_slot():
     memory, sizes = empty(), []
     for i in range(5):
@@ -183,7 +212,7 @@ def test_an_unknown_policy_is_refused():
 
 
 @pytest.mark.parametrize("block_slots", [1, 3, 7, 64])
-@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("queries", [1, 5, 70])
 def test_attention_is_plain_softmax_attention(block_slots, queries, cut):
     """Query heads share key heads (6 over 2); blocks of odd sizes; slots dropped from the front."""
     k, v = rows(50)

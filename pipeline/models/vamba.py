@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.decoding import TextStream, generator, sample
-from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend
+from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels
 from pipeline.memory import Memory, Policy
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 
@@ -99,6 +99,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if fast := gpu_kernels(x):
+            return fast.rms_norm(x, self.weight, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
