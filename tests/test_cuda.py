@@ -1,0 +1,226 @@
+"""The Triton kernels against the plain torch code they replace, on a GPU.
+
+Without one they can still be checked, slowly, by Triton's interpreter: TRITON_INTERPRET=1 pytest tests/test_cuda.py.
+
+fp32 must agree within 1e-4 of the largest value. bf16 numbers have 8 bits, and both paths round after every product, so
+they are held against the same weights in fp32: within 2 % of the largest value, and no further than the torch path is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, TINY_MIXER, gap
+from test_mamba2 import OPTIONS, random_mixer
+
+from pipeline.mamba2 import Mamba2Mixer, MixerState, backend, gpu_kernels
+from pipeline.memory import Memory
+from pipeline.models.vamba import Reader, RMSNorm
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
+DEVICE = "cpu" if INTERPRETED else "cuda"
+HALF = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's matrix product cannot read bf16
+if not INTERPRETED:
+    pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("vamba-*"))
+gpu_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter sees no CUDA tensors")
+
+
+@pytest.fixture
+def kernels():
+    pytest.importorskip("triton")
+    from pipeline import kernels
+
+    with torch.no_grad():
+        yield kernels
+
+
+def carried(mixer: Mamba2Mixer, batch: int) -> MixerState:
+    return MixerState(*(torch.randn_like(t) for t in mixer.start(batch)))
+
+
+def on_gpu(mixer: Mamba2Mixer, dtype: torch.dtype) -> tuple[Mamba2Mixer, Mamba2Mixer]:
+    """The mixer in `dtype` and the same rounded weights in fp32, on the device under test."""
+    small = mixer.to(dtype)
+    wide = Mamba2Mixer(mixer.cfg).float()
+    wide.load_state_dict({k: v.float() for k, v in small.state_dict().items()})
+    return small.to(DEVICE), wide.to(DEVICE).requires_grad_(False)
+
+
+def plain(mixer: Mamba2Mixer, u: torch.Tensor, state: MixerState) -> tuple[torch.Tensor, MixerState]:
+    """The torch path, which every mixer takes where gradients are wanted."""
+    with torch.enable_grad():
+        assert gpu_kernels(u) is None
+        return mixer(u, state)
+
+
+@gpu_only
+def test_the_kernels_are_chosen_and_reported(kernels):
+    u = torch.zeros(1, 1, 8, device="cuda")
+    assert gpu_kernels(u) is kernels
+    assert gpu_kernels(u.double()) is None
+    assert gpu_kernels(u.cpu()) is None
+    assert "Triton" in backend()
+
+
+@gpu_only
+def test_the_mixer_goes_through_them(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "mixer", lambda *_: "came by")
+    mixer = random_mixer(torch.float32).cuda()
+    assert mixer(torch.randn(1, 3, 32, device="cuda"), mixer.start()) == "came by"
+
+
+@pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 300, 777])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_mixer_in_fp32(options, T, kernels):
+    if INTERPRETED and T not in (2, 65):
+        pytest.skip("the interpreter is slow")
+    mixer = random_mixer(torch.float32, **options).to(DEVICE)
+    u, state = torch.randn(2, T, TINY_MIXER.d_model, device=DEVICE), carried(mixer, 2)
+    out, new = kernels.mixer(mixer, u, state)
+    want, want_new = plain(mixer, u, state)
+    assert gap(out, want) < 1e-4
+    assert gap(new.ssm, want_new.ssm) < 1e-4
+    assert gap(new.conv, want_new.conv) < 1e-4
+    assert new.conv.is_contiguous()
+    assert new.conv.untyped_storage().nbytes() == new.conv.nbytes
+
+
+@pytest.mark.parametrize("T", [1, 300, 1300])
+def test_mixer_in_bf16(T, kernels):
+    T = min(T, 70) if INTERPRETED else T
+    shapes = {"d_model": 64, "d_state": 32, "headdim": 16} if INTERPRETED else {
+        "d_model": 512, "d_state": 128, "headdim": 64
+    }  # fmt: skip
+    small, wide = on_gpu(random_mixer(torch.float32, **shapes), HALF)
+    u, state = torch.randn(1, T, small.cfg.d_model, device=DEVICE).to(HALF), carried(small, 1)
+    truth, truth_new = plain(wide, u.float(), MixerState(state.conv.float(), state.ssm))
+    by_torch, torch_new = plain(small, u, state)
+    out, new = kernels.mixer(small, u, state)
+    assert new.ssm.dtype == torch.float32
+    for got, torch_got, want in ((out, by_torch, truth), (new.ssm, torch_new.ssm, truth_new.ssm)):
+        assert gap(got.float(), want) < 0.02
+        assert (got.float() - want).norm() < 1.5 * (torch_got.float() - want).norm() + 1e-4 * want.norm()
+
+
+@pytest.mark.parametrize("cuts", [(256, 512), (299, 598), (1, 2, 333), (100,)], ids=str)
+def test_cutting_tokens_in_bf16(cuts, kernels):
+    """Aligned with the SSD blocks and not. The state is carried in fp32, so cuts cost rounding and nothing more."""
+    if INTERPRETED and len(cuts) > 1:
+        pytest.skip("the interpreter is slow")
+    T = 130 if INTERPRETED else 700
+    mixer = random_mixer(torch.float32).to(DEVICE, HALF)
+    u, state = torch.randn(1, T, TINY_MIXER.d_model, device=DEVICE).to(HALF), mixer.start()
+    whole, whole_state = kernels.mixer(mixer, u, state)
+    outputs, ends = [], [*cuts, T]
+    for a, b in zip([0, *cuts], ends):
+        out, state = kernels.mixer(mixer, u[:, a:b], state)
+        outputs.append(out)
+    assert gap(torch.cat(outputs, 1).float(), whole.float()) < 0.02
+    assert gap(state.ssm, whole_state.ssm) < 0.02
+    assert torch.equal(state.conv, whole_state.conv)
+    forgetful, _ = kernels.mixer(mixer, u[:, cuts[-1] :], mixer.start())
+    assert gap(forgetful.float(), whole[:, cuts[-1] :].float()) > 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_rms_norm(dtype, kernels):
+    norm = RMSNorm(96, 1e-6).to(DEVICE, dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 7, 2 * 96, device=DEVICE).to(dtype)[..., 96:]  # a slice, as after a split
+    with torch.enable_grad():
+        want = norm(x).detach()
+    assert gap(kernels.rms_norm(x, norm.weight, 1e-6).float(), want.float()) < (
+        1e-5 if dtype == torch.float32 else 0.01
+    )
+
+
+@pytest.mark.parametrize("dropped", [0, 5, 64, 200])
+@pytest.mark.parametrize("queries", [1, 9, 50])
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_attention_over_the_memory(dropped, queries, eight_bit, dtype, kernels):
+    """Blocks of 64 slots, the last one half full, the first one half forgotten; 6 query heads over 2 key heads."""
+    if INTERPRETED and (dropped in (0, 64) or queries > 9):
+        pytest.skip("the interpreter is slow")
+    memory = Memory.empty(2, 2, 32, dtype, DEVICE, block_slots=64, eight_bit=eight_bit)
+    for _ in range(4):  # freed memory is full of NaN: what nobody wrote must not be read
+        torch.full((2, 2, 64, 32), torch.nan, dtype=dtype, device=DEVICE)
+    memory, write = memory.append(torch.arange(421.0))
+    k, v = torch.randn(2, 2, 2, 421, 32, device=DEVICE).to(dtype)
+    for layer in range(2):
+        write(layer, k[layer], v[layer])
+    memory = Memory(memory.log.drop_oldest(dropped))
+    q = 2 * torch.randn(6, queries, 32, device=DEVICE).to(dtype)
+    for layer in range(2):
+        assert kernels.fits_attention(memory, q)
+        out, weights = kernels.attend(memory, layer, q, want_weights=True)
+        want, want_weights = memory._attend(layer, q.float(), True)
+        assert gap(out.float(), want) < (1e-4 if dtype == torch.float32 else 0.02)
+        assert gap(weights, want_weights) < (1e-4 if dtype == torch.float32 else 0.02)
+        assert abs(float(weights.sum()) - 1) < 1e-3
+        assert torch.equal(kernels.attend(memory, layer, q)[0], out)
+
+
+@gpu_only
+@pytest.mark.parametrize("cuts", [(64, 128), (33, 77)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vamba_on_the_gpu(cuts, dtype, tiny_vamba, kernels):
+    """Both columns: kernels against torch on the CPU, and cut against whole. Forks and snapshots as on the CPU."""
+    wide = replace(TINY_MIXER, d_model=128, d_state=16, headdim=32)
+    shapes = {"d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 256, "mixer": wide}
+    net, reference = tiny_vamba(dtype, **shapes).cuda(), tiny_vamba(torch.float32, **shapes)
+    reference.load_state_dict({k: p.float() for k, p in net.state_dict().items()})
+    v = torch.randn(1, 150, 128).to(dtype)
+
+    def seen(model, tokens, slices):
+        memory = Memory.empty(len(TINY.cross_layers), 2, 32, tokens.dtype, tokens.device, block_slots=64)
+        states = model.start()
+        for part in slices:
+            memory, write = memory.append(torch.arange(150.0)[part])
+            states = model.watch(tokens[:, part], states, lambda j, k, v, write=write: write(j, k[0], v[0]))
+        return Reader(model, memory).feed(range(1, 9)).float().cpu()
+
+    whole, ends = seen(net, v.cuda(), [slice(0, 150)]), [*cuts, 150]
+    pieces = seen(net, v.cuda(), [slice(a, b) for a, b in zip([0, *cuts], ends)])
+    limit = 1e-4 if dtype == torch.float32 else 0.05
+    assert gap(pieces, whole) < limit
+    assert gap(whole, seen(reference, v.float(), [slice(0, 150)])) < limit
+
+
+@gpu_only
+@pytest.mark.skipif(not GOLDEN, reason="the golden folders are not here")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_golden_on_the_gpu(folder, dtype, monkeypatch, capsys):
+    from pipeline import verify
+
+    monkeypatch.setattr(verify, "BLOCK_SLOTS", 64)  # whole tiles, so that the attention kernel takes part
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser)
+    arguments = parser.parse_args(["--golden", str(folder), "--dtype", dtype, "--device", "cuda", "--chunks", "3"])
+    assert verify.run(arguments) == 0, capsys.readouterr().out
+
+
+@gpu_only
+def test_one_nan_is_seen_through_the_kernels(kernels):
+    mixer = random_mixer(torch.float32).cuda()
+    u = torch.randn(1, 80, 32, device="cuda")
+    u[0, 40] = torch.nan
+    out, state = mixer(u, mixer.start())
+    assert torch.isfinite(out[:, :40]).all()
+    assert not torch.isfinite(state.ssm).all()
+
+
+def test_silu_of_the_convolution_at_extremes(kernels):
+    """exp(-x) overflows for x < -88; the quotient must then be 0 and not NaN."""
+    x = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 1e4], device=DEVICE).view(1, 6, 1).repeat(1, 1, 16)
+    weight = torch.ones(16, 1, 1, device=DEVICE)
+    out, _ = kernels.causal_conv(x, x[:, :0], weight, None)
+    assert gap(out, F.silu(x)) < 1e-6
