@@ -177,7 +177,7 @@ class Layer(nn.Module):
             return h + own
         if self.alpha is None:
             return h + own + cross
-        a = self.alpha.clamp(0, 1)
+        a = self.alpha.clamp(0, 1).to(h.dtype)
         return h + a * own + (1 - a) * cross
 
 

@@ -129,6 +129,18 @@ class Trainer(nn.Module):
             raw, mixed = seen[0], seen[self.net.cfg.locate_depth]
         return kept, self.net.locator.keys(raw[:, last], mixed[:, last])
 
+    def _keys(self, tokens_ETD: Tensor) -> Tensor:
+        """Locate keys alone, without what lies above the locator."""
+        cfg, mixed = self.net.cfg, tokens_ETD
+        if self.twin:
+            positions = torch.arange(mixed.shape[1], device=mixed.device)
+            mixed = self.net.vamba.read(mixed, positions, _causal, None, range(cfg.locate_layer))
+        for i in cfg.vamba.cross_layers[: cfg.locate_depth]:
+            if (mixer := self.net.vamba.layers[i].vision_mixer) is not None:
+                mixed, _ = mixer(mixed, mixer.mixer.start(len(mixed)))
+        last = slice(TOKENS - 1, None, TOKENS)
+        return self.net.locator.keys(tokens_ETD[:, last], mixed[:, last])
+
     def _twin_pass(self, tokens: Tensor, kept: list) -> Tensor:
         """Video tokens through the language model; returns the hidden states at the locator."""
 
@@ -233,7 +245,7 @@ class Trainer(nn.Module):
         picture, ids = batch["pair_picture"], batch["pair_ids"]
         rows = picture * VIEWS + batch["pair_view"]
         seconds = torch.randint(0, 600, (len(rows),), device=rows.device)
-        _, keys = self.see(self.tokens(rows, seconds))
+        keys = self._keys(self.tokens(rows, seconds))
         rope = self.net.vamba.rope(
             torch.arange(ids.shape[1], device=ids.device), self.net.vamba.model.embed_tokens.weight.dtype
         )
