@@ -36,7 +36,7 @@ import numpy as np
 from .stream import Frame, UserError
 
 log = logging.getLogger(__name__)
-READER = Path(__file__).with_name("video_reader")
+READER = "pipeline.video_reader"
 MAX_PIXELS = 40_000_000
 
 # What each kind of refusal says: cause, consequence, cure. Only numbers and a codec's name ever enter a sentence.
@@ -298,7 +298,7 @@ def spawn(job: dict, folder: str) -> subprocess.Popen:
     env = {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -306,7 +306,7 @@ def spawn(job: dict, folder: str) -> subprocess.Popen:
     if "LD_LIBRARY_PATH" in os.environ:  # some Pythons do not start without
         env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(
-        [sys.executable, "-B", str(READER), json.dumps(job)],
+        [sys.executable, "-B", "-P", "-m", READER, json.dumps(job)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

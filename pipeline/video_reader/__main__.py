@@ -1,8 +1,8 @@
 """The decode process: reads one untrusted video file and writes small upright pictures to standard output.
 
-`python pipeline/video_reader '{"fd": ...}'`, started by pipeline.video, never imported by the product: a codec bug may
-take this process, and nothing else. Before it looks at the file it drops its limits to almost nothing: no new file
-descriptors at all (so no playlist, data reference or socket can be opened, whatever a demuxer tries), no file writes,
+`python -m pipeline.video_reader '{"fd": ...}'` is started by pipeline.video; the product never imports this folder: a
+codec bug takes this process and nothing else. Before looking at the file it drops its limits to almost nothing: no new
+file descriptors at all (no playlist, data reference or socket can be opened, whatever a demuxer tries), no file writes,
 bounded memory and processor time. It gets the video as an open descriptor and never learns a path.
 
 Wire format, one message after the other: two little-endian uint32 (length of a JSON header, length of a payload), the
@@ -23,8 +23,9 @@ import traceback
 
 import av
 import cv2
-from reader import CannotSkim, Reader
-from sniff import Refused
+
+from .reader import CannotSkim, Reader
+from .sniff import Refused
 
 
 def send(header: dict, payload: bytes = b"") -> None:

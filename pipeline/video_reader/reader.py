@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 import av
 import av.subtitles.codeccontext
 import av.subtitles.stream  # av would import these two on meeting a subtitle track, when no file may be opened any more
-from pictures import Painter
-from sniff import Refused, prescan_mov, sniff
-from timing import Clock, Sampler
+
+from .pictures import Painter
+from .sniff import Refused, prescan_mov, sniff
+from .timing import Clock, Sampler
 
 # Decoders that may run, each long fuzzed upstream. Rare ones stay out: MagicYUV was CVE-2026-8461, JPEG 2000 part of
 # CVE-2026-22778. Audio and subtitle decoders are not needed, so probing may not start them either.
@@ -51,10 +52,8 @@ def refuse_nested(url: str, flags: int, options: dict) -> None:
     raise PermissionError("a video may not open anything else")
 
 
-def open_container(source: Source, job: dict) -> av.container.InputContainer:
-    """The file, opened with the demuxer its magic bytes name and with nothing else. Raises Refused."""
-    demuxer = sniff(os.pread(source.fd, 4096, 0))
-    indexed = demuxer != "mov" or prescan_mov(source.fd, source.size)
+def open_container(source: Source, demuxer: str, job: dict) -> av.container.InputContainer:
+    """The file, opened with `demuxer` and nothing else. Raises Refused."""
     options = {
         "format_whitelist": FORMAT_NAMES.get(demuxer, demuxer),
         "codec_whitelist": ",".join(CODECS),
@@ -76,7 +75,7 @@ def open_container(source: Source, job: dict) -> av.container.InputContainer:
     except MemoryError:
         raise Refused("too_large") from None
     except (av.FFmpegError, OSError, ValueError, RuntimeError):
-        raise Refused("not_a_video", **({} if indexed else {"why": "index"})) from None
+        raise Refused("not_a_video") from None
 
 
 def choose_stream(container: av.container.InputContainer, pixels: int) -> av.VideoStream:
@@ -126,7 +125,12 @@ class Reader:
 
     def __init__(self, fd: int, job: dict, report: Callable[[Reader], None]) -> None:
         self.source, self.job, self.report = Source(fd), job, report
-        self.container = open_container(self.source, job)
+        demuxer = sniff(os.pread(fd, 4096, 0))
+        self.indexed = demuxer != "mov" or prescan_mov(fd, self.source.size)
+        try:
+            self.container = open_container(self.source, demuxer, job)
+        except Refused as refused:
+            raise self.explained(refused) from None
         self.stream = choose_stream(self.container, job["pixels"])
         self.context = self.stream.codec_context
         self.duration = trusted_duration(self.stream, self.container, self.source.size)
@@ -251,8 +255,14 @@ class Reader:
             check_size(frame, self.job["pixels"])
             yield from self.sampler.offer(frame, self.clock.time(frame.pts, frame.duration))
         if self.clock.last < 0:
-            raise Refused("drm" if self.encrypted else "cannot_decode" if self.skipped else "no_frames")
+            raise self.explained(Refused("drm" if self.encrypted else "cannot_decode" if self.skipped else "no_frames"))
         yield from self.sampler.finish(self.clock.end)
+
+    def explained(self, refused: Refused) -> Refused:
+        """The same refusal, naming a missing index as the reason."""
+        if not self.indexed and refused.kind in ("not_a_video", "no_frames"):
+            refused.facts["why"] = "index"
+        return refused
 
     def progress(self) -> float:
         """0..1: by time where the header's duration is believable, else by bytes."""

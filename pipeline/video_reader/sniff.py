@@ -78,7 +78,7 @@ def sniff_stream(head: bytes) -> str:
 
 
 def prescan_mov(fd: int, size: int) -> bool:
-    """Whether a `moov` index was found walking the top boxes; refuses compressed indexes (1 MB of cmov became 1 GB)."""
+    """Whether the whole `moov` index was found among the top boxes; refuses packed ones (1 MB of cmov became 1 GB)."""
     at = 0
     for _ in range(100_000):  # an hour of one-second fragments has 7200 boxes
         head = os.pread(fd, 16, at)
@@ -91,7 +91,7 @@ def prescan_mov(fd: int, size: int) -> bool:
         if name in (b"moov", b"cmov"):
             if re.search(rb"cmov.{4}dcom", os.pread(fd, min(length, 64 << 20), at), re.S):
                 raise Refused("not_a_video")
-            return True
+            return at + length <= size
         if length < 8:
             return False
         at += length

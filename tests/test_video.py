@@ -1,0 +1,674 @@
+"""Video sources: every file of the corpus ends as promised and touches nothing else; times, shapes, drops, bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import struct
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import video
+from pipeline.stream import Frame, UserError
+from pipeline.video import FrameQueue, Limits, VideoError, open_video, probe, thumbnail
+from pipeline.video_reader.pictures import QUARTERS, upright
+from pipeline.video_reader.timing import Clock, Sampler
+
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+ENTRIES = json.loads((CORPUS / "manifest.json").read_text())["entries"] if CORPUS.exists() else []
+VIDEOS = [e for e in ENTRIES if not e["file"].endswith(".json")]
+KINDS = set(video.SENTENCES) - {"index", "too_heavy"}
+corpus = pytest.mark.skipif(not ENTRIES, reason="the corpus of odd files is not here")
+
+
+def per_file(entries: list[dict]):
+    return pytest.mark.parametrize("entry", entries, ids=[e["file"] for e in entries])
+
+
+def clean(message: str) -> bool:
+    """One sentence, nothing of this machine in it."""
+    return message.endswith(".") and not re.search(r"/\w+/|0x|Errno|Traceback|\n|\{", message)
+
+
+# --- the corpus -----------------------------------------------------------------------------------------------------
+
+
+def heavy(entry: dict) -> bool:
+    """Minutes of decoding at full size: read under a time budget instead."""
+    size = entry.get("size") or [entry.get("ffprobe_5_1_9", {}).get(k, 0) for k in ("width", "height")]
+    return size[0] * size[1] * expected_frames(entry) > 5e9
+
+
+def expected_frames(entry: dict) -> int:
+    return int(entry.get("frames") or entry.get("ffprobe_5_1_9", {}).get("nb_read_frames") or 0)
+
+
+def outcomes(entry: dict) -> tuple[bool, set[str]]:
+    """(may be read, kinds of error that are right)."""
+    expect, policy = entry["expect"], entry.get("policy", "")
+    kinds = set(expect[6:].split("|")) if expect.startswith("error:") else set()
+    if expect in ("ok_or_error", "error_or_partial") or policy.startswith("reject-or-ok"):
+        kinds |= KINDS
+    if expect == "see ffprobe" and not expected_frames(entry):
+        kinds |= KINDS
+    readable = not expect.startswith("error:") or policy in ("reject-or-ok", "reject-or-1-frame")
+    return readable, kinds
+
+
+@corpus
+@per_file([e for e in VIDEOS if not e.get("template") and not heavy(e)])
+def test_corpus_file_ends_as_promised(entry):
+    every = expected_frames(entry) <= 3000
+    found = probe(CORPUS / entry["file"], fps=None if every else 1.0, limits=Limits(seconds=60))
+    readable, kinds = outcomes(entry)
+    if not found["ok"]:
+        assert found["kind"] in kinds and clean(found["message"]), found
+        return
+    assert readable, found
+    if entry["expect"] == "ok":
+        check_what_was_read(entry, found, every)
+    elif expected_frames(entry) and every and "nasa" not in entry["file"]:  # ffprobe took NASA's smaller first track
+        assert found["frames"] == expected_frames(entry)
+    if "frames_min" in entry:
+        assert entry["frames_min"] <= found["frames"] <= entry["frames_max"]
+
+
+def check_what_was_read(entry: dict, found: dict, every: bool) -> None:
+    wanted = entry["frames"] if every else min(entry["frames"], entry["duration"])
+    assert abs(found["frames"] - wanted) <= entry.get("frames_tolerance", 0 if every else 1), found
+    assert [found["width"], found["height"]] == entry["size"]
+    if "duration" in entry:
+        assert found["seconds"] == pytest.approx(entry["duration"], abs=0.1)
+
+
+@corpus
+@per_file([e for e in VIDEOS if heavy(e)])
+def test_heavy_file_keeps_what_its_budget_allowed(entry):
+    frames = []
+    start = time.monotonic()
+    with open_video(CORPUS / entry["file"], limits=Limits(seconds=2.0)) as source:
+        with contextlib.suppress(VideoError):
+            frames.extend(source)
+        child = source._child
+    assert frames and time.monotonic() - start < 10
+    assert child.poll() is not None
+
+
+@corpus
+@per_file([e for e in VIDEOS if e["group"] == "bomb"])
+def test_bombs_stay_small(entry):
+    """The decode process never holds more than a few pictures: `VmHWM` is the most it ever had resident."""
+    peak = 0
+    with contextlib.suppress(VideoError), open_video(CORPUS / entry["file"], limits=Limits(seconds=1.5)) as source:
+        for _ in source:
+            status = Path(f"/proc/{source._child.pid}/status").read_text()
+            peak = max(peak, int((re.search(r"VmHWM:\s+(\d+)", status) or [0, 0])[1]))
+    assert peak < 700_000, f"{peak} kB"
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A canary folder and a loopback port; afterwards (opened canaries, connections) must be (0, 0)."""
+    folder = tmp_path / "canary"
+    shutil.copytree(CORPUS / "canary", folder)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    for watched in (folder, tmp_path):
+        assert libc.inotify_add_watch(watch, str(watched).encode(), 0x20 | 0x1) >= 0  # IN_OPEN | IN_ACCESS
+
+    def touched() -> set[str]:
+        names = set()
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(watch, 65536):
+                while data:
+                    length = struct.unpack_from("IIII", data)[3]
+                    names.add(data[16 : 16 + length].rstrip(b"\0").decode())
+                    data = data[16 + length :]
+        return names
+
+    def connected() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            listener.accept()
+            return True
+        return False
+
+    yield folder, listener.getsockname()[1], touched, connected
+    os.close(watch)
+    listener.close()
+
+
+def armed(entry: dict, folder: Path, port: int) -> bytes:
+    """The attack with its placeholders filled in; binary ones keep their length (their padding gives way)."""
+    raw = (CORPUS / entry["file"]).read_bytes()
+    full = raw.replace(b"@CANARY@", str(folder).encode()).replace(b"@PORT@", str(port).encode())
+    if str(entry["template"]).startswith("padded"):
+        grown = len(full) - len(raw)
+        end = raw.index(b"@CANARY@") + len(str(folder)) + 16
+        pad = re.search(rb"([\n\0])\1{%d}" % (grown - 1), full[end:])
+        full = full[: end + pad.start()] + full[end + pad.end() :]
+        assert len(full) == len(raw)
+    return full
+
+
+@corpus
+@per_file([e for e in VIDEOS if e["group"] == "attack"])
+def test_attack_touches_nothing_else(entry, trap, tmp_path):
+    folder, port, touched, connected = trap
+    attack, sibling = tmp_path / Path(entry["file"]).name, tmp_path / "sibling.mp4"
+    attack.write_bytes(armed(entry, folder, port) if entry.get("template") else (CORPUS / entry["file"]).read_bytes())
+    shutil.copy(CORPUS / "canary" / "canary.mp4", sibling)
+    touched()
+    found = probe(attack, limits=Limits(seconds=20))
+    readable, kinds = outcomes(entry)
+    assert readable if found["ok"] else found["kind"] in kinds, found
+    assert touched() <= {attack.name} and not connected()
+
+
+@corpus
+def test_the_trap_would_have_noticed(trap):
+    folder, port, touched, connected = trap
+    (folder / "canary.txt").read_text()
+    socket.create_connection(("127.0.0.1", port)).close()
+    assert "canary.txt" in touched() and connected()
+
+
+@corpus
+def test_times_agree_with_the_nasa_oracle():
+    """The real capture times of 390 pictures, as published beside the file."""
+    clip = CORPUS / "realworld" / "torchcodec__nasa_13013.mp4"
+    truth = json.loads(clip.with_name(clip.name + ".stream3.all_frames_info.json").read_text())
+    stamps = sorted(float(f["pts_time"] if "pts_time" in f else f["pts"]) for f in truth)
+    with open_video(clip, fps=None, long_side=32) as source:
+        times = [frame.time for frame in source]
+    assert len(times) == len(stamps) == 390
+    assert np.abs(np.array(times) - (np.array(stamps) - stamps[0])).max() < 1e-3
+
+
+# --- files of our own -----------------------------------------------------------------------------------------------
+
+
+def gray_of(index: int) -> int:
+    return 20 + index % 22 * 10
+
+
+def render(path: Path, stamps: list[float], codec: str = "libx264", gop: int = 250, size=(64, 48), **more) -> Path:
+    """A video whose i-th picture, shown at stamps[i] seconds, is evenly gray_of(i)."""
+    with av.open(path, "w", options=more.get("container", {})) as out:
+        stream = out.add_stream(codec, rate=more.get("rate", 1000), options=more.get("options", {}))
+        stream.width, stream.height = size
+        stream.pix_fmt = more.get("pix_fmt", "yuv420p")
+        stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if stream.pix_fmt == "gray":
+            stream.codec_context.color_range = 2  # this is how the conversion below makes it
+        if "turn" in more:
+            stream.set_display_rotation(*more["turn"])
+        if "sar" in more:
+            stream.codec_context.sample_aspect_ratio = more["sar"]
+        for i, at in enumerate(stamps):
+            rgb = more["paint"](i) if "paint" in more else np.full((size[1], size[0], 3), gray_of(i), np.uint8)
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = round(at * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def read(path: Path, **how) -> list[Frame]:
+    with open_video(path, **how) as source:
+        return list(source)
+
+
+def on_screen(stamps: list[float], end: float, fps: float) -> list[int]:
+    """The rule, spelled out: at each tick the picture on the screen, each once."""
+    ticks = [k / fps for k in range(int(end * fps) + 2) if k / fps < end - 1e-6]
+    return sorted({max(i for i, at in enumerate(stamps) if at <= tick + 1e-6) for tick in ticks})
+
+
+X264 = {"options": {"preset": "ultrafast", "qp": "10"}}
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 3.0])
+def test_uneven_times_are_sampled_by_presentation(tmp_path, fps):
+    chance = random.Random(7)
+    stamps = [0.0]
+    while stamps[-1] < 20:
+        stamps.append(round(stamps[-1] + chance.choice([0.01, 0.04, 0.3, 2.5]), 3))
+    path = render(tmp_path / "vfr.mkv", stamps, **X264)
+    frames = read(path, fps=fps, limits=Limits(skim=False))
+    wanted = on_screen(stamps, stamps[-1] + 1e-3, fps)
+    assert [f.time for f in frames] == pytest.approx([stamps[i] for i in wanted], abs=1e-6)
+    assert [int(f.rgb.mean()) for f in frames] == pytest.approx([gray_of(i) for i in wanted], abs=4)
+
+
+def test_a_slide_that_comes_late_in_its_second_is_seen(tmp_path):
+    frames = read(render(tmp_path / "slides.mkv", [0.0, 0.9, 10.2, 10.9], **X264))
+    assert [f.time for f in frames][:2] == pytest.approx([0.0, 0.9], abs=1e-6) and len(frames) <= 3
+
+
+@pytest.mark.parametrize("name,codec", [("live.webm", "libvpx"), ("live.mkv", "libx264")])
+def test_a_recording_without_duration(tmp_path, name, codec):
+    """What a browser's recorder writes: no duration, no index; progress then follows the bytes."""
+    options = {"live": "1"}
+    with open(tmp_path / name, "wb") as raw:
+        pipe = type(
+            "Pipe", (), {"write": staticmethod(raw.write), "name": name}
+        )()  # cannot seek back to patch a header
+        render_live(pipe, codec, options)
+    with open_video(tmp_path / name) as source:
+        assert source.info.duration is None
+        progress = [source.progress for _ in source]
+        assert progress == sorted(progress) and source.progress == 1.0
+        assert source.seconds == pytest.approx(6.0, abs=0.2) and len(progress) == 6
+
+
+def render_live(pipe, codec: str, options: dict) -> None:
+    with av.open(pipe, "w", format="webm" if codec == "libvpx" else "matroska", options=options) as out:
+        stream = out.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(60):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray_of(i), np.uint8), format="rgb24")
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def corners(_: int) -> np.ndarray:
+    """red | green over blue | white."""
+    rgb = np.zeros((64, 96, 3), np.uint8)
+    rgb[:32, :48], rgb[:32, 48:], rgb[32:, :48], rgb[32:, 48:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    return rgb
+
+
+def corner_names(rgb: np.ndarray) -> str:
+    height, width = rgb.shape[:2]
+    spots = [rgb[y, x] > 128 for y in (height // 4, -height // 4) for x in (width // 4, -width // 4)]
+    return "".join({(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w"}[tuple(map(int, s))] for s in spots)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_pictures_are_upright(tmp_path, degrees, mirror):
+    """The truth is OpenCV's own turning of the array the file was made from."""
+    path = render(tmp_path / "turn.mp4", [0, 0.5], size=(96, 64), paint=corners, turn=(degrees, mirror), **X264)
+    shown = np.rot90(corners(0), degrees // 90)  # counter-clockwise, as set_display_rotation says, then the mirror
+    shown = shown[:, ::-1] if mirror else shown
+    with open_video(path) as source:
+        frame = next(source)
+        assert (source.info.width, source.info.height) == (shown.shape[1], shown.shape[0])
+    assert frame.rgb.shape == shown.shape and frame.rgb.flags.c_contiguous
+    assert corner_names(frame.rgb) == corner_names(shown)
+
+
+def test_every_orientation_is_a_distinct_one():
+    turned = [upright(corners(0), matrix) for matrix in QUARTERS]
+    assert all(np.array_equal(t, np.rot90(corners(0), k)) for k, t in enumerate(turned))
+    transposed = upright(corners(0), (0, 1, 1, 0))
+    assert np.array_equal(transposed, corners(0).transpose(1, 0, 2))
+
+
+def test_pixels_become_square(tmp_path):
+    path = render(tmp_path / "anamorphic.mp4", [0, 0.5], size=(96, 64), paint=corners, sar=Fraction(2, 1), **X264)
+    with open_video(path, long_side=96) as source:
+        assert (source.info.width, source.info.height) == (192, 64)
+        assert next(source).rgb.shape == (32, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "codec,pix_fmt,name",
+    [
+        ("libx264", "gray", "gray.mp4"),
+        ("libx264", "yuv444p10le", "deep.mkv"),
+        ("ffv1", "bgra", "alpha.mkv"),
+        ("qtrle", "argb", "alpha.mov"),
+        ("rawvideo", "bgr24", "plain.avi"),
+        ("libx264rgb", "rgb24", "rgb.mkv"),
+    ],
+)
+def test_every_pixel_format_becomes_the_same_gray(tmp_path, codec, pix_fmt, name):
+    frames = read(render(tmp_path / name, [0, 0.5, 1.0], codec, pix_fmt=pix_fmt, rate=2), fps=None)
+    assert [int(f.rgb.mean()) for f in frames] == pytest.approx([gray_of(i) for i in range(len(frames))], abs=6)
+    assert len(frames) == 3 and all(f.rgb.dtype == np.uint8 and f.rgb.shape == (48, 64, 3) for f in frames)
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    with av.open(tmp_path / "ghost.mov", "w") as out:
+        stream = out.add_stream("qtrle", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "argb"
+        argb = np.full((48, 64, 4), 200, np.uint8)
+        argb[:, :, 0] = np.where(np.arange(64) < 32, 0, 255)
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(argb, format="argb")))
+        out.mux(stream.encode(None))
+    rgb = read(tmp_path / "ghost.mov")[0].rgb
+    assert rgb[:, :30].max() < 8 and rgb[:, 34:].min() > 190
+
+
+@pytest.mark.parametrize("gop,rate", [(5, 10), (10, 10), (7, 10), (1, 10), (250, 10), (12, 30)])
+def test_skimming_stays_within_what_it_promises(tmp_path, gop, rate):
+    """Never a later picture, less than one period early, none twice; exact where groups are longer than a period."""
+    stamps = [round(i / rate, 3) for i in range(8 * rate)]
+    path = render(tmp_path / "group.mp4", stamps, gop=gop, options={"preset": "ultrafast", "sc_threshold": "0"})
+    lazy, full = read(path), read(path, limits=Limits(skim=False))
+    assert [round(f.time) for f in full] == list(range(8))
+    assert len({f.time for f in lazy}) == len(lazy) == 8
+    for seen, wanted in zip(lazy, full, strict=True):
+        assert wanted.time - 1.0 < seen.time <= wanted.time
+        assert int(seen.rgb.mean()) == pytest.approx(gray_of(round(seen.time * rate)), abs=5)
+    if gop > rate or rate % gop == 0:
+        assert [f.time for f in lazy] == [f.time for f in full]
+
+
+def test_a_file_that_lies_about_keyframes_is_read_in_full(tmp_path):
+    """An index that calls every picture a key must not give gray smears: the reader starts over and decodes all."""
+    stamps = [i / 10 for i in range(60)]
+    path = render(tmp_path / "liar.mp4", stamps, options={"preset": "ultrafast", "sc_threshold": "0"})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"stss") : raw.index(b"stss") + 4] = b"skip"  # without the list of keyframes, all count as such
+    path.write_bytes(raw)
+    frames = read(path)
+    assert [f.time for f in frames] == pytest.approx(range(6), abs=1e-6)
+    assert [int(f.rgb.mean()) for f in frames] == pytest.approx([gray_of(10 * i) for i in range(6)], abs=5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_loses_only_the_damaged_pictures(tmp_path, seed):
+    noise = np.random.default_rng(0).integers(0, 255, (90, 48, 64, 3)).astype(np.uint8)
+    stamps = [i / 30 for i in range(90)]
+    path = render(tmp_path / "hurt.mp4", stamps, gop=10, paint=lambda i: noise[i], **X264)
+    raw = bytearray(path.read_bytes())
+    start, chance = raw.index(b"mdat") + 3000, random.Random(seed)
+    for _ in range(30):
+        raw[chance.randrange(start, start + 300_000)] ^= 1 << chance.randrange(8)
+    path.write_bytes(raw)
+    found = probe(path, fps=None)
+    assert found["ok"] and 90 - 30 <= found["frames"] <= 90
+    assert found["frames"] + found["skipped"] >= 90
+
+
+def test_a_cut_upload_gives_what_is_there(tmp_path):
+    first = {"movflags": "faststart"}
+    path = render(tmp_path / "whole.mp4", [i / 10 for i in range(100)], gop=10, container=first, **X264)
+    whole = path.read_bytes()
+    data = whole.index(b"mdat")
+    path.write_bytes(whole[: data + (len(whole) - data) * 6 // 10])
+    assert 40 <= probe(path, fps=None)["frames"] <= 80
+    path.write_bytes(whole[: data + 40])
+    assert probe(path)["kind"] in ("cannot_decode", "no_frames")
+
+
+@pytest.mark.parametrize("lost", [100, 1500, 3000])
+def test_a_recording_without_its_index_says_so(tmp_path, lost):
+    path = render(tmp_path / "whole.mp4", [i / 10 for i in range(100)], **X264)
+    path.write_bytes(path.read_bytes()[:-lost])
+    found = probe(path)
+    assert not found["ok"] and "index" in found["message"]
+
+
+def test_copy_protection_is_named(tmp_path):
+    key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "11" * 16}
+    with av.open(tmp_path / "locked.mp4", "w", options=key) as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(10):
+            out.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(stream.encode(None))
+    assert probe(tmp_path / "locked.mp4")["kind"] == "drm"
+
+
+@pytest.mark.parametrize(
+    "name,content,kind",
+    [
+        ("a.mp4", b"", "empty"),
+        ("b.mp4", b"#EXTM3U\n", "not_a_video"),
+        ("c.mp4", b"\xff\xd8\xff\xe0" + bytes(64), "image_not_video"),
+        ("d.mp4", b"\x00\x00\x00\x18ftypheic" + bytes(64), "image_not_video"),
+        ("e.mp4", b"\x00\x00\x00\x08moov\x00\x00\x00\x20cmov\x00\x00\x00\x0cdcomzlib", "not_a_video"),
+        ("f.mp4", b"\x00\x00\x00\x18ftypisom" + bytes(8) + b"\x00\x00\x00\x40mdat" + bytes(56), "not_a_video"),
+    ],
+)
+def test_what_is_no_video_is_refused_by_name(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError) as error:
+        open_video(tmp_path / name)
+    assert error.value.kind == kind and clean(str(error.value)) and isinstance(error.value, UserError)
+
+
+def test_no_path_folder_or_pipe_hangs_or_leaks_its_name(tmp_path):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    for path in (tmp_path / "absent.mp4", tmp_path, tmp_path / "fifo.mp4", tmp_path / "nul\0.mp4"):
+        with pytest.raises(VideoError) as error:
+            open_video(path)
+        assert clean(str(error.value)) and "absent" not in str(error.value)
+
+
+def test_limits_hold_before_decoding(tmp_path):
+    path = render(tmp_path / "small.mp4", [0, 0.5], **X264)
+    assert probe(path, limits=Limits(pixels=64 * 48 - 1))["kind"] == "too_large"
+    assert probe(path, limits=Limits(bytes=100))["kind"] == "too_big"
+    assert probe(path, limits=Limits(seconds=0))["kind"] == "too_slow"
+    assert probe(path, limits=Limits(pixels=64 * 48))["ok"]
+
+
+# --- the decode process ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def minute(tmp_path):
+    return render(tmp_path / "minute.mp4", [i / 5 for i in range(300)], size=(320, 240), **X264)
+
+
+def test_the_process_is_confined(minute, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "canary-of-a-secret")
+    with open_video(minute, fps=None) as source:
+        proc = Path(f"/proc/{source._child.pid}")
+        limits = {line[:26].strip(): line[26:47].strip() for line in (proc / "limits").read_text().splitlines()}
+        assert limits["Max open files"] == limits["Max file size"] == limits["Max core file size"] == "0"
+        assert limits["Max address space"] == str(Limits().memory) and limits["Max cpu time"] == str(Limits().cpu)
+        environment = (proc / "environ").read_bytes()
+        assert b"canary-of-a-secret" not in environment and b"CUDA_VISIBLE_DEVICES=\0" in environment
+        assert not re.search("torch|gradio", (proc / "maps").read_text())
+        assert minute.name not in os.readlink(proc / "cwd") + (proc / "cmdline").read_text()
+        assert int((proc / "stat").read_text().rsplit(")", 1)[1].split()[16]) >= 10  # nice
+        folder = Path(os.readlink(proc / "cwd"))
+        assert folder.is_dir() and not any(folder.iterdir())
+    assert not folder.exists()
+
+
+def test_frames_wait_in_a_bounded_pipe(minute):
+    """A slow taker stops the decoder; nothing piles up on either side."""
+    with open_video(minute, fps=None, long_side=320) as source:
+        next(source)
+        time.sleep(0.5)
+        before = cpu_seconds(source._child.pid)
+        time.sleep(0.5)
+        assert cpu_seconds(source._child.pid) == before
+        assert len(list(source)) == 299
+
+
+def cpu_seconds(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_killed_process_ends_in_a_sentence_and_keeps_its_frames(minute):
+    with open_video(minute, fps=None, long_side=320) as source:
+        frames = [next(source) for _ in range(3)]
+        os.kill(source._child.pid, 11)
+        with pytest.raises(VideoError) as error:
+            frames.extend(source)
+        assert error.value.kind == "crashed" and clean(str(error.value)) and len(frames) >= 3
+        with pytest.raises(StopIteration):
+            next(source)
+
+
+def test_close_from_another_thread_ends_the_iteration(minute):
+    source = open_video(minute, fps=None, long_side=320)
+    next(source)
+    threading.Timer(0.2, source.close).start()
+    start, seen = time.monotonic(), 0
+    for _ in source:
+        time.sleep(0.05)
+        seen += 1
+    assert seen < 290 and time.monotonic() - start < 5
+    source.close()
+    assert source._child.poll() is not None and list(source) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\xff" * 64,
+        struct.pack("<II", 2, 0) + b"[]",
+        struct.pack("<II", 4, 0) + b"null",
+        struct.pack("<II", 20, 4_000_000_000) + b"{}",
+    ],
+)
+def test_a_decoder_gone_wild_is_not_believed(minute, monkeypatch, message):
+    """Whatever arrives on the pipe ends in one error; nothing is allocated on its word."""
+    with open_video(minute, fps=None) as source:
+        answer = iter(message + bytes(100))
+        monkeypatch.setattr(source, "_bytes", lambda n: bytearray(next(answer) for _ in range(min(n, 90))))
+        with pytest.raises(VideoError) as error:
+            next(source)
+        assert error.value.kind == "crashed"
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 10**9}, {"height": -1}, {"time": float("nan")}, {"time": -5}, {"width": "x"}]
+)
+def test_a_frame_that_cannot_be_is_not_shown(minute, monkeypatch, change):
+    head = {"type": "frame", "time": 1.0, "width": 8, "height": 8} | change
+    with open_video(minute) as source:
+        monkeypatch.setattr(source, "_message", lambda: (head, bytearray(192)))
+        with pytest.raises(VideoError):
+            next(source)
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-(2**40), 2**40)), min_size=1, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_time_starts_at_zero_and_only_goes_forward(stamps):
+    clock = Clock(Fraction(1, 90_000), Fraction(30))
+    times = [clock.time(pts, None) for pts in stamps]
+    assert times[0] == 0 and all(a < b for a, b in itertools.pairwise(times))
+
+
+@given(st.lists(st.floats(0.001, 5.0), min_size=1, max_size=60), st.sampled_from([0.3, 1.0, 2.0, 7.5]))
+@settings(max_examples=200, deadline=None)
+def test_sampling_is_what_was_on_the_screen(steps, fps):
+    stamps = [0.0, *np.cumsum(steps)]
+    sampler = Sampler(fps)
+    kept = [index for i, at in enumerate(stamps) for index, _ in sampler.offer(i, at)]
+    kept += [index for index, _ in sampler.finish(stamps[-1] + 0.04)]
+    assert kept == on_screen(stamps, stamps[-1] + 0.04, fps)
+
+
+# --- the webcam -----------------------------------------------------------------------------------------------------
+
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+@given(st.lists(st.one_of(st.just(None), st.integers(0, 5)), max_size=80), st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_every_offer_is_taken_waiting_or_counted(actions, maxlen):
+    """None offers a picture, a number takes that many. Oldest first, newest kept, nothing unaccounted for."""
+    ticks = iter(range(10_000))
+    queue, seen = FrameQueue(maxlen, clock=lambda: float(next(ticks))), []
+    for action in actions:
+        if action is None:
+            queue.offer(PICTURE)
+        else:
+            seen += queue.take(action, timeout=0)
+        assert queue.offered == queue.taken + queue.waiting + queue.dropped and queue.waiting <= maxlen
+    rest = queue.take(maxlen, timeout=0)
+    times = [f.time for f in seen + rest]
+    assert times == sorted(set(times))
+    if rest:
+        assert rest[-1].time == queue.offered - 1  # the newest is never the one to go
+
+
+def test_offers_and_takes_from_many_threads_add_up():
+    queue, taken = FrameQueue(4), []
+    cameras = [threading.Thread(target=lambda: [queue.offer(PICTURE) for _ in range(200)]) for _ in range(3)]
+    for camera in cameras:
+        camera.start()
+    while any(c.is_alive() for c in cameras) or queue.waiting:
+        taken += queue.take(3, timeout=0.01)
+    assert queue.offered == 600 == len(taken) + queue.dropped
+    assert [f.time for f in taken] == sorted(f.time for f in taken)
+
+
+def test_an_offer_is_a_small_copy_of_its_own():
+    queue = FrameQueue(long_side=32)
+    camera = np.full((48, 64, 3), 200, np.uint8)
+    queue.offer(camera[:, ::-1])
+    queue.offer(camera[:16, :16], time=3.5)
+    camera[:] = 0
+    big, small = queue.take(5, timeout=0)
+    assert big.rgb.shape == (24, 32, 3) and big.time == 0 and small.rgb.shape == (16, 16, 3) and small.time == 3.5
+    assert all(f.rgb.min() == 200 and f.rgb.flags.c_contiguous for f in (big, small))
+
+
+def test_take_wakes_for_a_picture_and_for_the_end():
+    queue = FrameQueue()
+    threading.Timer(0.1, lambda: queue.offer(PICTURE)).start()
+    start = time.monotonic()
+    assert len(queue.take(4, timeout=10)) == 1
+    threading.Timer(0.1, queue.close).start()
+    assert queue.take(4, timeout=10) == [] and time.monotonic() - start < 5
+    queue.offer(PICTURE)
+    assert (queue.offered, queue.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        "picture",
+        np.zeros((4, 6), np.uint8),
+        np.zeros((4, 6, 4), np.uint8),
+        np.zeros((4, 6, 3), np.float32),
+        np.zeros((0, 6, 3), np.uint8),
+        np.zeros((40_000, 2, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_refused_and_not_counted(bad):
+    queue = FrameQueue()
+    with pytest.raises(UserError) as error:
+        queue.offer(bad)
+    assert clean(str(error.value)) and queue.offered == 0
+
+
+@pytest.mark.parametrize("moment", [float("nan"), -1.0, "now"])
+def test_a_time_that_is_none_is_refused(moment):
+    with pytest.raises(UserError):
+        FrameQueue().offer(PICTURE, time=moment)
+
+
+def test_thumbnails_keep_shape_and_colour():
+    rgb = np.zeros((90, 320, 3), np.uint8)
+    rgb[..., 0] = 250
+    data = thumbnail(Frame(rgb, 0.0))
+    back = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert back.shape == (45, 160, 3) and back[..., 2].min() > 230 and back[..., 0].max() < 20
+    assert cv2.imdecode(np.frombuffer(thumbnail(Frame(rgb[:, :40], 0.0)), np.uint8), 1).shape == (90, 40, 3)
