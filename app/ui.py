@@ -28,7 +28,7 @@ PLOTS = (
 )
 
 PLAY = '(...values) => { if (values[0] !== "Pause") window.vambaPlay?.(); return values; }'
-REMEMBER = "(key) => { sessionStorage.setItem('vamba-live', key); }"
+REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {**PRIVATE, "queue": False}
@@ -85,7 +85,7 @@ def _stage(ui: SimpleNamespace, example: Path) -> None:
     only if `format`, `include_audio` or a returned value asks for it, and hostile files make those read others."""
     bare = {"show_label": False, "container": False}
     ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, elem_id="source", **bare)
-    with gr.Group(elem_id="stage"):
+    with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
         ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
         ui.camera = gr.Image(
@@ -214,12 +214,12 @@ def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main]
-    gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.ticket, ui.main]
+    ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
     ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
-    ui.key.change(lambda key: key, ui.key, ui.ticket, **AT_ONCE).then(None, ui.ticket, None, js=REMEMBER)
+    ticking.then(None, ui.ticket, None, js=REMEMBER)
     restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second]
     page.load(do.restore, ui.ticket, restored, js=RECALL, **AT_ONCE)
 
