@@ -159,10 +159,10 @@ class Events:
     # The clock
 
     def tick(self, player: float, source: str, key: str | None) -> tuple:
-        """(state line, spoken state, metrics, film, key, main button), each only where it changed."""
+        """(state line, spoken state, metrics, film, main button), each only where it changed."""
         session = self.sessions.get(key)
         if session is None:
-            return (gr.skip(),) * 6
+            return (gr.skip(),) * 5
         player = (number(player) or 0.0) if source == session.source else 0.0
         kind, word, detail = panels.state(session.watch, player)
         spoken = f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind
@@ -171,7 +171,6 @@ class Events:
             "spoken": spoken,
             "metrics": panels.metrics(session),
             "film": panels.film(session.watch),
-            "ticket": key,  # so that the tab can remember it over a reload
             "button": main_label(session, source),
         }
         return tuple(self._changed(session, name, value) for name, value in values.items())
@@ -183,8 +182,12 @@ class Events:
         return gr.Button(value, variant="secondary" if value == PAUSE else "primary") if name == "button" else value
 
     def plots(self, key: str | None) -> tuple:
+        """The three plots, their axes from zero: a cut axis makes small differences look large."""
         session = self.sessions.get(key)
-        return panels.plots(session) if session else (gr.skip(),) * 3
+        if session is None:
+            return (gr.skip(),) * 3
+        tables = panels.plots(session)
+        return tuple(gr.update(value=table, y_lim=[0, panels.top(table)]) for table in tables)
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""

@@ -16,8 +16,10 @@
   // The browser plays fewer formats than the model can watch; Gradio calls that an error.
   new MutationObserver(() => {
     for (const toast of document.querySelectorAll("[data-testid=toast-text]"))
-      if (toast.textContent.trim() === "Video not playable")
+      if (toast.textContent.trim() === "Video not playable") {
         toast.textContent = "Your browser cannot play this file. It is still watched, if it is a video.";
+        toast.closest("[data-testid=toast-body]").querySelector(".toast-title").textContent = "Playback";
+      }
   }).observe(document.body, { childList: true, subtree: true });
 
   const spoken = document.querySelector("#spoken");

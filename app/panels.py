@@ -42,7 +42,7 @@ def state(watch: Watch | None, player: float = 0.0) -> tuple[str, str, str]:
     player: second the visitor's player shows; a stream that is behind it is catching up.
     """
     if watch is None:
-        return "idle", "Idle", "Choose a video and press Start."
+        return "idle", "Idle", "Press Start, upload a video or switch on the camera."
     if watch.error:
         return "error", "Stopped", watch.error
     if watch.paused:
@@ -209,9 +209,9 @@ def plots(session: LiveSession) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     for index, column in enumerate(session.watch.columns if session.watch else ()):
         name = column.engine.name
         for sample in column.samples:
-            cost.append((sample.at, sample.ms, name))
-            held.append((sample.at, (sample.state_bytes + sample.memory_bytes) / 1e6, name))
-        first += [(at, seconds, name) for at, seconds in session.first_tokens[index]]
+            cost.append((round(sample.at, 1), sample.ms, name))
+            held.append((round(sample.at, 1), (sample.state_bytes + sample.memory_bytes) / 1e6, name))
+        first += [(round(at, 1), seconds, name) for at, seconds in session.first_tokens[index]]
     names = [engine.name for engine in (session.engine, session.rival) if engine]
     return _table(cost, "ms", names), _table(held, "MB", names), _table(first, "s", names)
 
@@ -221,3 +221,9 @@ def _table(rows: list[tuple[float, float, str]], unit: str, names: list[str]) ->
     plot takes its colours from the first table it gets)."""
     rows = [*rows, *((None, None, name) for name in names)]
     return pd.DataFrame(rows, columns=["second", unit, "model"]).astype({"second": float, unit: float, "model": str})
+
+
+def top(table: pd.DataFrame) -> float:
+    """Where a plot's axis ends: a little above its largest value."""
+    largest = table.iloc[:, 1].max()
+    return 1.15 * float(largest) if largest > 0 else 1.0

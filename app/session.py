@@ -67,11 +67,11 @@ class LiveSession:
     # Watching
 
     def open_file(self, path: str | Path, source: str = "Upload", name: str = "") -> None:
-        """Watches our own copy of a file from its start, in a new conversation. `source`, `name`: for the page."""
+        """Watches a file from its start, in a new conversation; an upload through our own copy. name: for the page."""
         with self._commands:
             self._take_file(Path(path), uploaded=source == "Upload")
             self._new_stream(source, name)
-            self._start(self._own)
+            self._start(self._own or Path(path))
 
     def open_camera(self) -> None:
         """Watches what is offered from now on."""
@@ -149,7 +149,7 @@ class LiveSession:
             uploads.give_up(before)
         self._end_watch()
         self._delete_copy()
-        self._own = uploads.own_copy(path)
+        self._own = uploads.own_copy(path) if uploaded else None
 
     def _delete_copy(self) -> None:
         if self._own:

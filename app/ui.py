@@ -21,6 +21,10 @@ EXAMPLE_CLIP = ROOT / "assets" / "example.mp4"
 MAX_UPLOAD = "2gb"
 OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
 
+WELCOME = (
+    "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
+)
+
 PLOTS = (
     (gr.LinePlot, "Time per frame", "ms"),
     (gr.LinePlot, "State and memory held", "MB"),
@@ -47,9 +51,10 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
     gr.set_static_paths([example])  # served as it is: never probed, never copied
     do, ui = Events(sessions, example), SimpleNamespace()
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
-        ui.key = gr.State(None)  # of the visitor's session: all that Gradio keeps for us
-        ui.asked, ui.pinned_at = gr.State(""), gr.State(None)
-        ui.player, ui.ticket = gr.Number(0, visible=False), gr.Textbox(visible=False)
+        # The page itself carries the key of its session. In a gr.State whoever guesses Gradio's short session hash
+        # could use it.
+        ui.key, ui.asked = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        ui.player, ui.pinned_at = gr.Number(0, visible=False), gr.Number(None, visible=False)
         _top(ui, sessions)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
@@ -84,7 +89,7 @@ def _stage(ui: SimpleNamespace, example: Path) -> None:
     """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg or ffprobe on an upload
     only if `format`, `include_audio` or a returned value asks for it, and hostile files make those read others."""
     bare = {"show_label": False, "container": False}
-    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, elem_id="source", **bare)
+    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, label="Source", elem_id="source", **bare)
     with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
         ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
@@ -150,7 +155,7 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
         layout="bubble",
         group_consecutive_messages=False,
         feedback_options=None,
-        placeholder="Ask at any moment. Answers point at the moments they rest on.",
+        placeholder=WELCOME,
     )
 
 
@@ -214,14 +219,14 @@ def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.ticket, ui.main]
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main]
     ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
     ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
-    ticking.then(None, ui.ticket, None, js=REMEMBER)
+    ticking.then(None, ui.key, None, js=REMEMBER)
     restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second]
-    page.load(do.restore, ui.ticket, restored, js=RECALL, **AT_ONCE)
+    page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
 
 
 def _with_time(index: int) -> str:
