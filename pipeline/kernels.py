@@ -33,9 +33,10 @@ TILE = 64  # slots of the memory, and tokens of the scan, that one step reads
 
 
 def fits_mixer(mixer: Mamba2Mixer) -> bool:
-    """Whether `mixer` (below) can run this mixer's shapes."""
-    c = mixer.cfg
-    return c.headdim <= LARGEST_P and c.d_state <= LARGEST_N and c.d_inner // c.ngroups <= LARGEST_ROW
+    """Whether `mixer` (below) can run this mixer's shapes on its GPU."""
+    c, weight = mixer.cfg, mixer.in_proj.weight
+    fits = c.headdim <= LARGEST_P and c.d_state <= LARGEST_N and c.d_inner // c.ngroups <= LARGEST_ROW
+    return fits and (_gpu(weight.device)[1] or c.d_state * weight.itemsize <= 256)
 
 
 def mixer(m: Mamba2Mixer, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
@@ -55,6 +56,18 @@ def mixer(m: Mamba2Mixer, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, Mix
     else:
         y = gated_norm(y, z, m.norm.weight, cfg.ngroups, cfg.norm_eps, cfg.norm_before_gate)
     return m.out_proj(y), type(state)(tail, ssm)
+
+
+@cache
+def _gpu(device: torch.device) -> tuple[int, bool]:
+    """How many programs to start at once (two on each multiprocessor), and whether shared memory is large.
+
+    Large is 160 KB and more (A100, H100, B200); desktop and Blackwell-workstation GPUs have 99 KB.
+    """
+    if device.type != "cuda":  # Triton's interpreter
+        return 8, True
+    properties = torch.cuda.get_device_properties(device)
+    return 2 * properties.multi_processor_count, properties.shared_memory_per_block_optin >= 160 * 1024
 
 
 def _precision(x: Tensor) -> str:
@@ -137,6 +150,7 @@ def ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limi
     _outputs[(L // TILE, blocks * heads, batch)](
         x_BTHP, C_BTGN, CB, dt, sums, starts, dt_bias_H if D is None else D, y, T, heads, *x_strides, *c_strides,
         blocks, heads // groups, D is not None, D is not None and D.numel() > heads, P, N, L, TILE, p, n, precision,
+        num_stages=3 if _gpu(x_BTHP.device)[1] else 2,
     )  # fmt: skip
     return y, ssm
 
@@ -302,9 +316,10 @@ def _norm(
 
 
 def fits_attention(memory: Memory, q_HQP: Tensor) -> bool:
-    """Whether `attend` can run on this memory."""
+    """Whether `attend` can run on this memory and GPU."""
     P = q_HQP.shape[-1]
-    return memory.log.block_slots % TILE == 0 and P in (16, 32, 64, 128, 256) and len(memory) > 0
+    fits = _gpu(q_HQP.device)[1] or P * q_HQP.itemsize <= 256
+    return fits and memory.log.block_slots % TILE == 0 and P in (16, 32, 64, 128) and len(memory) > 0
 
 
 def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -319,14 +334,16 @@ def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool = False
     M = H // K * Q
     q = q_HQP.reshape(K, M, P).contiguous()
     tiles = triton.cdiv(log.first + S, TILE) - log.first // TILE
-    splits, rows = min(_programs(q.device) // K, tiles), min(64, max(16, triton.next_power_of_2(M)))
+    programs, roomy = _gpu(q.device)
+    splits, rows = min(max(1, programs // K), tiles), min(128 // q.itemsize, max(16, triton.next_power_of_2(M)))
+    stages = (5 if rows == 16 else 4) if roomy and q.itemsize == 2 else 2
     new = q.new_empty
     parts, sums = new(splits, K, M, P, dtype=torch.float32), new(splits, K, M, dtype=torch.float32)
     scores = new(K, M, S, dtype=torch.float32) if want_weights else parts
     _attend[(triton.cdiv(M, rows), splits, K)](
         q, log.addresses, parts, sums, scores, M, S, log.first, log.block_slots, layer, triton.cdiv(tiles, splits),
         tiles, P**-0.5, K, P, rows, TILE, memory.eight_bit, want_weights, len(log.columns), _precision(q),
-        num_stages=5 if rows == 16 else 4,
+        num_stages=stages,
     )  # fmt: skip
     total = sums.logsumexp(0)
     out = torch.einsum("skm,skmp->kmp", (sums - total).exp(), parts).to(q.dtype).view(H, Q, P)
@@ -335,12 +352,6 @@ def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool = False
     weights = new(S, dtype=torch.float32)
     _weights[(triton.cdiv(S, 256),)](scores, total.contiguous(), weights, K * M, S, 256)
     return out, weights
-
-
-@cache
-def _programs(device: torch.device) -> int:
-    """How many programs run at once: two on each multiprocessor, and one wave is best."""
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
 @triton.jit(do_not_specialize=["M", "S", "first", "layer", "per_split", "tiles"])
