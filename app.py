@@ -1,4 +1,7 @@
-"""The front door: flags, models, page. No logic."""
+"""The front door: flags, models, page. No logic.
+
+Where flags cannot be given (a Space), the environment variables VAMBA_MODEL and VAMBA_COMPARE_MODEL take their place.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,56 @@ import sys
 import tempfile
 
 PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
-ON_SPACE = "SPACE_ID" in os.environ
 
 
 def flags() -> argparse.Namespace:
     """On a Space with a GPU the published checkpoint is the default; everywhere else the model that ships along."""
+    on_space = "SPACE_ID" in os.environ
+    model = PUBLISHED if on_space and os.path.exists("/dev/nvidia0") else EMBEDDED
     parser = argparse.ArgumentParser(description="Watch a video with a Mamba-2 model and talk to it while it plays.")
-    on_gpu = ON_SPACE and os.path.exists("/dev/nvidia0")
-    parser.add_argument("--model", default=PUBLISHED if on_gpu else EMBEDDED, help="a name or a local folder")
-    parser.add_argument("--compare-model", default=TWIN, help='the model to compare with, or "none"')
-    parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1")
+    parser.add_argument("--model", default=os.environ.get("VAMBA_MODEL", model), help="a name or a local folder")
+    parser.add_argument(
+        "--compare-model",
+        default=os.environ.get("VAMBA_COMPARE_MODEL"),
+        help='the model to compare with, or "none"; beside the embedded model it is its transformer twin',
+    )
+    parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--visitors", type=int, default=8, help="streams at once")
     parser.add_argument("--share", action="store_true", help="also a public link through gradio.live")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.compare_model is None:
+        chosen.compare_model = TWIN if chosen.model == EMBEDDED else "none"
+    return chosen
+
+
+def serve(chosen: argparse.Namespace) -> None:
+    """Loads the models and serves the page until it is stopped."""
+    from app.session import Sessions
+    from app.ui import build, launch_options
+    from pipeline import load
+
+    rival = None if chosen.compare_model == "none" else load(chosen.compare_model)
+    sessions = Sessions(load(chosen.model), rival, places=chosen.visitors)
+    page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
+    try:
+        page.launch(server_name=chosen.host, server_port=chosen.port, share=chosen.share, **launch_options())
+    finally:
+        sessions.shut()
 
 
 def main() -> None:
-    """Loads the models and serves the page until Ctrl-C."""
     chosen = flags()
+    from pipeline import UserError
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then, too
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    with tempfile.TemporaryDirectory(prefix="vamba-live-uploads-") as uploads:
+    with tempfile.TemporaryDirectory(prefix="vamba-live-uploads-", ignore_cleanup_errors=True) as uploads:
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # before gradio is imported: it reads this once
-        from app.session import Sessions
-        from app.ui import build, launch_options
-        from pipeline import load
-
-        rival = None if chosen.compare_model == "none" else load(chosen.compare_model)
-        sessions = Sessions(load(chosen.model), rival, places=chosen.visitors)
-        page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
         try:
-            page.launch(server_name=chosen.host, server_port=chosen.port, share=chosen.share, **launch_options())
-        finally:
-            sessions.shut()
+            serve(chosen)
+        except UserError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

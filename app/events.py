@@ -170,10 +170,18 @@ class Events:
             "line": panels.state_line(session, player),
             "spoken": spoken,
             "metrics": panels.metrics(session),
-            "film": panels.film(session.watch),
+            "film": self._film(session),
             "button": main_label(session, source),
         }
         return tuple(self._changed(session, name, value) for name, value in values.items())
+
+    def _film(self, session: LiveSession) -> str:
+        """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching."""
+        due = f"{time.monotonic() // 2}" if session.watch and session.watch.running else "still"
+        if session.shown.get("film due") == due != "still":
+            return session.shown.get("film", "")
+        session.shown["film due"] = due
+        return panels.film(session.watch)
 
     def _changed(self, session: LiveSession, name: str, value: str):
         if session.shown.get(name) == value:

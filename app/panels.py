@@ -189,7 +189,8 @@ def foot(turn: Turn) -> str:
     pinned = f"about {mmss(turn.at)} · " if turn.at is not None else ""
     facts = [f"{pinned}seen until {mmss(answer.seen_until)}"]
     if answer.first_token_s is not None:
-        facts.append(f"first word after {answer.first_token_s:.1f} s")
+        first = answer.first_token_s
+        facts.append(f"first word after {first:.1f} s" if first >= 1 else f"first word after {first * 1000:.0f} ms")
     if answer.tokens_per_s:
         facts.append(f"{answer.tokens_per_s:.0f} tokens/s")
     if answer.stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -136,10 +137,20 @@ def front_door():
 
 def test_the_front_door_chooses_by_where_it_runs(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["app.py"])
-    monkeypatch.delenv("SPACE_ID", raising=False)
+    for name in ("SPACE_ID", "VAMBA_MODEL", "VAMBA_COMPARE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
     here = front_door().flags()
-    assert (here.model, here.host, here.share) == ("embedded", "127.0.0.1", False)
+    assert (here.model, here.compare_model, here.host) == ("embedded", "embedded-twin", "127.0.0.1")
+    assert not here.share
     monkeypatch.setenv("SPACE_ID", "somebody/vamba-live")
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidia0")
     space = front_door().flags()
-    assert (space.model, space.host) == ("TIGER-Lab/Vamba-Qwen2-VL-7B", "0.0.0.0")
+    assert (space.model, space.compare_model, space.host) == ("TIGER-Lab/Vamba-Qwen2-VL-7B", "none", "0.0.0.0")
+    monkeypatch.setenv("VAMBA_MODEL", "embedded")
+    assert front_door().flags().compare_model == "embedded-twin"
+
+
+def test_a_model_that_is_not_there_ends_in_a_sentence(tmp_path):
+    command = [sys.executable, "app.py", "--model", str(tmp_path / "nothing"), "--compare-model", "none"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr and ended.stderr.strip().endswith(".")

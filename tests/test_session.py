@@ -134,6 +134,8 @@ def test_an_error_in_the_middle_pauses_with_its_sentence_and_resume_goes_on(made
     until(lambda: session.watch.error)
     assert "overflowed" in session.watch.error and panels.state(session.watch)[0] == "error"
     before = seen(session)
+    time.sleep(0.2)
+    assert session.watch.paused and seen(session) == before
     session.resume()
     until(lambda: session.watch.ended)
     assert session.watch.error == "" and seen(session)[: len(before)] == before and len(seen(session)) == 8
