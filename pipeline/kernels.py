@@ -167,7 +167,8 @@ def _steps(raw, bias, A_log, dt, sums, T, heads, raw_batch, raw_row, low, high, 
     e = tl.exp(tl.minimum(v, 20.0))
     small = e * (1 - e * (0.5 - e * (1 / 3 - e * (0.25 - e * 0.2))))  # log(1 + e), where 1 + e would round e away
     v = tl.where(v > 20.0, v, tl.where(e < 0.05, small, tl.log(1 + e)))
-    v = tl.where(inside, tl.minimum(tl.maximum(v, low), high), 0.0)
+    limited = tl.minimum(tl.maximum(v, low), high)
+    v = tl.where(inside, tl.where(v == v, limited, v), 0.0)  # min and max would swallow a NaN, and nobody would know
     A = -tl.exp(tl.load(A_log + h, h < heads, 0.0).to(tl.float32))
     place = (batch * heads + h[None, :]) * (tl.num_programs(0) * L) + row[:, None]
     tl.store(dt + place, v, (h < heads)[None, :])
@@ -345,12 +346,12 @@ def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool = False
         tiles, P**-0.5, K, P, rows, TILE, memory.eight_bit, want_weights, len(log.columns), _precision(q),
         num_stages=stages,
     )  # fmt: skip
-    total = sums.logsumexp(0)
-    out = torch.einsum("skm,skmp->kmp", (sums - total).exp(), parts).to(q.dtype).view(H, Q, P)
+    out, total = new(H, Q, P), new(K * M, dtype=torch.float32)
+    _merge[(K * M,)](parts, sums, out, total, splits, K * M, P, triton.next_power_of_2(splits))
     if not want_weights:
         return out, None
     weights = new(S, dtype=torch.float32)
-    _weights[(triton.cdiv(S, 256),)](scores, total.contiguous(), weights, K * M, S, 256)
+    _weights[(triton.cdiv(S, 256),)](scores, total, weights, K * M, S, 256)
     return out, weights
 
 
@@ -399,6 +400,20 @@ def _attend(
     total = total / tl.maximum(mass, 1e-30)[:, None]
     tl.store(parts + at[:, None].to(tl.int64) * P + p[None, :], total, real[:, None])
     tl.store(sums + at, tl.where(mass > 0, top + tl.log(mass), float("-inf")), real)
+
+
+@triton.jit(do_not_specialize=["splits", "rows"])
+def _merge(parts, sums, out, total, splits, rows, P: tl.constexpr, SPLITS: tl.constexpr):
+    """One row's parts into one. Six launches of torch's would cost more than they do."""
+    row, s, p = tl.program_id(0), tl.arange(0, SPLITS), tl.arange(0, P)
+    part_sums = tl.load(sums + s * rows + row, s < splits, float("-inf"))
+    top = tl.max(part_sums, 0)
+    weights = tl.exp(part_sums - top)
+    mass = tl.sum(weights, 0)
+    place = parts + (s[:, None] * rows + row).to(tl.int64) * P + p[None, :]
+    values = tl.load(place, (s < splits)[:, None], 0.0)
+    tl.store(out + row * P + p, (tl.sum(values * weights[:, None], 0) / mass).to(out.dtype.element_ty))
+    tl.store(total + row, top + tl.log(mass))
 
 
 @triton.jit(do_not_specialize=["rows", "S"])

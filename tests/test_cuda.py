@@ -208,14 +208,23 @@ def test_golden_on_the_gpu(folder, dtype, monkeypatch, capsys):
     assert verify.run(arguments) == 0, capsys.readouterr().out
 
 
-@gpu_only
-def test_one_nan_is_seen_through_the_kernels(kernels):
-    mixer = random_mixer(torch.float32).cuda()
-    u = torch.randn(1, 80, 32, device="cuda")
-    u[0, 40] = torch.nan
-    out, state = mixer(u, mixer.start())
-    assert torch.isfinite(out[:, :40]).all()
-    assert not torch.isfinite(state.ssm).all()
+@pytest.mark.parametrize("where", ["x", "dt"])
+def test_one_nan_is_seen_through_the_kernels(where, kernels):
+    """The engine throws such a state away, if it is told: minimum and maximum of a GPU swallow a NaN."""
+    mixer = random_mixer(torch.float32, dt_limit=(0.01, 1.0)).to(DEVICE)
+    u, row = torch.randn(1, 80, 32, device=DEVICE), {"x": TINY_MIXER.d_inner, "dt": -1}[where]
+    mixer.in_proj.bias = torch.nn.Parameter(torch.zeros(len(mixer.in_proj.weight), device=DEVICE), requires_grad=False)
+    assert torch.isfinite(kernels.mixer(mixer, u, mixer.start())[1].ssm).all()
+    mixer.in_proj.bias[row] = torch.nan
+    assert not torch.isfinite(kernels.mixer(mixer, u, mixer.start())[1].ssm).all()
+
+
+def test_tiny_steps_keep_their_digits(kernels):
+    """softplus(-9) is 1.2e-4: log(1 + e) in fp32 would know four digits of it."""
+    mixer = random_mixer(torch.float32).to(DEVICE)
+    mixer.dt_bias.fill_(-9.0)
+    u = torch.randn(1, 65, 32, device=DEVICE)
+    assert gap(kernels.mixer(mixer, u, mixer.start())[1].ssm, plain(mixer, u, mixer.start())[1].ssm) < 2e-5
 
 
 def test_silu_of_the_convolution_at_extremes(kernels):
