@@ -113,8 +113,11 @@ class Trainer(nn.Module):
 
     def tokens(self, rows: Tensor, seconds: Tensor) -> Tensor:
         """(N, 10, D) of views `rows` shown at `seconds`."""
-        tokens = self.net.frames(self.features(rows), seconds)
-        return F.dropout(tokens, self.dropout, self.training)
+        features = self.features(rows)
+        if self.training:  # the towers are frozen, the pictures few: without noise their features are learnt by heart
+            drop = {n: F.dropout(getattr(features, n), 2 * self.dropout) for n in ("pooled", "det", "class_probs")}
+            features = features._replace(**drop)
+        return F.dropout(self.net.frames(features, seconds), self.dropout, self.training)
 
     def see(self, tokens_ETD: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Keys and values for the text (per cross layer, or per layer for the twin) and locate keys (E, F, W)."""
@@ -287,12 +290,30 @@ def groups(net: EmbeddedNet, lr: float) -> list[dict]:
     ]
 
 
+class Average:
+    """Exponential moving average of the trained weights: steadier than those of the last step."""
+
+    def __init__(self, net: EmbeddedNet, keep: float = 0.995):
+        self.net, self.keep = net, keep
+        self.held = {n: p.clone() for n, p in trained(net).items()}
+
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self.held.values()), list(trained(self.net).values()), 1 - self.keep)
+
+    def swap(self) -> None:
+        """Exchange the network's weights and the averages."""
+        for name, p in trained(self.net).items():
+            kept = p.clone()
+            p.copy_(self.held[name])
+            self.held[name] = kept
+
+
 def trained(net: EmbeddedNet) -> dict[str, Tensor]:
     """What training changed, by name."""
     return {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
 
 
-def save(net: EmbeddedNet, config: dict, out: Path, shard_bytes: int = 14_000_000) -> None:
+def save(net: EmbeddedNet, config: dict, out: Path, shard_bytes: int = 16_000_000) -> None:
     """Write config.json and trained-0000i.safetensors in bf16."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -379,10 +400,11 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
     optimiser = torch.optim.AdamW(groups(trainer.net, args.lr), betas=(0.9, 0.98), fused=device.type == "cuda")
     step = restore(args, trainer, optimiser, out)
     batches, held, head = iter(loaders[0]), iter(loaders[1]), loaders[2]
-    table, sums, saved = Table(out / "log.tsv"), {}, time.monotonic()
+    table, sums, saved, average = Table(out / "log.tsv"), {}, time.monotonic(), Average(trainer.net)
     while progress.share(step) < 1:
         losses = step_once(trainer, optimiser, next(batches), progress.factor(step), head, device)
         step += 1
+        average.update()
         for name, value in losses.items():
             sums.setdefault(name, []).append(value)
         if step % args.every == 0:
@@ -390,10 +412,13 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
             table.write(step, time.monotonic() - progress.began, row, "train")
             sums = {}
         if step % (5 * args.every) == 0:
+            average.swap()
             table.write(step, time.monotonic() - progress.began, held_out(trainer, held, head, device), "dev")
+            average.swap()
         if time.monotonic() - saved > 60 * args.save_minutes:
             checkpoint(trainer, optimiser, step, out)
             saved = time.monotonic()
+    average.swap()
     table.write(step, time.monotonic() - progress.began, held_out(trainer, held, head, device, 12), "dev")
     save(trainer.net, config | {"steps": step, "seed": args.seed}, out)
 
@@ -418,7 +443,7 @@ def measure(trainer, batch, head: int, device) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def held_out(trainer, batches, head: int, device, count: int = 4) -> dict[str, float]:
+def held_out(trainer, batches, head: int, device, count: int = 6) -> dict[str, float]:
     trainer.eval()
     rows = [measure(trainer, next(batches), head, device) for _ in range(count)]
     return {name: float(torch.stack([r[name] for r in rows]).nanmean()) for name in rows[0]}
