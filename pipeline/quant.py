@@ -5,14 +5,17 @@ number a code of 4 to 8 bits: value = scale * code + min, computed in float32. W
 (github.com/ggml-org/ggml, docs/gguf.md), so packing such a file loses nothing.
 
 In a file, matrix `x` becomes `x.q4` (or `x.q6`, `x.q8`: codes, uint8), `x.scale` and `x.min` (rows, columns / 32);
-what is not packed keeps its own name.
+what is not packed keeps its own name. A matrix whose rows alone are a multiple of 32 is packed lying on its side and
+called `x.t`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 GROUP = 32
@@ -83,4 +86,18 @@ def from_file(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) ->
             out[name] = unpack(packed, int(kind[1:])).to(dtype)
         elif f"{name}.q4" not in tensors and f"{name}.q6" not in tensors and f"{name}.q8" not in tensors:
             out[key] = tensor.to(dtype)
+    return out
+
+
+def load_trained(path: Path) -> dict[str, Tensor]:
+    """The trained parts of an embedded model, as `training.ship` wrote them: float32 under `EmbeddedNet`'s names.
+
+    LoRA stays apart: for each `<layer>.lora_a` (rank, columns) and `<layer>.lora_b` (rows, rank), the language model's
+    `<layer>.weight` lacks `lora_scale * lora_b @ lora_a` (`lora_scale` is in the .json beside the file).
+    FileNotFoundError without the file, SafetensorError for a damaged one.
+    """
+    out = {}
+    for name, tensor in from_file(load_file(path)).items():
+        plain = name.removesuffix(".t")
+        out[plain] = tensor if plain == name else tensor.T.contiguous()
     return out
