@@ -60,11 +60,12 @@ class Events:
             return self._started(key, request, LiveSession.again)
         elif source == EXAMPLE:
             return self._started(key, request, lambda one: one.open_file(self.example, EXAMPLE))
-        elif source == UPLOAD and path:
+        elif source == WEBCAM:
+            return self._started(key, request, LiveSession.open_camera)
+        elif path:
             return self.uploaded(path, key, request)
         else:
-            missing = "Choose a file first." if source == UPLOAD else "Allow the camera and press its record button."
-            return key, panels.state_line(session, sentence=missing)
+            return key, panels.state_line(session, sentence="There is no file yet, so choose one above.")
         return key, panels.state_line(session)
 
     def reset(self, key: str | None) -> tuple:

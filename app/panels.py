@@ -50,9 +50,9 @@ def state(watch: Watch | None, player: float = 0.0) -> tuple[str, str, str]:
     if watch.ended:
         return "ended", "Ended", f"All {mmss(watch.duration or watch.seen_until)} seen; ask anything about it."
     if watch.camera and watch.silent:
-        return "waiting", "Waiting for the camera", "Allow the camera and press its record button."
+        return "waiting", "Waiting for the camera", "Allow it in the browser, then press Record."
     if watch.columns[0].shown == 0:
-        return "waiting", "Opening", "Reading the first frames."
+        return "waiting", "Opening", "Waiting for the first picture."
     return _at_work(watch, player)
 
 

@@ -7,6 +7,7 @@ is not storage (it is dropped by capacity without a word), so the page keeps onl
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -26,6 +27,7 @@ PLACES = 8  # visitors at once; each holds a state, a memory and one worker
 IDLE_S = 600  # a session without a file is closed after so long without a sign of its page
 KEEP_S = 3600  # one with a file goes on watching, and keeps what it saw, for so long without its page
 LEFT_S = 6  # after the page said goodbye; a reconnecting page shows itself within a second
+LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 HISTORY = 4  # earlier turns a question carries along
 
 
@@ -60,6 +62,7 @@ class LiveSession:
         self._writing = (threading.Lock(), threading.Lock())  # one answer at a time per column
         self._stop = threading.Event()
         self._commands = threading.RLock()  # one command at a time; watching and asking do not take it
+        self._reset_at = -math.inf
         self._own: Path | None = None  # our copy of the file
         self._upload: Path | None = None  # Gradio's copy, which the player shows
         self._closed = False
@@ -80,10 +83,17 @@ class LiveSession:
             self._start(None)
 
     def offer(self, rgb: np.ndarray) -> None:
-        """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs."""
-        if self.watch is None or self.watch.camera is None or self.watch.ended:
+        """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs.
+
+        Pictures that were on their way when the visitor pressed Reset start nothing.
+        """
+        watch = self.watch
+        if watch is None or watch.camera is None or watch.ended:
+            if time.monotonic() - self._reset_at < LATE_S:
+                return
             self.open_camera()
-        self.watch.offer(rgb)
+        if watch := self.watch:
+            watch.offer(rgb)
 
     def pause(self) -> None:
         if self.watch:
@@ -102,6 +112,7 @@ class LiveSession:
     def reset(self) -> None:
         """Forgets what was seen, the conversation and the file."""
         with self._commands:
+            self._reset_at = time.monotonic()
             self._end_watch()
             self._new_stream("", "")
             self._delete_copy()

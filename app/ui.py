@@ -31,7 +31,8 @@ PLOTS = (
     (gr.ScatterPlot, "First word of an answer after", "s"),
 )
 
-PLAY = '(...values) => { if (values[0] !== "Pause") window.vambaPlay?.(); return values; }'
+START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(); return values; }'
+RESET = "(...values) => { window.vambaReset?.(); return values; }"
 REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -190,9 +191,9 @@ def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
     # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
     ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
-    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=PLAY, **AT_ONCE)
+    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)
     forgotten = [ui.line, ui.chat, ui.second, ui.upload]
-    gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, **AT_ONCE)
+    gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
     clock = ui.plot_clock = gr.Timer(2.0, active=False)
     ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.plots, clock, ui.line], **AT_ONCE)
 

@@ -173,15 +173,19 @@ def test_stop_retry_and_clear(visitor):
 def test_a_camera_is_watched_and_asked_about(visitor, sessions):
     page = visitor()
     page.click("#source label:has-text('Webcam')")
-    page.click("text=Click to Access Webcam")
-    page.wait_for_selector("#camera video")
-    page.click("#camera .button-wrap button")
+    page.click("#go")  # switches it on and presses its record button
     state(page, "Watching")
     page.wait_for_selector("#film .chip >> nth=2")
     green = [int(part) for part in re.findall(r"\d+", ask(page, "Which colour?").split("last")[1])[:3]]
     assert green[1] > green[0] and green[1] > green[2]
     page.click("#chat .chip")
     page.wait_for_selector("#chat .chip.large")
+    page.click("#reset")
+    state(page, "Idle")
+    page.wait_for_timeout(2500)
+    assert "Idle" in page.inner_text("#line"), "the camera was switched off as well"
+    page.click("#go")
+    state(page, "Watching")
     page.close()
     until(lambda: len(sessions) == 0 or all(one.left for one in sessions._by_key.values()))
 

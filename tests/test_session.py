@@ -324,6 +324,9 @@ def test_reset_forgets_everything_and_the_next_stream_starts_from_nothing(made, 
     list(session.ask("what?"))
     session.reset()
     assert session.watch is None and session.chats == ([], [])
+    session.offer(picture(RED))
+    assert session.watch is None, "a picture that was on its way starts nothing"
+    session.open_camera()
     session.offer(picture(BLUE))
     until(lambda: seen(session))
     assert seen(session)[0][1] == BLUE and len(seen(session)) == 1

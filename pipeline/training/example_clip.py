@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 WIDTH, HEIGHT, FPS = 640, 360, 15
+CODEC = {"crf": "25", "preset": "slow", "bf": "0"}  # no B-frames: every whole second is a picture readers keep
 
 
 class Shot(NamedTuple):
@@ -84,7 +85,7 @@ def render(target: Path) -> None:
 
     folder = pictures_folder()
     with av.open(str(target), "w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "25", "preset": "slow"})
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options=CODEC)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.gop_size = 2 * FPS
         stream.codec_context.thread_count = 1  # the same bytes on any number of cores
