@@ -209,10 +209,7 @@ class Planner:
         if time is not None and name not in ("chat", "yesno", "count", "count_of"):
             return self._at(time, index)
         if name in ("find", "about", "yesno", "yesno_now", "after", "before", "count_of"):
-            scores = self.locator.scores(located.query, index.keys.to(located.query.dtype))[0].double().numpy()
-            lengths = np.diff([*index.starts, len(scores)])
-            margins = np.logaddexp.reduceat(scores, index.starts) - np.log(lengths) - float(located.nowhere[0])
-            return self._found(name, margins, scores, index)
+            return self._found(name, *self.margins(located, index), index)
         if name == "first":
             return self._moment(name, index.frames_of(0), index)
         if name == "count":
@@ -220,6 +217,12 @@ class Planner:
         if name == "list":
             return self._list(index)
         return self._now("chat" if name == "chat" else "now", index)  # "last", and "at" without a time, too
+
+    def margins(self, located: Located, index: Index) -> tuple[np.ndarray, np.ndarray]:
+        """Per shot, how much better it fits the question than "nowhere" (log of a ratio); and the frames' scores."""
+        scores = self.locator.scores(located.query, index.keys.to(located.query.dtype))[0].double().numpy()
+        lengths = np.diff([*index.starts, len(scores)])
+        return np.logaddexp.reduceat(scores, index.starts) - np.log(lengths) - float(located.nowhere[0]), scores
 
     def _newest(self, index: Index) -> tuple[int, ...]:
         return tuple(index.frames_of(len(index.starts) - 1))[-READ:]
@@ -237,7 +240,6 @@ class Planner:
         return Verdict(name, spread(frames, READ, peak), float(index.times[frames.start]))
 
     def _found(self, name: str, margins: np.ndarray, scores: np.ndarray, index: Index) -> Verdict:
-        """margins: per shot, how much better it fits the question than "nowhere" (log of a ratio)."""
         if name == "count_of":
             return self._counted(margins, index)
         if name == "yesno_now" or (name == "about" and self.sure("here", margins[-1], 1)):

@@ -12,23 +12,28 @@ and names are copied, not imagined. The moment is also the answer's evidence: th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.convnets import FrameFeatures, FrameTower
+from pipeline.convnets import ASSETS, FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
 from pipeline.locate import Locator, Planner, index_log, note, read_index, spoken
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
-from pipeline.models.vamba import RMSNorm, TextCache, Vamba, VambaConfig
-from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
+from pipeline.quant import from_file, load_trained
+from pipeline.reading import TextCache
+from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
 TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
@@ -120,7 +125,7 @@ class EmbeddedModel:
 
     @property
     def backend(self) -> str:
-        return f"{self.device.type}, {self.net.frames.place.dtype}".replace("torch.", "") + f"; {backend()}"
+        return f"{self.device.type}, text {str(self._text_dtype).removeprefix('torch.')}; {backend()}"
 
     def chunk_frames(self, backlog: int) -> int:
         """One live; eight when catching up: twice as quick a frame on CPU, and more gains nothing."""
@@ -129,11 +134,15 @@ class EmbeddedModel:
     def start(self) -> StreamState:
         cfg, device = self.cfg.vamba, self.device
         memory = Memory.empty(
-            self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self.net.frames.place.dtype, device, policy=self.policy
+            self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self._text_dtype, device, policy=self.policy
         )
         backbone = (self.net.vamba.start() if not self.cfg.twin else (), None)
         index = index_log(self.net.locator.key[-1].out_features, 1280)
         return StreamState(backbone, memory, state_bytes=self._state_bytes(backbone[0]), extra={"index": index})
+
+    @property
+    def _text_dtype(self) -> torch.dtype:
+        return self.net.vamba.model.embed_tokens.weight.dtype
 
     @property
     def _memory_layers(self) -> int:
@@ -239,7 +248,8 @@ class EmbeddedTwin(EmbeddedModel):
             mask = torch.ones(Q, S, dtype=torch.bool, device=q.device).tril(S - Q)
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
 
-        h = self.net.vamba.read(tokens_1TD, positions, attend, None, range(cfg.locate_layer))
+        h = tokens_1TD.to(self._text_dtype)
+        h = self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer))
         self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
         last = slice(TOKENS - 1, None, TOKENS)
         return memory, (), self.net.locator.keys(tokens_1TD[0, last], h[0, last])
@@ -253,7 +263,7 @@ class EmbeddedTwin(EmbeddedModel):
     def start_text(self, cache: TextCache, memory: Memory) -> int:
         """Text goes on behind the video: its cache begins with the video's keys and values."""
         for layer in range(self.cfg.vamba.n_layers):
-            for k, v in memory.blocks(layer, self.net.frames.place.dtype):
+            for k, v in memory.blocks(layer, self._text_dtype):
                 cache.keep(layer, k[None], v[None])
         return len(memory) + memory.dropped
 
@@ -340,6 +350,78 @@ class Reading:
         if self.memory is None:
             return None
         return lambda place, q_BHQP: self.memory.attend(place, q_BHQP[0])[0][None]
+
+
+def load_embedded(
+    twin: bool = False, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, assets: Path = ASSETS
+) -> EmbeddedModel:
+    """The shipped small Vamba or its twin. dtype is the text column's: by default bf16 where the machine computes in
+    it, else fp32; the video side always runs in fp32, so that hours of small updates are kept. UserError if a file is
+    missing.
+    """
+    from transformers import AutoTokenizer
+
+    name = "twin" if twin else "embedded"
+    try:
+        config = json.loads((assets / f"{name}.json").read_text())
+        trained = load_trained(assets / f"{name}.safetensors")
+        tower = FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(torch.device(device)))
+        weights = lm_weights(assets)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"The embedded model's file {Path(error.filename).name} is missing, so it cannot start; "
+            "fetch the repository again with its large files."
+        ) from error
+    net = merged(EmbeddedConfig.from_dict(config), weights, trained, config["lora_scale"]).to(device)
+    _text_dtype(net.vamba, dtype or _quick_dtype(torch.device(device)))
+    tokenizer = AutoTokenizer.from_pretrained(assets)
+    return (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
+
+
+def lm_weights(assets: Path = ASSETS) -> dict[str, Tensor]:
+    """The shipped language model's weights in fp32."""
+    tensors: dict[str, Tensor] = {}
+    shards = sorted(assets.glob("lm-*.safetensors"))
+    for shard in shards or [assets / "lm-00001-of-00002.safetensors"]:
+        tensors |= load_file(shard)
+    return from_file(tensors)
+
+
+def merged(cfg: EmbeddedConfig, lm: dict[str, Tensor], trained: dict[str, Tensor], lora_scale: float) -> EmbeddedNet:
+    """The network in fp32, LoRA folded into the language model's weights (W + scale * B A, arXiv 2106.09685, eq. 3)."""
+    state = {f"vamba.{name}": tensor for name, tensor in lm.items()}
+    for name, tensor in trained.items():
+        if name.endswith(".lora_a"):
+            weight = name.replace(".lora_a", ".weight")
+            state[weight] = state[weight] + lora_scale * trained[name.replace(".lora_a", ".lora_b")] @ tensor
+        elif not name.endswith(".lora_b"):
+            state[name] = tensor
+    with torch.device("meta"):
+        net = EmbeddedNet(cfg)
+    state["vamba.lm_head.weight"] = state["vamba.model.embed_tokens.weight"]
+    net.load_state_dict(state, assign=True)
+    net.vamba.lm_head.weight = net.vamba.model.embed_tokens.weight
+    return net.requires_grad_(False).eval()
+
+
+def _text_dtype(vamba: Vamba, dtype: torch.dtype) -> None:
+    """The text column in `dtype`; the video column (mixers, its norms, K/V projections) stays in fp32."""
+    vamba.model.embed_tokens.to(dtype)
+    vamba.model.norm.to(dtype)
+    vamba.lm_head.weight = vamba.model.embed_tokens.weight
+    for layer in vamba.layers:
+        parts = [layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp]
+        if layer.cross_attn is not None:
+            parts += [layer.cross_attn.q_proj, layer.cross_attn.o_proj]
+        for part in parts:
+            part.to(dtype)
+
+
+def _quick_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on GPUs and on CPUs that compute in it, where it halves time and memory; elsewhere it is slow."""
+    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
 def _novelty(pooled_FC: Tensor, before_C: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,426 @@
+"""How well a trained embedded model finds and reads: `python -m pipeline.training.evaluate --help`. One JSON line last.
+
+Synthetic videos of 1, 5, 15 and 60 minutes are made from pictures never trained on, with wordings never trained on. The
+real planner decides from the real locate keys; eight answers are then compared by likelihood, and captions and names
+are written out greedily. Calibration (how sure is sure) is fitted on dev pictures, measured on test pictures.
+Everything runs in large batches through `student.Trainer`, whose modules are those of the product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.convnets import ASSETS, FrameFeatures, labels
+from pipeline.locate import READ, Index, Located, Planner, Verdict, note, spoken
+from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedConfig, lm_weights, merged
+from pipeline.training.batches import plan_of
+from pipeline.training.data import pictures
+from pipeline.training.episodes import VIEWS, Episode, World, generate
+from pipeline.training.metrics import binomial_error, bleu4, cider
+from pipeline.training.student import Trainer, flat_table
+from pipeline.training.train import features_table
+
+MINUTES = (1, 5, 15, 60)
+EPISODES = {1: (60, 40), 5: (24, 100), 15: (14, 180), 60: (8, 320)}  # minutes: (videos, questions of each)
+CALIBRATION = ((1, 30, 40), (5, 12, 80), (15, 8, 120), (60, 4, 200))  # minutes, videos, questions of each
+ROWS = 384  # token rows a batch
+
+
+class Evaluator:
+    """A network, the features of all views (the last row is blank), and what turns text into rows."""
+
+    def __init__(self, net, table: FrameFeatures, small: FrameFeatures, world: World, tokenizer, device):
+        self.trainer = Trainer(net, table).to(device).eval()
+        self.net, self.world, self.tokenizer, self.device, self.small = net, world, tokenizer, device, small
+        self.head = self.ids(HEAD)
+        self.planner = Planner(net.locator, net.cfg.calibration)
+        self.blank, self.cut = len(table.grid) - 1, net.cfg.cut
+        pooled = table.pooled.float()
+        self.pooled = F.normalize(pooled, dim=-1)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def watch(self, rows_F: np.ndarray) -> tuple[list, Index]:
+        """Keys and values of a video given by its view rows, and the planner's index of it."""
+        rows = torch.from_numpy(rows_F).to(self.device)
+        with torch.no_grad(), self.autocast():
+            tokens = self.trainer.tokens(rows, torch.arange(len(rows), device=self.device))
+            kept, keys = self.trainer.see(tokens.flatten(0, 1)[None])
+        novelty = 1 - (self.pooled[rows][1:] * self.pooled[rows][:-1]).sum(-1)
+        cuts = torch.cat([torch.ones(1, device=self.device), novelty]) > self.cut
+        chosen = rows.cpu()
+        features = FrameFeatures(*(c[chosen] if len(c) else c for c in self.small))
+        starts = np.flatnonzero(cuts.cpu().numpy())
+        return kept, Index(np.arange(len(rows), dtype=float), keys[0].float().cpu(), starts, features)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @torch.no_grad()
+    def locate(self, texts: Sequence[str], seen: Sequence[int], kept: list) -> list[Located]:
+        """What the locator reads from each question (on the CPU, fp32). The twin's text stands behind the video."""
+        out = []
+        for part in range(0, len(texts), ROWS):
+            asked = [self.ids(TURN.format(question=t)) for t in texts[part : part + ROWS]]
+            ids = self.padded([self.head + a for a in asked])
+            q0 = torch.full((len(asked),), len(self.head), device=self.device)
+            q1 = torch.tensor([len(self.head) + len(a) for a in asked], device=self.device)
+            batch = self.batch(len(asked), seen[part : part + ROWS])
+            with self.autocast():
+                own, _, rope = self.trainer._attention(kept, batch, 0, ids)
+                _, located = self.trainer.question(ids, q0, q1, own, rope)
+            located = Located(*(x.float().cpu() for x in located))
+            out += [Located(*(x[i : i + 1] for x in located)) for i in range(len(asked))]
+        return out
+
+    def batch(self, count: int, seen: Sequence[int], read: Tensor | None = None) -> dict[str, Tensor]:
+        zeros = torch.zeros(count, dtype=torch.long, device=self.device)
+        read = torch.zeros(count, READ, dtype=torch.long, device=self.device) if read is None else read
+        return {"episode": zeros, "asked_at": torch.tensor(list(seen), device=self.device), "read": read}
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=self.device)
+        for i, row in enumerate(rows):
+            out[i, : len(row)] = torch.tensor(row)
+        return out
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, kept: list, frames: int, seen: Sequence[int], read: Tensor) -> Tensor:
+        with self.autocast():
+            own, cross, rope = self.trainer._attention(kept, self.batch(len(ids), seen, read), frames, ids)
+            h = self.net.vamba.model.embed_tokens(ids)
+            lower = self.net.cfg.locate_layer
+            h = self.net.vamba.read(h, rope, own, None, range(lower))
+            return self.net.vamba.read(h, rope, own, cross, range(lower, self.net.cfg.vamba.n_layers))
+
+    @torch.no_grad()
+    def likelihood(self, prompts, answers, kept, frames: int, seen, reads) -> tuple[np.ndarray, np.ndarray]:
+        """Summed log-probability of each answer behind its prompt, and its number of tokens."""
+        total, count = [], []
+        for part in range(0, len(prompts), ROWS):
+            at = slice(part, part + ROWS)
+            rows = [p + a for p, a in zip(prompts[at], answers[at])]
+            ids, first = self.padded(rows), torch.tensor([len(p) for p in prompts[at]], device=self.device)
+            length = torch.tensor([len(r) for r in rows], device=self.device)
+            h = self.hidden(ids, kept, frames, seen[at], self.reads(reads[at]))
+            place = torch.arange(ids.shape[1] - 1, device=self.device) + 1
+            wanted = (place >= first[:, None]) & (place < length[:, None])
+            with self.autocast():
+                logits = self.net.vamba.logits(h[:, :-1][wanted]).float()
+            logp = -F.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
+            row = wanted.nonzero()[:, 0]
+            total.append(torch.zeros(len(rows), device=self.device).index_add(0, row, logp).cpu())
+            count.append(wanted.sum(1).cpu())
+        return torch.cat(total).numpy(), torch.cat(count).numpy()
+
+    def reads(self, frames: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([[*f[:READ], *[-1] * (READ - len(f[:READ]))] for f in frames], device=self.device)
+
+    @torch.no_grad()
+    def write(self, prompts, kept, frames: int, seen, reads, longest: int = 28) -> list[str]:
+        """Greedy answers, all rows at once (no cache: a few hundred short rows)."""
+        rows, done = [list(p) for p in prompts], [False] * len(prompts)
+        end, read = self.ids(END)[0], self.reads(reads)
+        for _ in range(longest):
+            ids, last = self.padded(rows), torch.tensor([len(r) - 1 for r in rows], device=self.device)
+            h = torch.cat(
+                [self.hidden(ids[i : i + ROWS], kept, frames, seen[i : i + ROWS], read[i : i + ROWS])
+                 for i in range(0, len(rows), ROWS)]
+            )  # fmt: skip
+            with self.autocast():
+                picked = self.net.vamba.logits(h[torch.arange(len(rows)), last]).argmax(-1).tolist()
+            for i, token in enumerate(picked):
+                done[i] = done[i] or token == end
+                if not done[i]:
+                    rows[i].append(token)
+            if all(done):
+                break
+        return [self.tokenizer.decode(r[len(p) :], skip_special_tokens=True).strip() for r, p in zip(rows, prompts)]
+
+    def prompt(self, text: str, verdict: Verdict, index: Index, now: float, words: Sequence[str] | None = None):
+        said = spoken(index.features, verdict.frames) if words is None else list(words)
+        return self.head + self.ids(TURN.format(question=text)) + self.ids(note(verdict, said, now) + ANSWER)
+
+
+def upto(index: Index, frames: int) -> Index:
+    """The index as it was when so many frames had been seen."""
+    features = FrameFeatures(*(c[:frames] if len(c) else c for c in index.features))
+    return Index(index.times[:frames], index.keys[:frames], index.starts[index.starts < frames], features)
+
+
+def with_blank(flat: FrameFeatures) -> FrameFeatures:
+    """One more row: a frame in which the towers saw nothing."""
+
+    def grown(column: Tensor, empty: int) -> Tensor:
+        wide = column.float() if column.is_floating_point() and not column.is_cuda else column
+        wide = wide if wide.is_floating_point() else wide.long()
+        return torch.cat([wide, torch.full_like(wide[:1], empty)]) if len(column) else column
+
+    return FrameFeatures(*(grown(c, -1 if n == "det_ids" else 0) for n, c in zip(FrameFeatures._fields, flat)))
+
+
+class Cell:
+    """Right and wrong answers of one measure, as a share with its standard error."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def report(self) -> dict[str, float]:
+        share = float(np.mean(self.values)) if self.values else math.nan
+        return {
+            "share": round(share, 3),
+            "error": round(binomial_error(share, max(1, len(self.values))), 3),
+            "n": len(self.values),
+        }
+
+
+def examine(e: Evaluator, episode: Episode, cells: dict[str, Cell], rng, choose: bool, variants: bool) -> None:
+    """Ask everything about one video and enter the results."""
+    rows = episode.frames[:, 0].astype(np.int64) * VIEWS + episode.frames[:, 1]
+    kept, index = e.watch(np.append(rows, e.blank))  # the blank frame last: no question sees it but by its number
+    index = upto(index, len(rows))
+    asked = episode.questions
+    located = e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)
+    verdicts = []
+    for q, found in zip(asked, located):
+        verdict = e.planner.plan(q.text, found, upto(index, q.asked_at + 1))
+        verdicts.append(verdict)
+        judge_verdict(q, verdict, episode, cells)
+    if choose:
+        judge_choices(e, episode, asked, verdicts, kept, index, cells, rng, variants)
+
+
+def judge_verdict(q, verdict: Verdict, episode: Episode, cells: dict[str, Cell]) -> None:
+    """What the planner alone decides: times, refusals, yes or no, counts."""
+    inside = any(episode.shots[s].start - 1 <= (verdict.time or 0) <= episode.shots[s].end for s in q.target_shots)
+    if q.recipe == "when":
+        starts = [episode.shots[s].start for s in q.target_shots]
+        good = verdict.found and verdict.plan in ("find", "about") and min(abs(verdict.time - s) for s in starts) <= 5
+        cells["when"].values.append(good)
+        cells["present_refused"].values.append(not verdict.found)
+    if q.recipe == "where_nothing":
+        cells["absent_refused"].values.append(not verdict.found)
+    if q.recipe == "yesno":
+        cells["no" if q.absent else "yes"].values.append(verdict.found != q.absent)
+    if q.recipe == "count":
+        cells["count"].values.append(verdict.count == q.note_count)
+        cells["count_within_10_percent"].values.append(abs((verdict.count or 0) - q.note_count) <= 0.1 * q.note_count)
+    if q.recipe in ("at", "when", "after", "before", "describe", "first", "last") and q.target_shots:
+        cells["evidence_inside"].values.append(verdict.found and inside)
+    cells["plan"].values.append(verdict.plan == plan_of(q) or verdict.plan == "at" or q.kind == "last")
+
+
+def judge_choices(e, episode, asked, verdicts, kept, index, cells, rng, variants: bool) -> None:
+    """Which of eight answers is likeliest, after subtracting what is likely with nothing to look at."""
+    frames, blank = len(episode.frames), len(episode.frames)
+    chosen = [i for i, q in enumerate(asked) if q.recipe in ("at", "after", "before") and len(q.choices) == 8]
+    jobs: dict[str, list] = defaultdict(list)
+    for i in chosen:
+        q, v = asked[i], verdicts[i]
+        now = upto(index, q.asked_at + 1)
+        other = tuple(int(f) for f in rng.integers(0, q.asked_at + 1, READ))
+        forms = {"full": (v, v.frames, None), "blank": (v, (blank,), [])}
+        if variants and not e.net.cfg.twin:
+            forms |= {"words": (v, (blank,), None), "shuffled": (v._replace(frames=other), other, None)}
+        for name, (verdict, read, said) in forms.items():
+            prompt = e.prompt(q.text, verdict, now, float(q.asked_at), said)
+            seen = -1 if e.net.cfg.twin and name != "full" else q.asked_at  # the twin is blinded by an empty context
+            jobs[name] += [(prompt, e.ids(c + END), seen, read) for c in q.choices]
+    scored = {}
+    for name, rows in jobs.items():
+        prompts, answers, seen, reads = zip(*rows)
+        scored[name] = e.likelihood(prompts, answers, kept, frames + 1, seen, reads)[0].reshape(-1, 8)
+    for row, i in enumerate(chosen):
+        for name in scored:
+            right = scored[name][row] - (scored["blank"][row] if name != "blank" else 0)
+            label = asked[i].recipe + ("" if name == "full" else f"_{name}")
+            cells[label].values.append(int(right.argmax()) == 0)
+
+
+def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[float, float, float]]:
+    """Fit sigmoid(a * margin + b + c * ln shots) on dev pictures: for finding, for yes/no, and for one shot."""
+    rng, rows = np.random.default_rng(seed), defaultdict(list)
+    e.cut = fit_cut(e, split, np.random.default_rng(seed))
+    for minutes, count, questions in CALIBRATION:
+        for _ in range(count):
+            episode = generate(e.world, split, rng, 60 * minutes, questions, False)
+            frames = episode.frames[:, 0].astype(np.int64) * VIEWS + episode.frames[:, 1]
+            kept, index = e.watch(frames)
+            asked = [q for q in episode.questions if plan_of(q) in ("find", "after", "before", "yesno", "yesno_now")]
+            for q, found in zip(asked, e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)):
+                margins, _ = e.planner.margins(found, upto(index, q.asked_at + 1))
+                plan = plan_of(q)
+                kind = {"yesno": "yesno", "yesno_now": "here"}.get(plan, "find")
+                margin = margins[-1] if kind == "here" else margins.max()
+                rows[kind].append((float(margin), math.log(len(margins)), 0.0 if q.absent else 1.0))
+    fitted = {kind: fit(np.array(values), with_length=kind != "here") for kind, values in rows.items()}
+    # Refusing what was there is worse than guessing: at most 12 % of what is present may be refused.
+    a, b, c = fitted["find"]
+    present = np.array([r for r in rows["find"] if r[2] == 1])
+    fitted["find"] = (a, max(b, -float(np.quantile(a * present[:, 0] + c * present[:, 1], 0.12))), c)
+    return {kind: tuple(round(x, 4) for x in values) for kind, values in fitted.items()}
+
+
+def fit_cut(e: Evaluator, split: np.ndarray, rng) -> float:
+    """The novelty from which a new shot begins: best F1 against the true cuts of a few videos."""
+    found, true = [], []
+    for _ in range(20):
+        episode = generate(e.world, split, rng, 300, 1, False)
+        rows = torch.from_numpy(episode.frames[:, 0].astype(np.int64) * VIEWS + episode.frames[:, 1]).to(e.device)
+        found.append((1 - (e.pooled[rows][1:] * e.pooled[rows][:-1]).sum(-1)).float().cpu().numpy())
+        true.append(np.diff(episode.shot_of_frame) > 0)
+    found, true = np.concatenate(found), np.concatenate(true)
+    grid = np.linspace(0.05, 0.9, 86)
+    f1 = [2 * (true & (found > g)).sum() / max(1, true.sum() + (found > g).sum()) for g in grid]
+    print(f"cuts: best F1 {max(f1):.3f}, within shots {np.quantile(found[~true], [0.5, 0.9, 0.99])}", flush=True)
+    return round(float(grid[int(np.argmax(f1))]), 3)
+
+
+def fit(rows: np.ndarray, with_length: bool, rounds: int = 2000) -> tuple[float, float, float]:
+    """Logistic regression with balanced classes, by gradient descent."""
+    margin, length, label = (torch.tensor(c, dtype=torch.float64) for c in rows.T)
+    weight = torch.where(label == 1, 0.5 / label.mean(), 0.5 / (1 - label).mean())
+    p = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([p], lr=0.05)
+    for _ in range(rounds):
+        z = p[0] * margin + p[1] + p[2] * length * float(with_length)
+        loss = (F.binary_cross_entropy_with_logits(z, label, weight)) + 1e-4 * p.pow(2).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return tuple(p.tolist())
+
+
+def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
+    """Captions of test pictures: written, and the loss of the references with right, shuffled and blank pictures."""
+    rows = np.array([[p * VIEWS + v for v in (0, 1, 2, 3)] for p in chosen])
+    kept, index = e.watch(np.append(rows.flatten(), e.blank))
+    reads = [tuple(range(4 * i, 4 * i + 4)) for i in range(len(chosen))]
+    seen = [index.times.size - 1] * len(chosen)
+    verdicts = [Verdict("now", r, float(r[-1] % 60)) for r in reads]
+    prompts = [e.prompt("Describe what you see.", v, index, v.time) for v in verdicts]
+    references = [e.world.pictures[p].captions for p in chosen]
+    out: dict[str, object] = {}
+    if not e.net.cfg.twin:  # the twin would see all pictures at once
+        said = e.write(prompts, kept, index.times.size, seen, reads)
+        out |= {"cider": round(cider(said, references), 3), "bleu4": round(bleu4(said, references), 3)}
+        out["examples"] = [(s, r[0]) for s, r in list(zip(said, references))[:12]]
+        turn = rng.permutation(len(chosen))
+        other = [turn[(list(turn).index(i) + 1) % len(turn)] for i in range(len(chosen))]
+        blank = (index.times.size - 1,)
+        unseen = [e.prompt("Describe what you see.", v, index, v.time, []) for v in verdicts]
+        forms = {
+            "right": (prompts, reads), "blank": (unseen, [blank] * len(reads)),
+            "shuffled": ([prompts[j] for j in other], [reads[j] for j in other]),
+        }  # fmt: skip
+        for name, (asked, looked) in forms.items():
+            rows = [(asked[i], e.ids(c + END), seen[i], looked[i]) for i, cs in enumerate(references) for c in cs]
+            asked, said, until, looked = zip(*rows)
+            total, count = e.likelihood(asked, said, kept, index.times.size, until, looked)
+            out[f"loss_{name}"] = round(float(-total.sum() / count.sum()), 3)
+    return out
+
+
+def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, float]:
+    """Classes never trained: is the class named? Beside it, how often the tower's best word is right."""
+    kept, index = e.watch(np.array(chosen) * VIEWS)
+    verdicts = [Verdict("now", (i,), float(i % 60)) for i in range(len(chosen))]
+    prompts = [e.prompt("What object is this?", v, index, v.time) for v in verdicts]
+    said = e.write(prompts, kept, len(chosen), [len(chosen) - 1] * len(chosen), [(i,) for i in range(len(chosen))], 16)
+    wanted = [e.world.pictures[p].label.lower() for p in chosen]
+    tower = [labels()["imagenet"][int(c)].lower() for c in index.features.classes[:, 0]]
+    return {
+        "named": round(float(np.mean([w in s.lower() for w, s in zip(wanted, said)])), 3),
+        "tower_top1": round(float(np.mean([w == t for w, t in zip(wanted, tower)])), 3), "n": len(said),
+        "examples": list(zip(said, wanted))[:8],
+    }  # fmt: skip
+
+
+def recall(e: Evaluator, split: np.ndarray, seed: int, minutes: Sequence[int], share: float) -> dict[str, dict]:
+    out = {}
+    for m in minutes:
+        count, questions = EPISODES[m]
+        cells: dict[str, Cell] = defaultdict(Cell)
+        rng = np.random.default_rng([seed, m])
+        for i in range(max(1, round(count * share))):
+            episode = generate(e.world, split, rng, 60 * m, questions, False)
+            examine(e, episode, cells, rng, choose=True, variants=i % 2 == 0)
+        out[str(m)] = {name: cell.report() for name, cell in sorted(cells.items())}
+        yes, no = out[str(m)].get("yes"), out[str(m)].get("no")
+        if yes and no:
+            out[str(m)]["yesno_balanced"] = {
+                "share": round((yes["share"] + no["share"]) / 2, 3),
+                "n": yes["n"] + no["n"],
+            }
+        print(f"{m} min:", {k: v["share"] for k, v in out[str(m)].items()}, flush=True)
+    return out
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    from transformers import AutoTokenizer
+
+    device, began = torch.device(args.device), time.monotonic()
+    known = pictures(args.data)
+    table = features_table(args, known, device)
+    config = json.loads((Path(args.trained) / "config.json").read_text())
+    if args.no_mixers:
+        config["vision_mamba_mixer_config"] = {}
+    weights: dict[str, Tensor] = {}
+    for file in sorted(Path(args.trained).glob("trained-*.safetensors")):
+        weights |= {n: t.float() for n, t in load_file(file).items()}
+    if args.no_mixers:
+        weights = {n: t for n, t in weights.items() if "vision_mixer" not in n}
+    net = merged(EmbeddedConfig.from_dict(config), lm_weights(), weights, config["lora_scale"]).to(device)
+    if device.type == "cuda":
+        net.vamba.model.embed_tokens.to(torch.bfloat16)
+        net.vamba.lm_head.weight = net.vamba.model.embed_tokens.weight
+    flat = with_blank(flat_table(table, device))
+    small = with_blank(flat_table({n: t for n, t in table.items() if n not in ("grid", "pooled", "det")}, "cpu"))
+    e = Evaluator(net, flat, small, World(known), AutoTokenizer.from_pretrained(ASSETS), device)
+    splits = np.array([p.split for p in known])
+    test = np.flatnonzero(splits == "test")
+    dev = np.flatnonzero(splits == "dev")
+    result: dict[str, object] = {"steps": config.get("steps"), "twin": config["twin"], "no_mixers": args.no_mixers}
+    if args.calibrate:
+        fitted = calibrate(e, dev, args.seed)
+        e.planner.calibration = fitted
+        result |= {"calibration": fitted, "cut": e.cut}
+    held = np.concatenate([test, [i for i in dev if known[i].source != "flickr"]])
+    result["recall"] = recall(e, held, args.seed, args.minutes, args.share)
+    result["captions"] = captions(e, test[: args.captions].tolist(), np.random.default_rng(args.seed))
+    unseen = [int(i) for i in dev if known[i].source == "imagenet"][: args.captions]
+    result["classes_never_trained"] = names(e, unseen)
+    result["seconds"] = round(time.monotonic() - began)
+    return result
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="folder with the picture archives")
+    parser.add_argument("--trained", required=True, help="folder with config.json and trained-*.safetensors")
+    parser.add_argument("--features", help="file with the towers' features")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=int, nargs="+", default=MINUTES)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the videos (a quick look)")
+    parser.add_argument("--captions", type=int, default=593)
+    parser.add_argument("--calibrate", action="store_true", help="fit the calibration on the dev pictures first")
+    parser.add_argument("--no-mixers", action="store_true", help="ablation: leave the trained mixers out")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(arguments().parse_args())))
