@@ -112,6 +112,8 @@ class Events:
         if not text:
             return gr.skip(), gr.skip(), "", None
         key, session = self._session_or_error(key, request)
+        if session.answering:
+            raise gr.Error("An answer is still being written, so this question waits; press Stop first.")
         session.repeats = 0
         return key, "", text, number(player) if pinned and session.source != WEBCAM else None
 
@@ -142,6 +144,8 @@ class Events:
     def retry(self, key: str | None) -> tuple:
         """(question in hand, pinned second) of the newest turn, taken back to be asked again."""
         session = self.sessions.get(key)
+        if session:
+            session.finish_answer()
         turn = session.take_back() if session else None
         return (turn.question, turn.at) if turn else ("", None)
 
@@ -196,7 +200,9 @@ class Events:
         if session is None:
             return (gr.skip(),) * 3
         tables = panels.plots(session)
-        return tuple(gr.update(value=table, y_lim=[0, panels.top(table)]) for table in tables)
+        return tuple(
+            gr.update(value=table, x_lim=[0, panels.top(table, 0)], y_lim=[0, panels.top(table, 1)]) for table in tables
+        )
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""

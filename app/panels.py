@@ -15,7 +15,7 @@ import pandas as pd
 
 from app.session import LiveSession, Turn
 from app.watching import Column, Watch
-from pipeline import mmss
+from pipeline import Engine, mmss
 
 SUGGESTIONS = (
     "What is happening now?",
@@ -121,9 +121,10 @@ def metrics(session: LiveSession | None) -> str:
 
 def _cost_tiles(column: Column, index: int, many: bool) -> list[str]:
     seen, side = column.state, " rival" if index else " own"
-    whose = f" · {column.engine.name}" if many else ""
+    whose = f" · {brief(column.engine)}" if many else ""
     constant = "stays constant" if not many or index == 0 else "what it carries"
-    note = seen.dropped_note or "grows with the video"
+    since = f"watching since {mmss(column.since)}" if column.since else "grows with the video"
+    note = seen.dropped_note or since
     tiles = [_tile(f"Memory{whose}", megabytes(seen.memory_bytes), note, side if many else "")]
     if seen.state_bytes:
         tiles.insert(0, _tile(f"State{whose}", megabytes(seen.state_bytes), constant, side if many else ""))
@@ -133,6 +134,11 @@ def _cost_tiles(column: Column, index: int, many: bool) -> list[str]:
 def _tile(label: str, value: str, note: str, side: str = "") -> str:
     label, value, note = (html.escape(text) for text in (label, value, note))
     return f'<div class="tile{side}"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
+
+
+def brief(engine: Engine) -> str:
+    """A model's name without what stands in brackets after it."""
+    return engine.name.split(" (")[0]
 
 
 def megabytes(count: int) -> str:
@@ -208,12 +214,12 @@ def plots(session: LiveSession) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     """Tables over the second of the video: ms per frame, MB held, seconds to the first token; one line an engine."""
     cost, held, first = [], [], []
     for index, column in enumerate(session.watch.columns if session.watch else ()):
-        name = column.engine.name
+        name = brief(column.engine)
         for sample in column.samples:
             cost.append((round(sample.at, 1), sample.ms, name))
             held.append((round(sample.at, 1), (sample.state_bytes + sample.memory_bytes) / 1e6, name))
         first += [(round(at, 1), seconds, name) for at, seconds in session.first_tokens[index]]
-    names = [engine.name for engine in (session.engine, session.rival) if engine]
+    names = [brief(engine) for engine in (session.engine, session.rival) if engine]
     return _table(cost, "ms", names), _table(held, "MB", names), _table(first, "s", names)
 
 
@@ -224,7 +230,7 @@ def _table(rows: list[tuple[float, float, str]], unit: str, names: list[str]) ->
     return pd.DataFrame(rows, columns=["second", unit, "model"]).astype({"second": float, unit: float, "model": str})
 
 
-def top(table: pd.DataFrame) -> float:
-    """Where a plot's axis ends: a little above its largest value."""
-    largest = table.iloc[:, 1].max()
-    return 1.15 * float(largest) if largest > 0 else 1.0
+def top(table: pd.DataFrame, column: int) -> float:
+    """Where a plot's axis ends: a little above the largest value."""
+    largest = table.iloc[:, column].max()
+    return 1.1 * float(largest) if largest > 0 else 1.0

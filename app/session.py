@@ -242,6 +242,13 @@ class LiveSession:
         """Ends answers being written within one token."""
         self._stop.set()
 
+    def finish_answer(self, patience: float = 5.0) -> None:
+        """Ends answers being written, and waits for their last token."""
+        self.stop_answer()
+        for writing in self._writing:
+            if writing.acquire(timeout=patience):
+                writing.release()
+
     def take_back(self) -> Turn | None:
         """Removes the newest turn of every column, to ask it again; None where there is none."""
         self.repeats += 1

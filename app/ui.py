@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.events import EXAMPLE, START, UPLOAD, WEBCAM, Events
 from app.headers import Headers
-from app.panels import SUGGESTIONS, film, metrics, state_line
+from app.panels import SUGGESTIONS, brief, film, metrics, state_line
 from app.session import Sessions
 
 HERE = Path(__file__).parent
@@ -82,7 +82,7 @@ def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
             f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>',
             elem_id="brand",
         )
-        label = f"Compare with {rival.name}" if rival else "Compare"
+        label = f"Compare with {brief(rival)}" if rival else "Compare"
         ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
 
 
@@ -118,8 +118,8 @@ def _controls(ui: SimpleNamespace) -> None:
 
 def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
     with gr.Row(elem_id="chats"):
-        ui.chat = _chatbot(sessions.engine.name, "chat")
-        ui.second = _chatbot(sessions.rival.name if sessions.rival else "", "second", visible=False)
+        ui.chat = _chatbot(brief(sessions.engine), "chat")
+        ui.second = _chatbot(brief(sessions.rival) if sessions.rival else "", "second", visible=False)
     with gr.Row(elem_id="suggestions"):
         ui.suggested = [gr.Button(words, size="sm") for words in SUGGESTIONS]
     ui.question = gr.Textbox(
@@ -163,23 +163,18 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
 def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
     ui.film = gr.HTML(film(None), elem_id="film")
     ui.metrics = gr.HTML(metrics(None), elem_id="strip")
-    colours = {engine.name: colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine}
-    with gr.Row(visible=False, elem_id="plots") as ui.plots:
-        ui.curves = [
-            kind(
-                x="second",
-                y=unit,
-                y_title=unit,
-                y_lim=[0, None],
-                color="model",
-                color_map=colours,
-                title=title,
-                x_title="second of the video",
-                height=220,
-                buttons=[],
-            )
-            for kind, title, unit in PLOTS
-        ]
+    colours = {brief(engine): colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine}
+    with gr.Column(visible=False, elem_id="costs") as ui.costs:
+        if sessions.rival:
+            name, about = escape(brief(sessions.rival)), escape(sessions.rival.about)
+            gr.HTML(f"<p><strong>{name}</strong> {about}</p>", elem_id="about-rival")
+        with gr.Row(elem_id="plots"):
+            ui.curves = [_plot(kind, title, unit, colours) for kind, title, unit in PLOTS]
+
+
+def _plot(kind: type, title: str, unit: str, colours: dict[str, str]) -> gr.LinePlot | gr.ScatterPlot:
+    axes = {"x": "second", "x_title": "second of the video", "y": unit, "y_title": unit, "y_lim": [0, None]}
+    return kind(**axes, color="model", color_map=colours, title=title, height=220, buttons=[])
 
 
 # The wiring
@@ -195,7 +190,7 @@ def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     forgotten = [ui.line, ui.chat, ui.second, ui.upload]
     gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
     clock = ui.plot_clock = gr.Timer(2.0, active=False)
-    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.plots, clock, ui.line], **AT_ONCE)
+    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, clock, ui.line], **AT_ONCE)
 
 
 def _wire_chat(ui: SimpleNamespace, do: Events) -> None:

@@ -120,8 +120,8 @@ class Watch:
         self._speeds: deque[tuple[float, float]] = deque(maxlen=24)  # (seconds of video, seconds it took)
         self._going, self._closing = threading.Event(), threading.Event()
         self._going.set()
-        self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
-        self._thread.start()
+        self._door, self._joining = threading.Lock(), []  # engines that want to join
+        self._start(self._watch_camera if self.camera else self._watch_file)
 
     # What the page reads
 
@@ -174,18 +174,17 @@ class Watch:
         self._going.set()
 
     def add(self, engine: Engine) -> None:
-        """A second engine joins. A file is read again for it from the start; a camera cannot be."""
-        seen = self.columns[0].shown > 0
-        late_camera = self.camera is not None and seen
-        column = Column(engine, behind=seen and self.camera is None, since=self.seen_until if late_camera else 0.0)
-        self.columns = [*self.columns, column]
-        if self.ended and column.behind:  # the worker has gone home
-            self.ended = False
-            self._thread = threading.Thread(target=self._work_again, name="watch", daemon=True)
-            self._thread.start()
+        """A second engine joins, between two chunks. A file is read again for it from the start; a camera cannot be."""
+        with self._door:
+            self._joining.append(engine)
+            if self.ended:  # the worker has gone home
+                self.ended = False
+                self._start(self._catch_up_all)
 
     def remove_second(self) -> None:
-        self.columns = self.columns[:1]
+        with self._door:
+            self._joining.clear()
+            self.columns = self.columns[:1]
 
     def close(self) -> None:
         """Ends the worker within one chunk; waits for it, so that the file may be deleted afterwards."""
@@ -200,24 +199,27 @@ class Watch:
 
     # The worker
 
-    def _work(self) -> None:
-        self._guarded(self._watch_camera if self.camera else self._watch_file)
+    def _start(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._guarded, args=(work,), name="watch", daemon=True)
+        self._thread.start()
 
-    def _work_again(self) -> None:
-        self._guarded(self._catch_up_all)
-
-    def _guarded(self, body: Callable[[], None]) -> None:
-        try:
-            body()
-        except UserError as error:
-            self.error = str(error)
-        except Exception:
-            log.exception("watching failed")
-            self.error = (
-                f"Something failed on our side at {mmss(self.seen_until)}, so watching stopped there; "
-                "ask about what was seen so far, or press Reset and start again."
-            )
-        self.ended = True
+    def _guarded(self, work: Callable[[], None]) -> None:
+        while True:
+            try:
+                work()
+            except UserError as error:
+                self.error = str(error)
+            except Exception:
+                log.exception("watching failed")
+                self.error = (
+                    f"Something failed on our side at {mmss(self.seen_until)}, so watching stopped there; "
+                    "ask about what was seen so far, or press Reset and start again."
+                )
+            with self._door:
+                if not self._joining or self._closing.is_set():
+                    self.ended = True
+                    return
+            work = self._catch_up_all
 
     def _watch_file(self) -> None:
         with self._open() as video:
@@ -237,6 +239,7 @@ class Watch:
 
     def _watch_camera(self) -> None:
         while self._may_go_on():
+            self._catch_up_all()
             chunk = self.camera.take(self._chunk_size(max(self.camera.waiting, 1)), timeout=0.5)
             if chunk:
                 self._show(chunk, time.perf_counter())
@@ -281,7 +284,14 @@ class Watch:
             self.error = str(error)
 
     def _catch_up_all(self) -> None:
-        for column in self.columns[1:]:
+        """Lets engines join, here and nowhere else: in the middle of a chunk one would miss it or see it twice."""
+        with self._door:
+            seen = self.columns[0].shown > 0
+            since = self.seen_until if self.camera else 0.0
+            late = [Column(engine, behind=seen and not self.camera, since=since) for engine in self._joining]
+            self.columns = [*self.columns, *late]
+            self._joining.clear()
+        for column in late:
             if column.behind:
                 self._catch_up(column)
 

@@ -26,6 +26,7 @@ class FakeModel:
         self.samplings: list = []
         self.gate = threading.Event()  # cleared: watching waits
         self.gate.set()
+        self.watching = False
 
     def start(self) -> StreamState:
         return StreamState(backbone=(), state_bytes=self.constant)
@@ -34,7 +35,9 @@ class FakeModel:
         return min(backlog, 4)
 
     def watch(self, chunk, state):
+        self.watching = True
         self.gate.wait()
+        self.watching = False
         time.sleep(self.watch_s * len(chunk.frames))
         if self.fail_at is not None and chunk.frames[-1].time >= self.fail_at:
             self.fail_at = None

@@ -187,6 +187,18 @@ def test_a_second_engine_that_joins_late_sees_the_same_frames(made, clip):
     assert set(cost.dropna()["model"]) == set(held.dropna()["model"]) == {"Fake Vamba", "Twin"}
 
 
+def test_a_second_engine_that_joins_in_the_middle_of_a_chunk_sees_it_once(made, clip):
+    model = FakeModel()
+    session = made(Engine(model), fake_engine("Twin"))
+    model.gate.clear()
+    session.open_file(clip)
+    until(lambda: model.watching)
+    session.compare(True)
+    model.gate.set()
+    until(lambda: session.watch.ended)
+    assert seen(session, 1) == seen(session, 0) and len(seen(session, 0)) == 12
+
+
 def test_a_second_engine_may_join_after_the_end(made, clip):
     session = made(rival=fake_engine("Twin"))
     session.open_file(clip)
@@ -225,6 +237,19 @@ def test_stop_ends_an_answer_within_a_token(made):
     rest = list(answers)
     assert rest[-1].stopped and rest[-1].done and rest[-1].tokens <= last.tokens + 1
     assert session.chats[0][-1].answer is rest[-1] and not session.answering
+
+
+def test_finishing_an_answer_frees_its_column(made):
+    session = made(fake_engine(token_s=0.02))
+    session.offer(picture(RED))
+    until(lambda: seen(session))
+    answers = session.ask("words " * 200)
+    next(answers), next(answers)
+    reader = threading.Thread(target=list, args=(answers,))
+    reader.start()
+    session.finish_answer()
+    assert not session.answering and whole(session.ask("next")).done
+    reader.join()
 
 
 def test_a_page_that_goes_away_in_mid_answer_leaves_what_was_written(made):
