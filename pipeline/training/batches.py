@@ -19,12 +19,21 @@ from pipeline.convnets import FrameFeatures, labels
 from pipeline.locate import LISTED, PLANS, READ, Verdict, note, spoken, spread
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN
 from pipeline.training.episodes import VIEWS, Episode, Example, World, generate, retrieval_pairs
+from pipeline.training.phrases import label_phrase
 
 TOKENS_PER_ROW = 112
 PAIR_TOKENS = 48
 PAIR_FORMS = ("When do you see {}?", "Did you see {}?", "{}", "What happens after {}?", "Describe the scene with {}.")
 NOW_WORDS = re.compile(r"\b(now|at (the|this) moment|current(ly)?|on (the )?screen|latest|visible)\b", re.IGNORECASE)
 # (frames, episodes, questions of each): every kind of step costs about the same.
+NUMBERS = ("One", "Two", "Three", "Four", "Five", "Six")
+IRREGULAR = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep", "skis": "skis",
+             "scissors": "scissors", "wine glass": "wine glasses", "toothbrush": "toothbrushes", "bus": "buses",
+             "couch": "couches", "bench": "benches", "sandwich": "sandwiches", "broccoli": "broccoli"}  # fmt: skip
+HOW_MANY = ("How many {} are there?", "How many {} do you see?", "Count the {}.", "how many {} can you see now",
+            "What is the number of {}?", "How many {} are in the picture?", "How many {} are shown?")  # fmt: skip
+WHICH_THINGS = ("What objects do you see?", "What things are there?", "Which objects can you see?", "List the objects.",
+                "What is in the picture?", "name the things you see", "What objects are on the screen?")  # fmt: skip
 RECIPES = ((12, 64, 4), (40, 32, 8), (96, 24, 10), (160, 16, 16), (480, 6, 36), (1200, 2, 64), (3600, 1, 64))
 RECIPE_SHARES = (0.10, 0.2, 0.28, 0.18, 0.14, 0.05, 0.05)
 
@@ -102,22 +111,51 @@ class Scribe:
         if label and rng.random() < 0.25:  # another name: the answer must follow the note
             label = labels()["imagenet"][int(rng.integers(1000))]
             return [label, *[w for w in said if rng.random() < 0.3]], label
-        if label and rng.random() < 0.7:
+        if label and rng.random() < 0.85:
             said = [label, *[w for w in said if label not in w and w not in label][:4]]
         return ([] if rng.random() < 0.12 else [w for w in said if rng.random() > 0.08]), None
+
+    def drill(self, words: list[str], rng: np.random.Generator) -> tuple[str, list[str], str]:
+        """A question, words for the note and an answer that can only come from the note: counting and listing things.
+
+        The picture shows something else, so what is practised is to trust the towers' words.
+        """
+        things = [labels()["coco"][int(i)] for i in rng.permutation(80)[: 1 + int(rng.integers(3))]]
+        counts = [1 + int(rng.integers(6)) if rng.random() < 0.6 else 1 for _ in things]
+        many = [IRREGULAR.get(t, t if t.endswith("s") else t + "s") for t in things]
+        said = [f"{n} {t}" if n > 1 else t for n, t in zip(counts, things)]
+        said = [s + (f" {rng.choice(['left', 'right'])}" if rng.random() < 0.25 else "") for s in said]
+        if rng.random() < 0.6:
+            question = HOW_MANY[int(rng.integers(len(HOW_MANY)))].format(many[0])
+            answer = f"{NUMBERS[counts[0] - 1]} {things[0] if counts[0] == 1 else many[0]}."
+        else:
+            question = WHICH_THINGS[int(rng.integers(len(WHICH_THINGS)))]
+            parts = [
+                label_phrase(t) if n == 1 else f"{NUMBERS[n - 1].lower()} {m}" for n, t, m in zip(counts, things, many)
+            ]
+            answer = "I see " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) + "."
+        order = rng.permutation(len(said))
+        return question, [said[i] for i in order] + words[:1] * int(rng.random() < 0.3), answer
 
     def row(self, example: Example, episode: Episode, rng: np.random.Generator, history: str = ""):
         """(ids, first token of the question, one past its last, first token of the answer, verdict)."""
         verdict = self.verdict(example, episode, rng)
         rows = [int(p) * VIEWS + int(v) for p, v in episode.frames[list(verdict.frames)]]
         said, swapped = self.words(example, rows, rng)
-        answer = self.answer(example, verdict, episode)
+        answer, question = self.answer(example, verdict, episode), example.text
+        label = self.world.pictures[rows[0] // VIEWS].label
+        own = label_phrase(label) if label else ""
         if swapped and example.kind == "name":
             answer = f"It is {swapped}." if rng.random() < 0.5 else swapped[:1].upper() + swapped[1:] + "."
+        elif swapped and own and own.lower() in answer.lower():
+            told = answer.lower().replace(own.lower(), label_phrase(swapped))
+            answer = told[:1].upper() + told[1:]
         elif swapped:
             said = [w for w in said if w != swapped]
+        if self.split.train and verdict.plan == "now" and example.kind != "yesno" and rng.random() < 0.3:
+            question, said, answer = self.drill(said, rng)
         start = self.head + (self.ids(history) if history else [])
-        asked = self.ids(TURN.format(question=example.text))
+        asked = self.ids(TURN.format(question=question))
         told = self.ids(note(verdict, said, float(example.asked_at)) + ANSWER)
         written = self.ids(answer + END)
         q0, q1 = len(start), len(start) + len(asked)
