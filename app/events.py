@@ -164,10 +164,10 @@ class Events:
     # The clock
 
     def tick(self, player: float, source: str, key: str | None) -> tuple:
-        """(state line, spoken state, metrics, film, main button), each only where it changed."""
+        """(state line, spoken state, metrics, film, main button, key), each only where it changed."""
         session = self.sessions.get(key)
         if session is None:
-            return (gr.skip(),) * 5
+            return self._gone() if key else (gr.skip(),) * 6
         player = (number(player) or 0.0) if source == session.source else 0.0
         kind, word, detail = panels.state(session.watch, player)
         spoken = f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind
@@ -178,7 +178,13 @@ class Events:
             "film": self._film(session),
             "button": main_label(session, source),
         }
-        return tuple(self._changed(session, name, value) for name, value in values.items())
+        return *(self._changed(session, name, value) for name, value in values.items()), gr.skip()
+
+    def _gone(self) -> tuple:
+        """What a page shows that slept for so long that its session is over."""
+        sentence = "This page was away for long, so its stream was ended and deleted; start it again."
+        line = panels.state_line(None, sentence=sentence)
+        return line, sentence, panels.metrics(None), "", gr.Button(START, variant="primary"), ""
 
     def _film(self, session: LiveSession) -> str:
         """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching."""

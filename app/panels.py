@@ -69,7 +69,7 @@ def _at_work(watch: Watch, player: float) -> tuple[str, str, str]:
 def state_line(session: LiveSession | None, player: float = 0.0, sentence: str = "") -> str:
     """The state word, its detail and the progress; `sentence` overrides with an error that has no stream."""
     watch = session.watch if session else None
-    kind, word, detail = ("error", "Not started", sentence) if sentence else state(watch, player)
+    kind, word, detail = ("error", "Not watching", sentence) if sentence else state(watch, player)
     name = f'<span class="file">{html.escape(short(session.file_name))}</span>' if session and session.file_name else ""
     return (
         f'<div class="state {kind}"><span class="dot"></span><strong>{html.escape(word)}</strong>'

@@ -215,7 +215,7 @@ def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main]
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key]
     ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
     ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
     page.unload(do.left)

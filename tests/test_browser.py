@@ -32,6 +32,16 @@ def write_camera(path: Path, frames: int = 20) -> Path:
     return path
 
 
+def tripwire(folder: Path) -> Path:
+    """A folder of tools that only write down that they were called: none may ever see an upload."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("ffmpeg", "ffprobe"):
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $@" >> "{folder}/called"\nexit 1\n')
+        (tools / name).chmod(0o755)
+    return tools
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("browser")
@@ -46,12 +56,15 @@ def sessions():
 
 @pytest.fixture(scope="module")
 def url(sessions, folder):
+    before = dict(os.environ)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     page = build(sessions)
+    os.environ["PATH"] = f"{tripwire(folder)}{os.pathsep}{before['PATH']}"
     _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
     yield address
     page.close(verbose=False)
-    os.environ.pop("GRADIO_TEMP_DIR")
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +128,7 @@ def player_time(page) -> float:
     return page.evaluate("window.vambaPlayerTime()")
 
 
-def test_upload_watch_ask_and_seek(visitor, clip):
+def test_upload_watch_ask_and_seek(visitor, clip, folder):
     page = visitor()
     upload(page, clip)
     state(page, "Ended")
@@ -131,6 +144,7 @@ def test_upload_watch_ask_and_seek(visitor, clip):
     page.keyboard.press("Enter")  # by keyboard as well
     until(lambda: player_time(page) == pytest.approx(1, abs=0.2))
     assert page.inner_text("#spoken").strip() == "ended"
+    assert shutil.which("ffprobe").startswith(str(folder)) and not (folder / "called").exists()
 
 
 def test_the_example_pause_resume_reset_and_a_pinned_question(visitor):
@@ -252,9 +266,43 @@ def test_a_reload_finds_the_stream_and_the_words_again(visitor):
     page.wait_for_selector("#film .chip")
 
 
+def test_a_page_that_slept_too_long_says_so_and_can_start_again(visitor, sessions):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    for key in list(sessions._by_key):
+        sessions.close(key)
+    page.wait_for_selector("#line:has-text('away for long')")
+    page.click("#go:has-text('Start')")
+    page.wait_for_selector("#go:has-text('Pause')")
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen(visitor):
     page = visitor(viewport={"width": 390, "height": 844}, is_mobile=True)
     page.click("#go")
     page.wait_for_selector("#film .chip")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert np.ptp([page.locator(part).bounding_box()["x"] for part in ("#stage", "#chat", "#question", "#strip")]) < 2
+
+
+def test_the_embedded_model_watches_the_example_and_answers(browser):
+    """The real thing, from the first click to an answer with its moment."""
+    from pipeline import UserError, load
+
+    try:
+        engine = load("embedded")
+    except (UserError, ImportError) as error:
+        pytest.skip(f"the embedded model is not here: {error}")
+    table = Sessions(engine)
+    page = build(table)
+    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    visitor = browser.new_page()
+    visitor.goto(address)
+    visitor.click("#go")
+    visitor.wait_for_selector("#line strong:has-text('Ended')", timeout=90_000)
+    words = ask(visitor, "When does a cat appear?")
+    assert words.strip() and "seen until 1:10" in visitor.inner_text("#chat .facts")
+    assert visitor.locator("#chat .chip").count() >= 1
+    visitor.close()
+    page.close(verbose=False)
+    table.shut()

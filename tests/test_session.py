@@ -173,6 +173,46 @@ def test_a_missing_file_is_refused_with_a_sentence(made, tmp_path):
         made().open_file(tmp_path / "gone.mp4")
 
 
+def test_the_state_word_follows_the_stream_and_the_player(made, clip):
+    model = FakeModel(watch_s=0.05)
+    session = made(Engine(model))
+    assert panels.state(None)[0] == "idle"
+    model.gate.clear()
+    session.open_file(clip)
+    assert panels.state(session.watch)[0] == "waiting"
+    model.gate.set()
+    until(lambda: session.watch.columns[0].shown >= 4)
+    model.gate.clear()
+    kind, word, _ = panels.state(session.watch, player=0.0)
+    assert kind == "watching" and word.startswith("Watching 0:")
+    assert panels.state(session.watch, player=500.0)[0] == "catching"
+    session.pause()
+    assert panels.state(session.watch)[0] == "paused"
+    session.resume()
+    model.gate.set()
+    until(lambda: session.watch.ended)
+    assert panels.state(session.watch)[0] == "ended"
+
+
+def test_how_the_page_cuts_a_stream_never_shows_in_an_answer(made, clip, tiny_model):
+    """The property of the pipeline, seen through the page: a real Vamba (random weights, pairs of frames), watched in
+    the page's chunks with questions in between, answers as after one pass."""
+    from pipeline import Question, VideoChunk, open_video
+
+    engine = Engine(tiny_model())
+    with open_video(clip, fps=1.0, long_side=64) as video:
+        frames = tuple(video)
+    session = made(engine)
+    session.open_file(clip)
+    while not session.watch.ended:
+        list(session.ask("in between?"))
+    session.clear_chat()
+    once = engine.watch(VideoChunk(frames), engine.start())
+    direct = list(engine.ask(Question("what was it?"), once))[-1]
+    paged = whole(session.ask("what was it?"))
+    assert paged.text == direct.text and paged.tokens > 0 and paged.seen_until == direct.seen_until
+
+
 # Comparing
 
 
