@@ -25,14 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.decoding import TextStream, generator, sample
+from pipeline.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels
 from pipeline.memory import Memory, Policy
+from pipeline.reading import Reader
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 
 SelfAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_BHQP, k_BKQP, v_BKQP) -> (B, H, Q, P)
 CrossAttend = Callable[[int, Tensor], Tensor]  # (place in cross_layers, q_BHQP) -> (B, H, Q, P)
 WriteMemory = Callable[[int, Tensor, Tensor], None]  # (place in cross_layers, k_KTP, v_KTP)
+
+QUESTION_END = 16  # tokens whose gaze is a question's: the format closes a turn with five, the rest are its last words
 
 
 @dataclass(frozen=True)
@@ -297,71 +300,6 @@ def rotate(x_BHTP: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return x_BHTP * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-class TextCache:
-    """The text column's own keys and values of one conversation. Grows in place; lives as long as one answer."""
-
-    def __init__(self, n_layers: int):
-        self.room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers  # (B, K, capacity, P), twice
-        self.used = [0] * n_layers
-        self.length = 0  # tokens whose layers have all run
-
-    def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
-        """Causal attention of the new tokens to the cached ones and each other, keeping their keys and values.
-
-        `is_causal` aligns the mask to the first key, which is wrong as soon as the cache is not empty: hence the
-        explicit mask.
-        """
-        k, v = self.keep(layer, k_BKQP, v_BKQP)
-        Q, S = q_BHQP.shape[2], k.shape[2]
-        mask = None if Q == 1 else torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
-        return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
-
-    def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values; returns all of the layer's. Room doubles, so a token is copied once on average."""
-        start, end = self.used[layer], self.used[layer] + k_BKQP.shape[2]
-        room = self.room[layer]
-        if room is None or end > room[0].shape[2]:
-            shape = (*k_BKQP.shape[:2], max(256, 2 * end), k_BKQP.shape[3])
-            grown = k_BKQP.new_empty(shape), v_BKQP.new_empty(shape)
-            if room is not None:
-                for new, old in zip(grown, room):
-                    new[:, :, :start] = old[:, :, :start]
-            self.room[layer] = room = grown
-        room[0][:, :, start:end], room[1][:, :, start:end] = k_BKQP, v_BKQP
-        self.used[layer] = end
-        return room[0][:, :, :end], room[1][:, :, :end]
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """Forget each layer's tokens past its length."""
-        self.used = [min(a, b) for a, b in zip(self.used, lengths)]
-
-
-class Reader:
-    """One pass of the text column over one memory: a conversation's cache, and where the tokens looked."""
-
-    def __init__(self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = ()):
-        self.net, self.memory, self.watch_layers = net, memory, set(watch_layers)
-        self.cache = TextCache(net.cfg.n_layers)
-        self.looked: Tensor | None = None  # (slots,) weights of the newest pass, summed over watch_layers
-
-    @torch.no_grad()
-    def feed(self, ids: Sequence[int]) -> Tensor:
-        """Logits (V,) after the given tokens."""
-        net, device = self.net, self.net.model.embed_tokens.weight.device
-        positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
-        h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
-        self.looked = None
-        h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
-        self.cache.length += len(ids)
-        return net.logits(h[:, -1:])[0, 0]
-
-    def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
-        out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self.watch_layers)
-        if weights is not None:
-            self.looked = weights if self.looked is None else self.looked + weights
-        return out[None]
-
-
 class Seen(NamedTuple):
     """What a vision tower makes of some frames. tokens (1, T, D); times (T,) seconds; positions (3, T) or None."""
 
@@ -375,20 +313,27 @@ class VambaModel:
 
     vision: `unit_frames`, `long_side` and `tokens(frames) -> Seen` for whole units of frames (see vision.py).
     tokenizer: a transformers tokenizer, or None (then asking is refused with a sentence).
+    retrieve: an answer reads only so many frames, those the question's last words look at most; None reads all.
+    It costs one more pass of the question over the whole memory; each token of the answer then costs the same
+    however long the video is.
     """
-
-    SYSTEM = "You are a helpful assistant."
 
     def __init__(
         self, net: Vamba, vision: Any, tokenizer: Any, *, name: str = "Vamba", eight_bit: bool = False,
-        policy: Policy | None = None, block_slots: int = 4096,
+        policy: Policy | None = None, block_slots: int = 4096, retrieve: int | None = None,
     ):  # fmt: skip
         self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
         self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
-        self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
         self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
+        self.retrieve = retrieve
+        self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
+        if retrieve:
+            self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
+        self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         n = len(net.cfg.cross_layers)
-        self.watch_layers = range(n // 2, n)  # the deeper half localises best; the first layers look everywhere
+        # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
+        # and not for what the question means. How layers are weighed against each other: `Reader.looked`.
+        self.watch_layers = range(n // 2, n)
 
     @property
     def device(self) -> torch.device:
@@ -424,41 +369,64 @@ class VambaModel:
 
     @torch.no_grad()
     def _encode(self, frames: tuple, state: StreamState) -> StreamState:
-        seen = self.vision.tokens(frames)
+        seen, units = self.vision.tokens(frames), state.extra.get("units", 0)
         positions = seen.positions
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
-            positions = positions + torch.tensor([[state.extra.get("units", 0)], [0], [0]], device=positions.device)
+            positions = positions + torch.tensor([[units], [0], [0]], device=positions.device)
         memory, write = state.memory.append(seen.times)
         states = self.net.watch(seen.tokens, state.backbone, lambda j, k, v: write(j, k[0], v[0]), positions)
-        memory = memory.applied()
+        memory, units = memory.applied(), units + len(frames) // self.unit_frames
         return replace(
             state, backbone=states, memory=memory, memory_bytes=memory.nbytes, dropped=memory.dropped,
-            dropped_note=f"{memory.dropped:,} oldest memory slots dropped" if memory.dropped else "",
-            extra=state.extra | {"units": state.extra.get("units", 0) + len(frames) // self.unit_frames},
+            dropped_note=self._note(memory.dropped, units * self.unit_frames), extra=state.extra | {"units": units},
         )  # fmt: skip
+
+    def _note(self, dropped: int, frames: int) -> str:
+        notes = [f"{dropped:,} oldest memory slots dropped"] if dropped else []
+        if self.retrieve and frames > self.retrieve:
+            notes.append(f"an answer reads {self.retrieve:,} of {frames:,} frames")
+        return "; ".join(notes)
 
     def is_finite(self, state: StreamState) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.backbone)
 
     def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
-        if self.tokenizer is None:
+        if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
         memory = self._flushed(state).memory
-        if question.at is not None:
-            memory = replace(memory, log=memory.log.until(int(np.searchsorted(memory.times, question.at, "right"))))
-        reader = Reader(self.net, memory, self.watch_layers)
-        times, stream, chance = memory.times, TextStream(self.tokenizer), generator(sampling)
-        ids = self.tokenizer(self.prompt(question), add_special_tokens=False)["input_ids"]
-        logits = reader.feed(ids)
+        if question.at is not None and len(memory):
+            memory = _until(memory, question.at)
+        reader, logits = self._read(question, memory)
+        times, stream, chance = reader.moments.times, TextStream(self.tokenizer), generator(sampling)
+        looked = reader.looked
         for _ in range(sampling.max_tokens):
             token = sample(logits, sampling, chance)
-            if token == self.tokenizer.eos_token_id:
+            if token in self._prompt.stops:
                 break
-            looked = None if reader.looked is None else (times, reader.looked.float().cpu().numpy())
-            yield Token(token, stream.push(token), _normalised(looked))
+            yield Token(token, stream.push(token), _shares(times, looked))
             logits = reader.feed([token])
+            # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
+            looked = None if looked is None else looked + reader.looked
         if rest := stream.flush():
             yield Token(token, rest)
+
+    def _read(self, question: Question, memory: Memory) -> tuple[Reader, Tensor]:
+        """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
+        ids = self._prompt.after_video(question)
+        reader, logits = self._pass(ids, memory)
+        count = len(reader.moments) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        if count < len(reader.moments):
+            reader, logits = self._pass(ids, memory.select(reader.moments.best(reader.looked, count)))
+        return reader, logits
+
+    def _pass(self, ids: Sequence[int], memory: Memory) -> tuple[Reader, Tensor]:
+        """The last QUESTION_END tokens are a pass of their own: they have read the whole question, and where they look
+        is where the answer begins to look."""
+        reader = Reader(self.net, memory, self.watch_layers)
+        reader.feed(self._prompt.before_video)
+        reader.settle()
+        reader.feed(ids[:-QUESTION_END])
+        return reader, reader.feed(ids[-QUESTION_END:])
 
     def _flushed(self, state: StreamState) -> StreamState:
         """The state with its held frames encoded too: the last one repeated to fill the unit, as for a still image."""
@@ -467,18 +435,15 @@ class VambaModel:
         fill = (state.held[-1],) * (self.unit_frames - len(state.held))
         return self._encode(state.held + fill, state)
 
-    def prompt(self, question: Question) -> str:
-        """Qwen2's chat template as Vamba was trained on it: two marker tokens stand for the video."""
-        turns = [f"<|im_start|>system\n{self.SYSTEM}<|im_end|>\n"]
-        marker = "<|vision_start|><|vision_end|>"
-        for asked, answered in [*question.history, (question.text, None)]:
-            turns.append(f"<|im_start|>user\n{marker}{asked}<|im_end|>\n<|im_start|>assistant\n")
-            turns.append(f"{answered}<|im_end|>\n" if answered is not None else "")
-            marker = ""
-        return "".join(turns)
+
+def _until(memory: Memory, second: float) -> Memory:
+    """What the memory held at that second; its first moment at least, so that there is something to answer from."""
+    times = memory.times
+    return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))
 
 
-def _normalised(looked: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    if looked is None or not looked[1].sum() > 0:
+def _shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
+    if weights is None or not (total := float(weights.sum(dtype=torch.float64))) > 0:
         return None
-    return looked[0], looked[1] / looked[1].sum()
+    return times, weights.double().cpu().numpy() / total

@@ -1,0 +1,137 @@
+"""One pass of a text column over a memory: the conversation's own cache, and where in the video its words looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.memory import Memory
+
+if TYPE_CHECKING:
+    from pipeline.models.vamba import Vamba
+
+
+class TextCache:
+    """The text column's own keys and values of one conversation. Grows in place; lives as long as one answer."""
+
+    def __init__(self, n_layers: int):
+        self.room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers  # (B, K, capacity, P), twice
+        self.used = [0] * n_layers
+        self.length = 0  # tokens whose layers have all run
+
+    def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
+        """Causal attention of the new tokens to the cached ones and each other, keeping their keys and values.
+
+        `is_causal` aligns the mask to the first key, which is wrong as soon as the cache is not empty: hence the
+        explicit mask.
+        """
+        k, v = self.keep(layer, k_BKQP, v_BKQP)
+        Q, S = q_BHQP.shape[2], k.shape[2]
+        mask = None if Q == 1 else torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
+        return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
+
+    def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; returns all of the layer's. Room doubles, so a token is copied once on average."""
+        start, end = self.used[layer], self.used[layer] + k_BKQP.shape[2]
+        room = self.room[layer]
+        if room is None or end > room[0].shape[2]:
+            shape = (*k_BKQP.shape[:2], max(256, 2 * end), k_BKQP.shape[3])
+            grown = k_BKQP.new_empty(shape), v_BKQP.new_empty(shape)
+            if room is not None:
+                for new, old in zip(grown, room):
+                    new[:, :, :start] = old[:, :, :start]
+            self.room[layer] = room = grown
+        room[0][:, :, start:end], room[1][:, :, start:end] = k_BKQP, v_BKQP
+        self.used[layer] = end
+        return room[0][:, :, :end], room[1][:, :, :end]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget each layer's tokens past its length."""
+        self.used = [min(a, b) for a, b in zip(self.used, lengths)]
+
+
+class Reader:
+    """A text column in front of one memory.
+
+    `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
+    """
+
+    def __init__(self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = ()):
+        self.net, self.memory, self.watch_layers = net, memory, set(watch_layers)
+        self.cache = TextCache(net.cfg.n_layers)
+        self.seen: dict[int, Tensor] = {}  # per watched place: (slots,) weights of the newest pass, summing to 1
+        self.usual: dict[int, Tensor] = {}  # (moments,) the same of words that ask for nothing
+        self.moments = _Moments(memory) if memory is not None and watch_layers else None
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[int]) -> Tensor:
+        """Logits (V,) after the given tokens."""
+        net, device = self.net, self.net.model.embed_tokens.weight.device
+        positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
+        h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
+        self.seen = {}
+        h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
+        self.cache.length += len(ids)
+        return net.logits(h[:, -1:])[0, 0]
+
+    def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
+        out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self.watch_layers)
+        if weights is not None:
+            self.seen[place] = weights
+        return out[None]
+
+    def settle(self) -> None:
+        """Take where the newest pass looked for what every word looks at: `looked` counts only what exceeds it."""
+        self.usual = {place: self.moments.sums(weights) for place, weights in self.seen.items()}
+
+    @property
+    def looked(self) -> Tensor | None:
+        """Where the newest pass looked more than usual: (slots,) weights >= 0, or None where nothing was watched.
+
+        A softmax must put its weight somewhere, and what attention is not using lies on a few slots that any word
+        finds (attention sinks, arXiv 2309.17453), or evenly on all. Both say nothing about the question and both are in
+        the weights of the prompt's opening, which is the same for every question: so each moment counts with what it
+        got beyond that. A layer that looks everywhere alike then adds next to nothing, and needs no scale of its own.
+        A memory of one moment has nothing to compare: all lies on it.
+        """
+        if not self.seen:
+            return None
+        return torch.stack([self.moments.raised(w, self.usual.get(j)) for j, w in self.seen.items()]).sum(0)
+
+
+class _Moments:
+    """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
+
+    def __init__(self, memory: Memory):
+        self.times = memory.times  # (slots,), ascending
+        first = np.flatnonzero(np.diff(self.times, prepend=-np.inf))
+        ends = np.append(first[1:], len(self.times))
+        self.bounds, self.slots = list(zip(first.tolist(), ends.tolist())), len(self.times)
+        self._ends = torch.as_tensor(ends, device=memory.log.device)
+        self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """(slots,) -> (moments,), fp64: by running sums, whose result does not depend on the order of GPU threads."""
+        running = weights.cumsum(0, dtype=torch.float64)[self._ends - 1]
+        return running.diff(prepend=running.new_zeros(1))
+
+    def raised(self, weights: Tensor, usual: Tensor | None) -> Tensor:
+        """(slots,) -> (slots,): of each moment's weight only what exceeds the usual (None: an equal share a slot)."""
+        if len(self) == 1:
+            return weights
+        mass, usual = self.sums(weights), self._counts.double() / self.slots if usual is None else usual
+        kept = (mass - usual).clamp_min(0) / mass.clamp_min(torch.finfo(torch.float64).tiny)
+        return weights * kept.to(weights.dtype).repeat_interleave(self._counts, output_size=self.slots)
+
+    def best(self, looked: Tensor, count: int) -> Tensor:
+        """Slots (int64, ascending) of the `count` moments with most weight."""
+        chosen = self.sums(looked).topk(count).indices.sort().values.tolist()
+        return torch.cat([torch.arange(*self.bounds[i]) for i in chosen])
