@@ -29,23 +29,39 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> VideoModel:
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> VideoModel:
     """The model of that name, ready to watch.
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
+    options: of a Vamba checkpoint only: `eight_bit`, `policy` and `retrieve` (models/vamba.py, `VambaModel`).
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     if name in EMBEDDED:
+        _check_options(options, False)
         from pipeline.models.embedded import load_embedded
 
         return load_embedded(twin=EMBEDDED[name], device=device, dtype=dtype)
     folder = Path(name) if Path(name).is_dir() else _download(name)
     config = read_config(folder)
+    _check_options(options, "vision_mamba_mixer_config" in config)
     net = load_net(folder, config, device, dtype, for_use=True)
-    return _model(net, config, folder, Path(name).resolve().name if Path(name).is_dir() else name.split("/")[-1])
+    called = Path(name).resolve().name if Path(name).is_dir() else name.split("/")[-1]
+    return _model(net, config, folder, called, options)
+
+
+def _check_options(options: dict[str, Any], is_vamba: bool) -> None:
+    if options and not is_vamba:
+        raise UserError(
+            f"Only a Vamba checkpoint takes {', '.join(options)}, so this model was not loaded; leave that out."
+        )
 
 
 def load_net(
@@ -253,12 +269,12 @@ def _own_dtype(config: dict[str, Any]) -> torch.dtype | None:
     return DTYPES.get(config.get("torch_dtype") or config.get("dtype"))
 
 
-def _model(net: nn.Module, config: dict[str, Any], folder: Path, name: str) -> VideoModel:
+def _model(net: nn.Module, config: dict[str, Any], folder: Path, name: str, options: dict[str, Any]) -> VideoModel:
     vision, tokenizer = _vision(net, folder), _tokenizer(folder)
     if "vision_mamba_mixer_config" in config:
         from pipeline.models.vamba import VambaModel
 
-        return VambaModel(net, vision, tokenizer, name=name)
+        return VambaModel(net, vision, tokenizer, name=name, **options)
     from pipeline.models.transformer import TransformerModel
 
     return TransformerModel(net, vision, tokenizer, name)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import TINY, gap
 from test_transformer import build, byte_tokenizer, frames, seen_in
+from test_weights import VAMBA, write
 
+from pipeline import weights
 from pipeline.engine import Engine
 from pipeline.models.vamba import Seen, VambaModel
-from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
+from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 
 KEY = "XKZ"  # letters that no other text of the prompt holds
 QUESTION = Question(f"where is the {KEY}?")
@@ -203,10 +205,20 @@ def test_retrieving_never_changes_the_stream_and_is_said(make) -> None:
     was = state.memory.log.column("k").clone()
     first, again = (answers(model, state)[-1].text for _ in range(2))
     assert first == again and torch.equal(state.memory.log.column("k"), was) and len(state.memory) == 36
-    times = model._read(QUESTION, state.memory)[0].moments.times
-    assert len(set(times)) == 2 and 10.0 in times and (np.diff(times) >= 0).all()  # two pairs, in the video's order
+    moments = model._read(QUESTION, state.memory)[0].moments
+    assert len(moments) == 2 and 10.0 in moments.times  # four frames are two pairs
+    assert moments.best(torch.arange(6.0), 2).tolist() == [0, 1, 2, 3, 4, 5]  # in the video's order, not the weight's
     assert "4 frames" in model.about and "4 of 24" in state.dropped_note and state.dropped == 0
     assert watched(model, 2).dropped_note == ""
+
+
+def test_options_reach_a_loaded_vamba_and_no_other(tmp_path) -> None:
+    write(tmp_path, VAMBA, tokenizer=True)
+    model = weights.load(str(tmp_path), "cpu", retrieve=2, eight_bit=True)
+    assert model.retrieve == 2 and model.start().memory.eight_bit
+    for name in ("embedded", "embedded-twin"):
+        with pytest.raises(UserError, match="retrieve"):
+            weights.load(name, "cpu", retrieve=2)
 
 
 # Pinned before the beginning
