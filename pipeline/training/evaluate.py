@@ -9,6 +9,7 @@ Everything runs in large batches through `student.Trainer`, whose modules are th
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -45,7 +46,7 @@ class Evaluator:
         self.trainer = Trainer(net, table).to(device).eval()
         self.net, self.world, self.tokenizer, self.device, self.small = net, world, tokenizer, device, small
         self.head = self.ids(HEAD)
-        self.planner = Planner(net.locator, net.cfg.calibration)
+        self.planner = Planner(copy.deepcopy(net.locator).cpu(), net.cfg.calibration)  # decides on the CPU
         self.blank, self.cut = len(table.grid) - 1, net.cfg.cut
         pooled = table.pooled.float()
         self.pooled = F.normalize(pooled, dim=-1)
