@@ -235,6 +235,7 @@ def launch_options() -> dict:
     return {
         "theme": theme(),
         "css_paths": [HERE / "style.css"],
+        "favicon_path": HERE / "icon.svg",
         "js": (HERE / "page.js").read_text(),
         "footer_links": [],
         "max_file_size": MAX_UPLOAD,

@@ -24,7 +24,7 @@ from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, VideoChu
 log = logging.getLogger(__name__)
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
-THUMBNAILS = 360  # kept pictures of a stream; about 2 MB
+THUMBNAILS = 2400  # kept pictures of a stream: every second one of an hour; about 12 MB
 SAMPLES = 400  # kept measurements of a column
 CAMERA_QUEUE = 8  # camera frames that may wait; the oldest is dropped (and counted) for the newest
 

@@ -177,6 +177,7 @@ def test_stop_retry_and_clear(visitor):
     page.wait_for_selector("#chat .facts:has-text('stopped')")
     page.click("#suggestions button >> nth=0")
     page.wait_for_selector("#chat .message-row:nth-of-type(6) .facts")
+    assert page.locator("#chat").bounding_box()["height"] < 600, "a long talk scrolls"
     page.click("#retry")
     page.wait_for_selector("#chat .message-row:last-child .facts")
     assert page.locator("#chat .user-row").count() == 2
