@@ -12,6 +12,7 @@ of `pipeline/kernels.py` where Triton is (`backend()` says which was chosen).
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -252,7 +253,9 @@ def gpu_kernels(x: Tensor) -> ModuleType | None:
 
 @cache
 def _kernels() -> ModuleType | None:
-    """Chosen once. Tensor cores that know bf16 came with compute capability 8."""
+    """Chosen once. Tensor cores that know bf16 came with compute capability 8. VAMBA_LIVE_KERNELS=off forbids them."""
+    if os.environ.get("VAMBA_LIVE_KERNELS", "on") == "off":
+        return None
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return None
     try:
