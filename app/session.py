@@ -72,6 +72,7 @@ class LiveSession:
     def open_file(self, path: str | Path, source: str = "Upload", name: str = "") -> None:
         """Watches a file from its start, in a new conversation; an upload through our own copy. name: for the page."""
         with self._commands:
+            self._check_open()
             self._take_file(Path(path), uploaded=source == "Upload")
             self._new_stream(source, name)
             self._start(self._own or Path(path))
@@ -79,6 +80,7 @@ class LiveSession:
     def open_camera(self) -> None:
         """Watches what is offered from now on."""
         with self._commands:
+            self._check_open()
             self._new_stream("Webcam", "")
             self._start(None)
 
@@ -106,6 +108,7 @@ class LiveSession:
     def again(self) -> None:
         """The same source from its start, with nothing seen."""
         with self._commands:
+            self._check_open()
             if self.watch is not None:
                 self._start(self.watch.path)
 
@@ -138,8 +141,6 @@ class LiveSession:
         self.clear_chat()
 
     def _start(self, path: Path | None) -> None:
-        if self._closed:
-            raise UserError("This session was closed, so nothing was started; reload the page to begin a new one.")
         self._end_watch()
         for measured in self.first_tokens:
             measured.clear()
@@ -151,6 +152,10 @@ class LiveSession:
         if self.watch:
             self.watch.close()
         self.watch = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("This session was closed, so nothing was started; reload the page to begin a new one.")
 
     def _take_file(self, path: Path, uploaded: bool) -> None:
         before, self._upload = self._upload, path if uploaded else None

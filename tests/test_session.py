@@ -380,6 +380,7 @@ def test_close_frees_memory_threads_and_files(clip, tmp_path):
     session.close()
     with pytest.raises(UserError, match="closed"):
         session.open_file(clip)
+    assert session._own is None, "nothing is copied for nobody"
 
 
 def test_reset_forgets_everything_and_the_next_stream_starts_from_nothing(made, clip):
