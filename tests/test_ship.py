@@ -60,6 +60,7 @@ def test_every_tensor_comes_back_under_its_name(tmp_path):
     back = load_trained(tmp_path / "out" / "embedded.safetensors")
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in weights.items()}
     assert all(t.dtype == torch.float32 and t.is_contiguous() for t in back.values())
+    assert (tmp_path / "out" / "embedded.safetensors").stat().st_mode & 0o044, "others must be able to read it"
     for name, tensor in weights.items():
         bits = bits_of(name, tensor)
         off = float((back[name] - tensor).norm() / tensor.float().norm())

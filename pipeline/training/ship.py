@@ -81,6 +81,7 @@ def ship(folder: Path, out: Path, name: str, override: int | None = None) -> lis
     config = {"lora_scale": CONFIG["lora_scale"]} | json.loads((folder / "config.json").read_text())
     out.mkdir(parents=True, exist_ok=True)
     save_file(small, out / f"{name}.safetensors")
+    (out / f"{name}.safetensors").chmod(0o644)  # the library writes it for its owner alone
     (out / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n")
     return list(report(trained, small, load_trained(out / f"{name}.safetensors"), override))
 
