@@ -156,11 +156,11 @@ def film(watch: Watch | None) -> str:
     return f'<div class="film">{"".join(_chip(at, jpeg) for at, jpeg in watch.thumbnails.spread(FILM))}</div>'
 
 
-def _chip(at: float, jpeg: bytes | None, weight: float | None = None) -> str:
+def _chip(at: float, jpeg: bytes | None, weight: float | None = None, span: str = "") -> str:
     picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' if jpeg else ""
     meter = f'<i style="width:{min(max(weight, 0), 1) * 100:.0f}%"></i>' if weight is not None else ""
     return (
-        f'<button type="button" class="chip" data-seek="{at:.3f}" aria-label="Go to {mmss(at)}">'
+        f'<button type="button" class="chip" data-seek="{at:.3f}" aria-label="Go to {mmss(at)}" title="{span}">'
         f"{picture}<span>{mmss(at)}</span>{meter}</button>"
     )
 
@@ -202,7 +202,10 @@ def foot(turn: Turn) -> str:
     if answer.stopped:
         facts.append("stopped")
     pictures = turn.pictures or (None,) * len(answer.evidence)
-    chips = "".join(_chip(moment.time, jpeg, moment.weight) for moment, jpeg in zip(answer.evidence, pictures))
+    chips = "".join(
+        _chip(one.time, jpeg, one.weight, f"{mmss(one.start)} to {mmss(one.end)}, {one.weight:.0%} of the weight")
+        for one, jpeg in zip(answer.evidence, pictures)
+    )
     chips = f'<div class="moments">{chips}</div>' if chips else ""
     return f'{chips}<p class="facts">{html.escape(" · ".join(facts))}</p>'
 

@@ -27,6 +27,8 @@ PLACES = 8  # visitors at once; each holds a state, a memory and one worker
 IDLE_S = 600  # a session without a file is closed after so long without a sign of its page
 KEEP_S = 3600  # one with a file goes on watching, and keeps what it saw, for so long without its page
 LEFT_S = 6  # after the page said goodbye; a reconnecting page shows itself within a second
+UNUSED_S = 30  # without a stream and without a sign of its page: gives way to a newcomer
+TURNS = 100  # kept of a conversation
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 HISTORY = 4  # earlier turns a question carries along
 
@@ -191,6 +193,7 @@ class LiveSession:
             turn = Turn(clean(text), at)
             question = Question(turn.question, self._history(chat), at)
             chat.append(turn)
+            del chat[:-TURNS]
             yield Answer("", 0.0, 0.0)
             sampling = Sampling(temperature=0.7, top_p=0.9, seed=again) if again else Sampling()
             yield from self._answers(question, turn, column, sampling)
@@ -285,6 +288,10 @@ class LiveSession:
             return now - self.touched > KEEP_S
         return now - self.touched > IDLE_S or (self.left is not None and now - self.left > LEFT_S)
 
+    def expendable(self, now: float) -> bool:
+        """Whether this session gives way to a newcomer: its page has gone, or it holds nothing and is not looked at."""
+        return self.left is not None or (self.watch is None and now - self.touched > UNUSED_S)
+
     def close(self) -> None:
         """Ends everything and deletes the visitor's file, pictures and words. May be called twice."""
         with self._commands:
@@ -331,16 +338,16 @@ class Sessions:
         return key, session
 
     def _make_room(self) -> LiveSession | None:
-        """Takes out the session whose page has been gone longest, where every place is taken."""
+        """Takes out the session that nobody has looked at for longest, where every place is taken."""
         if len(self._by_key) < self.places:
             return None
-        gone = [key for key, session in self._by_key.items() if session.left is not None]
+        gone = [key for key, session in self._by_key.items() if session.expendable(time.monotonic())]
         if not gone:
             raise UserError(
                 f"All {self.places} places are taken at the moment, so nothing was started; please try again in a "
                 "few minutes."
             )
-        return self._by_key.pop(min(gone, key=lambda key: self._by_key[key].left))
+        return self._by_key.pop(min(gone, key=lambda key: self._by_key[key].touched))
 
     def leave(self, page: str | None) -> None:
         """A page said goodbye. A dropped connection looks the same, so a session with a file only becomes the

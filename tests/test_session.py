@@ -446,8 +446,19 @@ def test_a_full_table_says_so_and_makes_room_by_the_longest_gone(table):
         sessions.ensure(None)
     sessions.leave("page 2")
     sessions.leave("page 1")
+    sessions._by_key[first].touched += 1
     third, _ = sessions.ensure(None)
     assert sessions.get(second) is None and sessions.get(first) and sessions.get(third) and len(sessions) == 2
+
+
+def test_an_unused_place_gives_way_but_a_used_one_does_not(table, monkeypatch):
+    sessions = table(places=2)
+    unused, _ = sessions.ensure(None)
+    used, session = sessions.ensure(None)
+    session.offer(picture(RED))
+    monkeypatch.setattr("app.session.UNUSED_S", -1)
+    new, _ = sessions.ensure(None)
+    assert sessions.get(unused) is None and sessions.get(used) is session and sessions.get(new)
 
 
 def test_who_left_a_camera_goes_soon_and_who_left_a_file_stays_an_hour(table, clip):
