@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ from pipeline.memory import Memory
 
 if TYPE_CHECKING:
     from pipeline.models.vamba import Vamba
+
+QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 
 
 class TextCache:
@@ -66,7 +69,7 @@ class Reader:
         self.cache = TextCache(net.cfg.n_layers)
         self.seen: dict[int, Tensor] = {}  # per watched place: (slots,) weights of the newest pass, summing to 1
         self.usual: dict[int, Tensor] = {}  # (moments,) the same of words that ask for nothing
-        self.moments = _Moments(memory) if memory is not None and watch_layers else None
+        self.moments = Moments(memory) if memory is not None and watch_layers else None
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tensor:
@@ -78,6 +81,17 @@ class Reader:
         h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
         self.cache.length += len(ids)
         return net.logits(h[:, -1:])[0, 0]
+
+    def question(self, opening: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """Logits (V,) after a prompt; `looked` is then the gaze of its last tokens, which have read all of it.
+
+        opening: the beginning that every prompt shares; where its words look is taken for usual.
+        """
+        self.feed(opening)
+        self.settle()
+        if head := ids[:-QUESTION_END]:
+            self.feed(head)
+        return self.feed(ids[-QUESTION_END:])
 
     def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
         out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self.watch_layers)
@@ -104,7 +118,7 @@ class Reader:
         return torch.stack([self.moments.raised(w, self.usual.get(j)) for j, w in self.seen.items()]).sum(0)
 
 
-class _Moments:
+class Moments:
     """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
 
     def __init__(self, memory: Memory):
@@ -135,3 +149,9 @@ class _Moments:
         """Slots (int64, ascending) of the `count` moments with most weight."""
         chosen = self.sums(looked).topk(count).indices.sort().values.tolist()
         return torch.cat([torch.arange(*self.bounds[i]) for i in chosen])
+
+
+def until(memory: Memory, second: float) -> Memory:
+    """What the memory held at that second; its first moment at least, so that there is something to answer from."""
+    times = memory.times
+    return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))

@@ -14,6 +14,7 @@ from test_weights import VAMBA, write
 from pipeline import weights
 from pipeline.engine import Engine
 from pipeline.models.vamba import Seen, VambaModel
+from pipeline.reading import Reader
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 
 KEY = "XKZ"  # letters that no other text of the prompt holds
@@ -96,8 +97,8 @@ def answers(model: VambaModel, state: StreamState, question: Question = QUESTION
     return list(Engine(model).ask(question, state, Sampling(max_tokens=count)))
 
 
-def first_logits(model: VambaModel, state: StreamState, question: Question = QUESTION) -> torch.Tensor:
-    return model._read(question, model._flushed(state).memory)[1]
+def first_logits(model: VambaModel, state: StreamState, question: Question = QUESTION, memory=None) -> torch.Tensor:
+    return model._read(question, memory or model._flushed(state).memory)[1]
 
 
 # What a visitor types
@@ -127,6 +128,14 @@ def test_the_prompt_is_qwens_chat_with_two_marks_for_the_video(make) -> None:
         "<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert fed[: len(byte_tokenizer().encode(expected))] == byte_tokenizer().encode(expected)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_prompts_of_every_length_are_read_as_in_one_go(make, length) -> None:
+    model = make(background(3))
+    memory, opening, ids = watched(model, 3).memory, [5, 6, 7], list(range(20, 20 + length))
+    once = Reader(model.net, memory).feed(opening + ids)
+    assert gap(Reader(model.net, memory, model.watch_layers).question(opening, ids), once) < 1e-12
 
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])
@@ -184,7 +193,7 @@ def test_retrieving_everything_is_exact(make, options) -> None:
         assert gap(first_logits(model, watched(model, 9)), exact) < 1e-12
     reader, _ = model._read(QUESTION, memory := watched(model, 9).memory)
     chosen = memory.select(reader.moments.best(reader.looked, 9))  # by way of the selection, which then leaves none out
-    assert gap(model._pass(model._prompt.after_video(QUESTION), chosen)[1], exact) < 1e-12
+    assert gap(first_logits(make(tokens, **options), watched(model, 9), memory=chosen), exact) < 1e-12
 
 
 @pytest.mark.parametrize("needle", [0, 5, 11])

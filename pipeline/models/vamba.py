@@ -28,14 +28,12 @@ from torch import Tensor, nn
 from pipeline.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels
 from pipeline.memory import Memory, Policy
-from pipeline.reading import Reader
+from pipeline.reading import Reader, until
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 
 SelfAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_BHQP, k_BKQP, v_BKQP) -> (B, H, Q, P)
 CrossAttend = Callable[[int, Tensor], Tensor]  # (place in cross_layers, q_BHQP) -> (B, H, Q, P)
 WriteMemory = Callable[[int, Tensor, Tensor], None]  # (place in cross_layers, k_KTP, v_KTP)
-
-QUESTION_END = 16  # tokens whose gaze is a question's: the format closes a turn with five, the rest are its last words
 
 
 @dataclass(frozen=True)
@@ -395,7 +393,7 @@ class VambaModel:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
         memory = self._flushed(state).memory
         if question.at is not None and len(memory):
-            memory = _until(memory, question.at)
+            memory = until(memory, question.at)
         reader, logits = self._read(question, memory)
         times, stream, chance = reader.moments.times, TextStream(self.tokenizer), generator(sampling)
         looked = reader.looked
@@ -412,21 +410,14 @@ class VambaModel:
 
     def _read(self, question: Question, memory: Memory) -> tuple[Reader, Tensor]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
-        ids = self._prompt.after_video(question)
-        reader, logits = self._pass(ids, memory)
+        opening, ids = self._prompt.before_video, self._prompt.after_video(question)
+        reader = Reader(self.net, memory, self.watch_layers)
+        logits = reader.question(opening, ids)
         count = len(reader.moments) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if count < len(reader.moments):
-            reader, logits = self._pass(ids, memory.select(reader.moments.best(reader.looked, count)))
+            reader = Reader(self.net, memory.select(reader.moments.best(reader.looked, count)), self.watch_layers)
+            logits = reader.question(opening, ids)
         return reader, logits
-
-    def _pass(self, ids: Sequence[int], memory: Memory) -> tuple[Reader, Tensor]:
-        """The last QUESTION_END tokens are a pass of their own: they have read the whole question, and where they look
-        is where the answer begins to look."""
-        reader = Reader(self.net, memory, self.watch_layers)
-        reader.feed(self._prompt.before_video)
-        reader.settle()
-        reader.feed(ids[:-QUESTION_END])
-        return reader, reader.feed(ids[-QUESTION_END:])
 
     def _flushed(self, state: StreamState) -> StreamState:
         """The state with its held frames encoded too: the last one repeated to fill the unit, as for a still image."""
@@ -434,12 +425,6 @@ class VambaModel:
             return state
         fill = (state.held[-1],) * (self.unit_frames - len(state.held))
         return self._encode(state.held + fill, state)
-
-
-def _until(memory: Memory, second: float) -> Memory:
-    """What the memory held at that second; its first moment at least, so that there is something to answer from."""
-    times = memory.times
-    return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))
 
 
 def _shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
