@@ -361,19 +361,18 @@ def load_embedded(
     """
     from transformers import AutoTokenizer
 
-    name = "twin" if twin else "embedded"
-    try:
-        config = json.loads((assets / f"{name}.json").read_text())
-        trained = load_trained(assets / f"{name}.safetensors")
-        tower = FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(torch.device(device)))
-        weights = lm_weights(assets)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"The embedded model's file {Path(error.filename).name} is missing, so it cannot start; "
-            "fetch the repository again with its large files."
-        ) from error
+    name, device = "twin" if twin else "embedded", torch.device(device)
+    for file in (f"{name}.json", f"{name}.safetensors", "towers.safetensors", "lm-00001-of-00002.safetensors"):
+        if not (assets / file).is_file():
+            raise UserError(
+                f"The embedded model's file {file} is missing, so it cannot start; "
+                "fetch the repository again with its large files."
+            )
+    config = json.loads((assets / f"{name}.json").read_text())
+    trained = load_trained(assets / f"{name}.safetensors")
+    tower, weights = FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(device)), lm_weights(assets)
     net = merged(EmbeddedConfig.from_dict(config), weights, trained, config["lora_scale"]).to(device)
-    _text_dtype(net.vamba, dtype or _quick_dtype(torch.device(device)))
+    _text_dtype(net.vamba, dtype or _quick_dtype(device))
     tokenizer = AutoTokenizer.from_pretrained(assets)
     return (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
 
@@ -381,8 +380,7 @@ def load_embedded(
 def lm_weights(assets: Path = ASSETS) -> dict[str, Tensor]:
     """The shipped language model's weights in fp32."""
     tensors: dict[str, Tensor] = {}
-    shards = sorted(assets.glob("lm-*.safetensors"))
-    for shard in shards or [assets / "lm-00001-of-00002.safetensors"]:
+    for shard in sorted(assets.glob("lm-*.safetensors")):
         tensors |= load_file(shard)
     return from_file(tensors)
 

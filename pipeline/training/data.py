@@ -99,7 +99,10 @@ def imagenet_words(found: list[Picture]) -> list[str]:
 
 
 def _decode(encoded: bytes, name: str) -> np.ndarray:
-    rgb = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    try:
+        rgb = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{name} cannot be decoded") from error
     if rgb.shape != (224, 224, 3):
         raise ValueError(f"{name} is not a 224x224 picture")
     return rgb
