@@ -39,10 +39,10 @@ def serve(chosen: argparse.Namespace) -> None:
     """Loads the models and serves the page until it is stopped."""
     from app.session import Sessions
     from app.ui import build, launch_options
-    from pipeline import UserError, load
+    from pipeline import Engine, UserError, load
 
-    rival = None if chosen.compare_model == "none" else load(chosen.compare_model)
-    sessions = Sessions(load(chosen.model), rival, places=chosen.visitors)
+    rival = None if chosen.compare_model == "none" else Engine(load(chosen.compare_model))
+    sessions = Sessions(Engine(load(chosen.model)), rival, places=chosen.visitors)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         page.launch(server_name=chosen.host, server_port=chosen.port, share=chosen.share, **launch_options())

@@ -51,7 +51,7 @@ class VideoChunk:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A moment an answer rests on: its peak `time` and its `start` and `end` in seconds, and its share of the weight."""
+    """A moment an answer rests on: its peak `time`, its `start` and `end` in seconds, its share of the weight."""
 
     time: float
     weight: float
@@ -116,7 +116,7 @@ class StreamState:
 
     backbone: what the model carries from chunk to chunk (mixer states for Vamba, keys and values for a transformer).
     memory: what the decoder may look at; None where the backbone is the memory.
-    held: frames that wait for a partner (Qwen2-VL's tower encodes pairs); a question flushes them, so they count as seen.
+    held: frames that wait for a partner (Qwen2-VL's tower encodes pairs); they count as seen: a question flushes them.
     dropped: memory slots or tokens that a limit has evicted or merged so far, and `dropped_note` says it in words.
     """
 
