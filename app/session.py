@@ -202,7 +202,7 @@ class LiveSession:
 
     def _answers(self, question: Question, turn: Turn, column: int, sampling: Sampling) -> Iterator[Answer]:
         watched, answers = self.column(column), None
-        state = watched.state if watched else (self.rival if column else self.engine).start()
+        state = watched.settled if watched else (self.rival if column else self.engine).start()
         try:
             answers = (self.rival if column else self.engine).ask(question, state, sampling, self._stop)
             for answer in answers:

@@ -45,6 +45,7 @@ class Column:
     def __init__(self, engine: Engine, behind: bool = False, since: float = 0.0) -> None:
         self.engine = engine
         self.state: StreamState = engine.start()
+        self.settled = self.state  # after the newest chunk that every column has seen: what questions are asked of
         self.samples: list[Sample] = []
         self.shown = 0  # frames
         self.behind = behind  # joined late and must first see what the others have seen
@@ -274,6 +275,8 @@ class Watch:
             self.thumbnails.add(frame)
         for column in self.columns:
             self._feed(column, chunk)
+        for column in self.columns:
+            column.settled = column.state
         self._speeds.append((max(chunk[-1].time - before, 0.0), time.perf_counter() - began))
 
     def _feed(self, column: Column, chunk: list[Frame]) -> None:
@@ -307,6 +310,7 @@ class Watch:
                 if not chunk:
                     break
                 self._feed(late, chunk)
+                late.settled = late.state
         late.behind = False
 
 

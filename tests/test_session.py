@@ -239,6 +239,17 @@ def test_a_second_engine_that_joins_in_the_middle_of_a_chunk_sees_it_once(made, 
     assert seen(session, 1) == seen(session, 0) and len(seen(session, 0)) == 12
 
 
+def test_both_are_asked_after_the_same_frames(made, clip):
+    """In the middle of a chunk one column is ahead of the other; their answers would not be comparable."""
+    session = made(fake_engine(), fake_engine("Twin", watch_s=0.1))
+    session.compare(True)
+    session.open_file(clip)
+    until(lambda: session.column(1).state.frames >= 4)
+    until(lambda: session.column(0).state.frames > session.column(1).state.frames)
+    one, two = whole(session.ask("and?")), whole(session.ask("and?", column=1))
+    assert one.seen_until == two.seen_until and one.text.split(",")[0] == two.text.split(",")[0] == "4 frames"
+
+
 def test_a_second_engine_may_join_after_the_end(made, clip):
     session = made(rival=fake_engine("Twin"))
     session.open_file(clip)
