@@ -288,10 +288,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visitor):
 
 def test_the_embedded_model_watches_the_example_and_answers(browser):
     """The real thing, from the first click to an answer with its moment."""
-    from pipeline import UserError, load
+    from pipeline import Engine, UserError, load
 
     try:
-        engine = load("embedded")
+        engine = Engine(load("embedded"))
     except (UserError, ImportError) as error:
         pytest.skip(f"the embedded model is not here: {error}")
     table = Sessions(engine)
