@@ -143,7 +143,7 @@ def test_upload_watch_ask_and_seek(visitor, clip, folder):
     chip.focus()
     page.keyboard.press("Enter")  # by keyboard as well
     until(lambda: player_time(page) == pytest.approx(1, abs=0.2))
-    assert page.inner_text("#spoken").strip() == "ended"
+    until(lambda: page.inner_text("#spoken").strip() == "ended")
     assert shutil.which("ffprobe").startswith(str(folder)) and not (folder / "called").exists()
 
 
@@ -240,6 +240,10 @@ def test_hostile_words_stay_words(visitor):
     for words in ("<img src=x onerror=alert(1)>", "![a](https://evil.example/x.png)", "<b onclick=alert(1)>bold</b>"):
         ask(page, words)
         page.wait_for_timeout(150)
+    left = (
+        "(talk => talk.scrollHeight - talk.scrollTop - talk.clientHeight)(document.querySelector('#chat .bubble-wrap'))"
+    )
+    until(lambda: page.evaluate(left) < 5)  # the newest answer is in sight
     assert "<img src=x onerror=alert(1)>" in page.inner_text("#chat")
     assert not foreign and page.locator("#chat .message-content :is(img, b)").count() == 0
 
