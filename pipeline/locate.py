@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.convnets import FrameFeatures, words
+from pipeline.convnets import FrameFeatures, labels, words
 from pipeline.engine import mmss
 from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
+LONG_TAKE = 15  # frames from which a shot is looked at in parts
+ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
 # What a question asks the model to do. "find" looks for what is described, "about" does so too but prefers the present;
 # "count" counts scenes, "count_of" those that show something; "chat" needs no video.
@@ -126,6 +129,14 @@ def _phrase(word: str, score: float, place: str, count: int) -> Iterator[str]:
         yield place
 
 
+def asked_about(said: list[str], text: str) -> list[str]:
+    """For a question that counts things: only the words about these things, so that the right number is copied."""
+    if not re.search(r"\b(how many|count|number of)\b", text, re.IGNORECASE):
+        return said
+    wanted = "|".join(re.escape(labels()["coco"][i]) for i in named_things(text).coco)
+    return [phrase for phrase in said if re.fullmatch(rf"(maybe )?(\d+ )?({wanted})( left| right)?", phrase)] or said
+
+
 _NAMED_TIME = re.compile(r"(?<![\d:])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?![\d:])")
 _SPOKEN_TIME = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\b", re.IGNORECASE)
 
@@ -138,6 +149,92 @@ def named_time(text: str) -> float | None:
     units = {"h": 3600.0, "m": 60.0, "s": 1.0}
     found = _SPOKEN_TIME.findall(text)
     return sum(float(n) * units[unit[0].lower()] for n, unit in found) if found else None
+
+
+# Wordings that leave no doubt about the plan, whatever the trained head makes of them.
+_WORDINGS = (
+    (r"\b(when|what time|at which)\b.*\bfirst\b(?! (thing|scene|shot))", "find"),
+    (r"^(please |can you |could you |do you )*(find|locate|show me|jump to|go to)\b(?!.*\d)", "find"),
+    (r"\bhad been shown when\b|\b(right|just|what (came|comes|happened|was)) before\b", "before"),
+    (r"^\W*(so,? |please,? |okay,? |hey,? |and )*describe (it|this|the (picture|scene|image|frame))\W*$", "now"),
+    (r"\bfrom start to end\b|\bvi?d(ie|e)o about\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
+    (r"\bhow many (scenes|shots|cuts)\b(?!.*\b(show|have|contain|with|is there|do you see|can you see)\b)", "count"),
+    (r"\b(number of|how many) (?!scenes|shots|cuts|times|days|minutes|legs|of the)", "about"),
+    (r"^(what|which) (is the )?colou?r\b", "about"),
+)
+
+
+def wording_plan(text: str) -> str | None:
+    """The plan of a wording that leaves no doubt, or None."""
+    lowered = text.lower().strip()
+    return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
+
+
+# ---------------------------------------------------------------- things a question names that the towers know
+
+_SAME = {
+    "person": "man men woman women boy girl child children kid people someone somebody human guy lady baby worker "
+    "player pedestrian toddler adult visitor customer anyone anybody",
+    "bicycle": "bike", "motorcycle": "motorbike", "sports ball": "ball", "tv": "television", "couch": "sofa",
+    "cell phone": "phone smartphone", "dining table": "table", "potted plant": "plant", "airplane": "plane",
+    "handbag": "purse", "cup": "mug", "teddy bear": "teddy", "mouse": "", "dog": "puppy", "cat": "kitten",
+}  # fmt: skip
+_KINDS = {"animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle"}
+_CLASSES = {  # ImageNet's order of animals: first class, one past the last
+    "dog": ((151, 269),), "cat": ((281, 286),), "bird": ((7, 25), (80, 101), (127, 147)), "fish": ((0, 7), (389, 398)),
+    "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
+    "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
+}  # fmt: skip
+_NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
+
+
+class Things(NamedTuple):
+    """What a question names: COCO classes and ImageNet classes."""
+
+    coco: tuple[int, ...]
+    classes: tuple[int, ...]
+
+    def shown(self, features: FrameFeatures) -> np.ndarray | None:
+        """(F,) 0..1, how surely the towers see one of the things in each frame; None if the question names nothing."""
+        if not self.coco and not self.classes:
+            return None
+        found = torch.isin(features.det_ids, torch.tensor(self.coco, dtype=torch.long))
+        seen = (features.det_scores * found).amax(1)
+        named = torch.isin(features.classes, torch.tensor(self.classes, dtype=torch.long))
+        return torch.maximum(seen, (features.class_probs * named).sum(1)).double().numpy()
+
+
+@cache
+def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Word or phrase -> (COCO classes, ImageNet classes)."""
+    coco = {word: i for i, word in enumerate(labels()["coco"])}
+    found: dict[str, tuple[set[int], set[int]]] = {}
+    for word, i in coco.items():
+        for name in [word, *_SAME.get(word, "").split()]:
+            found.setdefault(name, (set(), set()))[0].add(i)
+    for word, parts in _KINDS.items():
+        found.setdefault(word, (set(), set()))[0].update(coco[p] for p in parts.split())
+    for i, word in enumerate(labels()["imagenet"]):
+        found.setdefault(word.lower(), (set(), set()))[1].add(i)
+    for word, ranges in _CLASSES.items():
+        found.setdefault(word, (set(), set()))[1].update(i for low, high in ranges for i in range(low, high))
+    return {w: (tuple(sorted(a)), tuple(sorted(b))) for w, (a, b) in found.items() if w not in _NOT_THINGS}
+
+
+def named_things(text: str) -> Things:
+    """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
+    words_of, coco, classes, i = re.findall(r"[a-z]+", text.lower()), set(), set(), 0
+    while i < len(words_of):
+        for size in (3, 2, 1):
+            phrase = " ".join(words_of[i : i + size])
+            forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"))
+            if len(words_of) - i >= size and (entry := next((_lexicon()[f] for f in forms if f in _lexicon()), None)):
+                coco.update(entry[0])
+                classes.update(entry[1])
+                i += size - 1
+                break
+        i += 1
+    return Things(tuple(sorted(coco)), tuple(sorted(classes)))
 
 
 # ---------------------------------------------------------------- what was seen, frame by frame
@@ -194,35 +291,45 @@ def spread(frames: range, at_most: int, around: int | None = None) -> tuple[int,
     return tuple(frames[int(i)] for i in picks)
 
 
+class Fit(NamedTuple):
+    """How well frames and shots fit a question. frames (F,), shots (S,): log of a ratio to "nowhere"."""
+
+    frames: np.ndarray
+    shots: np.ndarray
+
+
 class Planner:
     """From a question's `Located` and a snapshot's index to a Verdict. Pure.
 
-    calibration: per verdict the (a, b, c) of "sure if a * margin + b + c * ln(shots) > 0", fitted on held-out pictures.
+    calibration: per verdict the (a, b, c) of "sure if a * margin + b + c * ln(shots) > 0", fitted on held-out pictures;
+    `towers` holds what a named thing's detection adds to a frame's score, and what its absence takes off.
     """
 
-    def __init__(self, locator: Locator, calibration: dict[str, tuple[float, float, float]]):
+    def __init__(self, locator: Locator, calibration: dict[str, Sequence[float]]):
         self.locator, self.calibration = locator, calibration
 
     def plan(self, text: str, located: Located, index: Index) -> Verdict:
-        name = PLANS[int(located.plan[0].argmax())]
-        time = named_time(text)
+        name, time = wording_plan(text) or PLANS[int(located.plan[0].argmax())], named_time(text)
         if time is not None and name not in ("chat", "yesno", "count", "count_of"):
             return self._at(time, index)
         if name in ("find", "about", "yesno", "yesno_now", "after", "before", "count_of"):
-            return self._found(name, *self.margins(located, index), index)
+            return self._found(name, text, self.fit(text, located, index), index)
         if name == "first":
             return self._moment(name, index.frames_of(0), index)
         if name == "count":
-            return Verdict(name, self._newest(index), float(index.times[-1]), count=len(index.starts))
+            return self._now(name, index)._replace(count=len(index.starts))
         if name == "list":
             return self._list(index)
         return self._now("chat" if name == "chat" else "now", index)  # "last", and "at" without a time, too
 
-    def margins(self, located: Located, index: Index) -> tuple[np.ndarray, np.ndarray]:
-        """Per shot, how much better it fits the question than "nowhere" (log of a ratio); and the frames' scores."""
-        scores = self.locator.scores(located.query, index.keys.to(located.query.dtype))[0].double().numpy()
-        lengths = np.diff([*index.starts, len(scores)])
-        return np.logaddexp.reduceat(scores, index.starts) - np.log(lengths) - float(located.nowhere[0]), scores
+    def fit(self, text: str, located: Located, index: Index) -> Fit:
+        """Scores of frames and shots (the log-mean-exp of their frames), over the score of "nowhere"."""
+        frames = self.locator.scores(located.query, index.keys.to(located.query.dtype))[0].double().numpy()
+        frames = frames - float(located.nowhere[0])
+        if (shown := named_things(text).shown(index.features)) is not None:
+            gain, loss = self.calibration.get("towers", (0.0, 0.0))
+            frames = frames + gain * shown - loss
+        return Fit(frames, _log_mean_exp(frames, index.starts))
 
     def _newest(self, index: Index) -> tuple[int, ...]:
         return tuple(index.frames_of(len(index.starts) - 1))[-READ:]
@@ -239,24 +346,48 @@ class Planner:
     def _moment(self, name: str, frames: range, index: Index, peak: int | None = None) -> Verdict:
         return Verdict(name, spread(frames, READ, peak), float(index.times[frames.start]))
 
-    def _found(self, name: str, margins: np.ndarray, scores: np.ndarray, index: Index) -> Verdict:
+    def _found(self, name: str, text: str, fit: Fit, index: Index) -> Verdict:
         if name == "count_of":
-            return self._counted(margins, index)
-        if name == "yesno_now" or (name == "about" and self.sure("here", margins[-1], 1)):
-            return self._now(name, index, self.sure("here", margins[-1], 1))
-        shot = int(margins.argmax())
-        if not self.sure("yesno" if name == "yesno" else "find", margins[shot], len(margins)):
+            return self._counted(fit, index)
+        newest = self._newest(index)
+        here = self.sure("here", float(_log_mean_exp(fit.frames[list(newest)], np.zeros(1, int))[0]), 1)
+        if name == "yesno_now" or (name == "about" and here):
+            return self._now(name, index, here)
+        shot = int(fit.shots.argmax())
+        if not self.sure("yesno" if name == "yesno" else "find", fit.shots[shot], len(fit.shots)):
             return self._now("yesno" if name == "yesno" else "find", index, found=False)
-        if name in ("after", "before"):
-            shot += 1 if name == "after" else -1
-            if not 0 <= shot < len(margins):
-                return self._now(name, index, found=False)
-            return self._moment(name, index.frames_of(shot), index)
-        frames = index.frames_of(shot)
-        return self._moment(name, frames, index, frames.start + int(scores[frames.start : frames.stop].argmax()))
+        if re.search(r"\bfirst\b", text, re.IGNORECASE):  # the earliest that will do, not the one that fits best
+            shot = next((s for s, m in enumerate(fit.shots) if m > fit.shots[shot] - ALIKE), shot)
+        frames, peak = self._run(index.frames_of(shot), fit.frames)
+        if name not in ("after", "before"):
+            return self._moment(name, frames, index, peak)
+        near = self._beside(frames, shot, 1 if name == "after" else -1, index)
+        return self._moment(name, near, index) if near else self._now(name, index, found=False)
 
-    def _counted(self, margins: np.ndarray, index: Index) -> Verdict:
-        shots = [s for s, margin in enumerate(margins) if self.sure("here", margin, 1)]
+    def _run(self, frames: range, scores: np.ndarray) -> tuple[range, int]:
+        """The part of a shot a question is about, and its best frame: the whole of a short shot; in a long take (a
+        fixed camera never cuts) the stretch around the best frame that fits nearly as well."""
+        peak = frames.start + int(scores[frames.start : frames.stop].argmax())
+        if len(frames) <= LONG_TAKE:
+            return frames, peak
+        start, stop = peak, peak + 1
+        while start > frames.start and scores[start - 1] > scores[peak] - ALIKE:
+            start -= 1
+        while stop < frames.stop and scores[stop] > scores[peak] - ALIKE:
+            stop += 1
+        return range(start, stop), peak
+
+    def _beside(self, frames: range, shot: int, step: int, index: Index) -> range | None:
+        """What comes right after (step 1) or before (-1): the rest of a long take, else the neighbouring shot."""
+        own = index.frames_of(shot)
+        if step > 0 and frames.stop < own.stop:
+            return range(frames.stop, min(own.stop, frames.stop + 2 * READ))
+        if step < 0 and frames.start > own.start:
+            return range(max(own.start, frames.start - 2 * READ), frames.start)
+        return index.frames_of(shot + step) if 0 <= shot + step < len(index.starts) else None
+
+    def _counted(self, fit: Fit, index: Index) -> Verdict:
+        shots = [s for s, margin in enumerate(fit.shots) if self.sure("here", margin, 1)]
         frames = tuple(index.frames_of(s).start for s in shots)
         times = tuple(float(index.times[f]) for f in frames[:LISTED])
         return self._now("count_of", index, bool(shots))._replace(
@@ -268,7 +399,17 @@ class Planner:
         return a * margin + b + c * math.log(shots) > 0
 
     def _list(self, index: Index) -> Verdict:
-        lengths = np.diff([*index.starts, len(index.times)])
-        longest = np.sort(np.argsort(-lengths, kind="stable")[:LISTED])  # the longest shots, in order of time
-        moments = tuple(spread(index.frames_of(int(s)), READ) for s in longest)
+        """The longest shots in order of time; of fewer shots than there is room for, the longest are split."""
+        pieces = [index.frames_of(s) for s in range(len(index.starts))]
+        while len(pieces) < LISTED and len(longest := max(pieces, key=len)) > LONG_TAKE:
+            at, half = pieces.index(longest), longest.start + len(longest) // 2
+            pieces[at : at + 1] = [range(longest.start, half), range(half, longest.stop)]
+        chosen = sorted(sorted(pieces, key=lambda p: (-len(p), p.start))[:LISTED], key=lambda p: p.start)
+        moments = tuple(spread(piece, READ) for piece in chosen)
         return Verdict("list", moments[0], float(index.times[moments[0][0]]), listed=moments)
+
+
+def _log_mean_exp(scores: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Per stretch beginning at `starts`: the logarithm of the mean of exp(scores)."""
+    lengths = np.diff([*starts, len(scores)])
+    return np.logaddexp.reduceat(scores, starts) - np.log(lengths)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pipeline.convnets import ASSETS, FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
-from pipeline.locate import Locator, Planner, index_log, note, read_index, spoken
+from pipeline.locate import Locator, Planner, asked_about, index_log, note, read_index, spoken
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
@@ -272,7 +272,7 @@ class Reading:
     """One question's pass through the text column: read it, locate, look, and write."""
 
     def __init__(self, model: EmbeddedModel, question: Question, state: StreamState):
-        self.model, self.net, self.whole = model, model.net, state.memory
+        self.model, self.net, self.whole, self.question = model, model.net, state.memory, question
         log = state.extra["index"]
         if question.at is not None:
             frames = max(1, int(np.searchsorted(log.column("time").numpy(), question.at, "right")))
@@ -326,7 +326,7 @@ class Reading:
         moments = [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in v.listed] or [v]
         for moment in moments:
             self.look(moment.frames, moment.time)
-            said = spoken(self.index.features, moment.frames)
+            said = asked_about(spoken(self.index.features, moment.frames), self.question.text)
             yield self.tokens(note(moment, said, now) + ANSWER)
 
     @torch.no_grad()
