@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from test_mamba2 import OPTIONS, random_mixer
 
 from pipeline.mamba2 import Mamba2Mixer, MixerState, backend, gpu_kernels
 from pipeline.memory import Memory
-from pipeline.models.vamba import Reader, RMSNorm
+from pipeline.models.vamba import Layer, Reader, RMSNorm
+from pipeline.models.vamba import rotate as rotate_by_torch
+from pipeline.vision import _rotate as turn_by_torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -141,13 +144,60 @@ def test_rms_norm(dtype, kernels):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("heads", [1, 28])
+def test_rotary_positions(heads, dtype, kernels):
+    """The text column's tables are as wide as a head, in the model's type; from a projection's transposed output."""
+    x = torch.randn(2, 5, 3 * heads, 16, device=DEVICE).to(dtype)[:, :, heads : 2 * heads].transpose(1, 2)
+    angles = 3 * torch.randn(5, 8, device=DEVICE)
+    rope = tuple(torch.cat([t, t], -1).to(dtype) for t in (angles.cos(), angles.sin()))
+    got = kernels.rotate(x, *rope)
+    want = rotate_by_torch(x.float(), tuple(t.float() for t in rope))
+    assert got.dtype == dtype and gap(got.float(), want) < (1e-6 if dtype == torch.float32 else 0.005)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_rotary_positions_of_the_tower(dtype, kernels):
+    """Tables of half a head, in fp32; a head of 80, which is no power of two."""
+    x = torch.randn(2, 6, 7, 80, device=DEVICE).to(dtype)
+    angles = 3 * torch.randn(7, 40, device=DEVICE)
+    got, want = kernels.rotate(x, angles.cos(), angles.sin()), turn_by_torch(x, angles.cos(), angles.sin())
+    assert gap(got.float(), want.float()) < (1e-6 if dtype == torch.float32 else 0.005)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_blending_both_attentions(dtype, alpha, kernels):
+    layer = Layer(TINY, crosses=True, mixes=False).to(DEVICE)
+    layer.alpha.data.fill_(alpha)
+    h, own, cross = (torch.randn(2, 700, 3, device=DEVICE).to(dtype) for _ in range(3))
+    with torch.enable_grad():
+        want = layer.blend(h.float(), own.float(), cross.float())
+    got = kernels.blend(h, own, cross, layer.alpha)
+    assert got.dtype == dtype and gap(got.float(), want) < (1e-6 if dtype == torch.float32 else 0.005)
+    layer.alpha.data.fill_(torch.nan)
+    assert kernels.blend(h, own, cross, layer.alpha).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_quick_gelu(dtype, kernels):
+    x = torch.cat([8 * torch.randn(2000), torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])]).to(DEVICE, dtype)
+    want = x.float() * torch.sigmoid(1.702 * x.float())
+    got = kernels.quick_gelu(x)
+    assert got.dtype == dtype and gap(got.float()[:-2], want[:-2]) < (1e-6 if dtype == torch.float32 else 0.002)
+    assert torch.equal(got[-2:], x[-2:])
+
+
 @pytest.mark.parametrize("dropped", [0, 5, 64, 200])
-@pytest.mark.parametrize("queries", [1, 9, 50])
+@pytest.mark.parametrize("queries", [1, 11, 50])
 @pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 def test_attention_over_the_memory(dropped, queries, eight_bit, dtype, kernels):
-    """Blocks of 64 slots, the last one half full, the first one half forgotten; 6 query heads over 2 key heads."""
-    if INTERPRETED and (dropped in (0, 64) or queries > 9):
+    """Blocks of 64 slots, the last one half full, the first one half forgotten; 6 query heads over 2 key heads.
+
+    From 32 rows of one key head on, that is 11 queries, the weights come from a second look at the keys.
+    """
+    if INTERPRETED and (dropped in (0, 64) or queries > 11):
         pytest.skip("the interpreter is slow")
     memory = Memory.empty(2, 2, 32, dtype, DEVICE, block_slots=64, eight_bit=eight_bit)
     for _ in range(4):  # freed memory is full of NaN: what nobody wrote must not be read
@@ -172,12 +222,17 @@ def test_attention_over_the_memory(dropped, queries, eight_bit, dtype, kernels):
 @pytest.mark.parametrize("cuts", [(64, 128), (33, 77)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_vamba_on_the_gpu(cuts, dtype, tiny_vamba, kernels):
-    """Both columns: kernels against torch on the CPU, and cut against whole. Forks and snapshots as on the CPU."""
+    """Both columns: kernels against torch on the CPU, and cut against whole. Forks and snapshots as on the CPU.
+
+    These weights are large on purpose, and bf16's roundings grow on them from layer to layer: torch's own bf16 path
+    misses the fp32 logits by 3 to 29 % (12 seeds on a CPU), so a fixed limit means nothing. What the kernels owe is to
+    be as near to fp32 as torch is, on average over some inputs.
+    """
     wide = replace(TINY_MIXER, d_model=128, d_state=16, headdim=32)
     shapes = {"d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 256, "mixer": wide}
     net, reference = tiny_vamba(dtype, **shapes).cuda(), tiny_vamba(torch.float32, **shapes)
+    plain_net = tiny_vamba(dtype, **shapes)  # the same seed, so the same weights, on the CPU
     reference.load_state_dict({k: p.float() for k, p in net.state_dict().items()})
-    v = torch.randn(1, 150, 128).to(dtype)
 
     def seen(model, tokens, slices):
         memory = Memory.empty(len(TINY.cross_layers), 2, 32, tokens.dtype, tokens.device, block_slots=64)
@@ -187,11 +242,18 @@ def test_a_vamba_on_the_gpu(cuts, dtype, tiny_vamba, kernels):
             states = model.watch(tokens[:, part], states, lambda j, k, v, write=write: write(j, k[0], v[0]))
         return Reader(model, memory).feed(range(1, 9)).float().cpu()
 
-    whole, ends = seen(net, v.cuda(), [slice(0, 150)]), [*cuts, 150]
-    pieces = seen(net, v.cuda(), [slice(a, b) for a, b in zip([0, *cuts], ends)])
-    limit = 1e-4 if dtype == torch.float32 else 0.05
-    assert gap(pieces, whole) < limit
-    assert gap(whole, seen(reference, v.float(), [slice(0, 150)])) < limit
+    ends = [*cuts, 150]
+    errors, by_torch, apart = [], [], []
+    for v in torch.randn(6, 1, 150, 128).to(dtype):
+        whole = seen(net, v.cuda(), [slice(0, 150)])
+        truth = seen(reference, v.float(), [slice(0, 150)])
+        pieces = seen(net, v.cuda(), [slice(a, b) for a, b in zip([0, *cuts], ends)])
+        errors.append(float((whole - truth).norm() / truth.norm()))
+        apart.append(float((pieces - whole).norm() / truth.norm()))
+        by_torch.append(float((seen(plain_net, v, [slice(0, 150)]) - truth).norm() / truth.norm()))
+    limit = 1e-4 if dtype == torch.float32 else 1.5 * sum(by_torch) / 6
+    assert sum(errors) / 6 < limit
+    assert sum(apart) / 6 < limit
 
 
 @gpu_only
@@ -209,8 +271,16 @@ def test_golden_on_the_gpu(folder, dtype, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("where", ["x", "dt"])
-def test_one_nan_is_seen_through_the_kernels(where, kernels):
-    """The engine throws such a state away, if it is told: minimum and maximum of a GPU swallow a NaN."""
+def test_one_nan_is_seen_through_the_kernels(where, kernels, monkeypatch):
+    """The engine throws such a state away, if it is told: minimum and maximum of a GPU swallow a NaN.
+
+    Those of Triton's interpreter do not, which once hid such a mistake; so here they are made to.
+    """
+    if INTERPRETED:
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        for name, swallowing in (("create_minnumf", np.fmin), ("create_maxnumf", np.fmax)):
+            monkeypatch.setattr(InterpreterBuilder, name, lambda self, a, b, f=swallowing: self.binary_op(a, b, f))
     mixer = random_mixer(torch.float32, dt_limit=(0.01, 1.0)).to(DEVICE)
     u, row = torch.randn(1, 80, 32, device=DEVICE), {"x": TINY_MIXER.d_inner, "dt": -1}[where]
     mixer.in_proj.bias = torch.nn.Parameter(torch.zeros(len(mixer.in_proj.weight), device=DEVICE), requires_grad=False)
