@@ -66,18 +66,19 @@ class Reader:
 
     def __init__(self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = ()):
         self.net, self.memory, self.watch_layers = net, memory, set(watch_layers)
+        self._watched = self.watch_layers  # in the newest pass
         self.cache = TextCache(net.cfg.n_layers)
         self.seen: dict[int, Tensor] = {}  # per watched place: (slots,) weights of the newest pass, summing to 1
-        self.usual: dict[int, Tensor] = {}  # (moments,) the same of words that ask for nothing
+        self.usual: Tensor | None = None  # (watched places, moments) the same of words that ask for nothing
         self.moments = Moments(memory) if memory is not None and watch_layers else None
 
     @torch.no_grad()
-    def feed(self, ids: Sequence[int]) -> Tensor:
-        """Logits (V,) after the given tokens."""
+    def feed(self, ids: Sequence[int], watched: bool = True) -> Tensor:
+        """Logits (V,) after the given tokens. watched: whether anybody will ask where they looked."""
         net, device = self.net, self.net.model.embed_tokens.weight.device
         positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
         h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
-        self.seen = {}
+        self.seen, self._watched = {}, self.watch_layers if watched else set()
         h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
         self.cache.length += len(ids)
         return net.logits(h[:, -1:])[0, 0]
@@ -90,18 +91,22 @@ class Reader:
         self.feed(opening)
         self.settle()
         if head := ids[:-QUESTION_END]:
-            self.feed(head)
+            self.feed(head, watched=False)
         return self.feed(ids[-QUESTION_END:])
 
     def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
-        out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self.watch_layers)
+        out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self._watched)
         if weights is not None:
             self.seen[place] = weights
         return out[None]
 
     def settle(self) -> None:
         """Take where the newest pass looked for what every word looks at: `looked` counts only what exceeds it."""
-        self.usual = {place: self.moments.sums(weights) for place, weights in self.seen.items()}
+        self.usual = self.moments.sums(self._gaze()) if self.seen else None
+
+    def _gaze(self) -> Tensor:
+        """(watched places, slots): all at once, because an operation per place would cost a launch per place."""
+        return torch.stack(list(self.seen.values()))
 
     @property
     def looked(self) -> Tensor | None:
@@ -115,7 +120,7 @@ class Reader:
         """
         if not self.seen:
             return None
-        return torch.stack([self.moments.raised(w, self.usual.get(j)) for j, w in self.seen.items()]).sum(0)
+        return self.moments.raised(self._gaze(), self.usual).sum(0)
 
 
 class Moments:
@@ -133,17 +138,21 @@ class Moments:
         return len(self.bounds)
 
     def sums(self, weights: Tensor) -> Tensor:
-        """(slots,) -> (moments,), fp64: by running sums, whose result does not depend on the order of GPU threads."""
-        running = weights.cumsum(0, dtype=torch.float64)[self._ends - 1]
-        return running.diff(prepend=running.new_zeros(1))
+        """(..., slots) -> (..., moments), fp64: by one running sum, which does not depend on the order of GPU threads.
+
+        It runs through all rows: a row's own would keep one multiprocessor busy per row and leave the others idle.
+        """
+        rows = torch.arange(0, weights.numel(), self.slots, device=weights.device)
+        running = weights.flatten().cumsum(0, dtype=torch.float64)[(rows[:, None] + self._ends - 1).flatten()]
+        return running.diff(prepend=running.new_zeros(1)).view(*weights.shape[:-1], -1)
 
     def raised(self, weights: Tensor, usual: Tensor | None) -> Tensor:
-        """(slots,) -> (slots,): of each moment's weight only what exceeds the usual (None: an equal share a slot)."""
+        """(..., slots), as given: of each moment's weight only what exceeds the usual (None: an equal share a slot)."""
         if len(self) == 1:
             return weights
         mass, usual = self.sums(weights), self._counts.double() / self.slots if usual is None else usual
         kept = (mass - usual).clamp_min(0) / mass.clamp_min(torch.finfo(torch.float64).tiny)
-        return weights * kept.to(weights.dtype).repeat_interleave(self._counts, output_size=self.slots)
+        return weights * kept.to(weights.dtype).repeat_interleave(self._counts, dim=-1, output_size=self.slots)
 
     def best(self, looked: Tensor, count: int) -> Tensor:
         """Slots (int64, ascending) of the `count` moments with most weight."""

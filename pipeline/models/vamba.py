@@ -178,6 +178,8 @@ class Layer(nn.Module):
             return h + own
         if self.alpha is None:
             return h + own + cross
+        if fast := gpu_kernels(h):
+            return fast.blend(h, own, cross, self.alpha)
         a = self.alpha.clamp(0, 1).to(h.dtype)
         return h + a * own + (1 - a) * cross
 
@@ -294,6 +296,8 @@ class Vamba(nn.Module):
 def rotate(x_BHTP: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding (RoFormer, eq. 34), halves paired as in NeoX."""
     cos, sin = rope
+    if cos.dim() == 2 and (fast := gpu_kernels(x_BHTP)):
+        return fast.rotate(x_BHTP, cos, sin)
     first, second = x_BHTP.chunk(2, dim=-1)
     return x_BHTP * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -429,6 +433,7 @@ class VambaModel:
 
 def _shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
     """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
-    if weights is None or not (total := float(weights.sum(dtype=torch.float64))) > 0:
+    shares = None if weights is None else weights.cpu().double().numpy()  # one wait for the GPU, and half the bytes
+    if shares is None or not (total := shares.sum()) > 0:
         return None
-    return times, weights.double().cpu().numpy() / total
+    return times, shares / total
