@@ -331,11 +331,12 @@ class Planner:
             frames = frames + gain * shown - loss
         return Fit(frames, _log_mean_exp(frames, index.starts))
 
-    def _newest(self, index: Index) -> tuple[int, ...]:
+    def newest(self, index: Index) -> tuple[int, ...]:
+        """The frames that are "now"."""
         return tuple(index.frames_of(len(index.starts) - 1))[-READ:]
 
     def _now(self, name: str, index: Index, found: bool = True) -> Verdict:
-        return Verdict(name, self._newest(index), float(index.times[-1]), found)
+        return Verdict(name, self.newest(index), float(index.times[-1]), found)
 
     def _at(self, time: float, index: Index) -> Verdict:
         if time > index.times[-1] + 1:
@@ -349,7 +350,7 @@ class Planner:
     def _found(self, name: str, text: str, fit: Fit, index: Index) -> Verdict:
         if name == "count_of":
             return self._counted(fit, index)
-        newest = self._newest(index)
+        newest = self.newest(index)
         here = self.sure("here", float(_log_mean_exp(fit.frames[list(newest)], np.zeros(1, int))[0]), 1)
         if name == "yesno_now" or (name == "about" and here):
             return self._now(name, index, here)
@@ -391,7 +392,7 @@ class Planner:
         frames = tuple(index.frames_of(s).start for s in shots)
         times = tuple(float(index.times[f]) for f in frames[:LISTED])
         return self._now("count_of", index, bool(shots))._replace(
-            frames=frames[:READ] or self._newest(index), count=len(shots), times=times
+            frames=frames[:READ] or self.newest(index), count=len(shots), times=times
         )
 
     def sure(self, verdict: str, margin: float, shots: int) -> bool:

@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline.convnets import ASSETS, FrameFeatures, labels
 from pipeline.locate import READ, Index, Located, Planner, Verdict, note, spoken
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedConfig, lm_weights, merged
+from pipeline.quant import load_trained
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
 from pipeline.training.episodes import VIEWS, Episode, World, generate
@@ -262,16 +263,18 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
             kept, index = e.watch(frames)
             asked = [q for q in episode.questions if plan_of(q) in ("find", "after", "before", "yesno", "yesno_now")]
             for q, found in zip(asked, e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)):
-                margins, _ = e.planner.margins(found, upto(index, q.asked_at + 1))
-                plan = plan_of(q)
-                kind = {"yesno": "yesno", "yesno_now": "here"}.get(plan, "find")
-                margin = margins[-1] if kind == "here" else margins.max()
-                rows[kind].append((float(margin), math.log(len(margins)), 0.0 if q.absent else 1.0))
+                now = upto(index, q.asked_at + 1)
+                fitted = e.planner.fit(q.text, found, now)
+                kind = {"yesno": "yesno", "yesno_now": "here"}.get(plan_of(q), "find")
+                newest = fitted.frames[list(e.planner.newest(now))]
+                margin = float(np.log(np.exp(newest).mean())) if kind == "here" else float(fitted.shots.max())
+                rows[kind].append((margin, math.log(len(fitted.shots)), 0.0 if q.absent else 1.0))
     fitted = {kind: fit(np.array(values), with_length=kind != "here") for kind, values in rows.items()}
-    # Refusing what was there is worse than guessing: at most 12 % of what is present may be refused.
+    # Refusing what was there is worse than guessing: at most 8 % of what is present may be refused.
     a, b, c = fitted["find"]
     present = np.array([r for r in rows["find"] if r[2] == 1])
-    fitted["find"] = (a, max(b, -float(np.quantile(a * present[:, 0] + c * present[:, 1], 0.12))), c)
+    fitted["find"] = (a, max(b, -float(np.quantile(a * present[:, 0] + c * present[:, 1], 0.08))), c)
+    fitted["towers"] = e.planner.calibration.get("towers", (0.0, 0.0))
     return {kind: tuple(round(x, 4) for x in values) for kind, values in fitted.items()}
 
 
@@ -350,15 +353,16 @@ def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def recall(e: Evaluator, split: np.ndarray, seed: int, minutes: Sequence[int], share: float) -> dict[str, dict]:
+def recall(e: Evaluator, split: np.ndarray, args: argparse.Namespace) -> dict[str, dict]:
+    """Everything asked about videos of each length."""
     out = {}
-    for m in minutes:
+    for m in args.minutes:
         count, questions = EPISODES[m]
         cells: dict[str, Cell] = defaultdict(Cell)
-        rng = np.random.default_rng([seed, m])
-        for i in range(max(1, round(count * share))):
+        rng = np.random.default_rng([args.seed, m])
+        for i in range(max(1, round(count * args.share))):
             episode = generate(e.world, split, rng, 60 * m, questions, False)
-            examine(e, episode, cells, rng, choose=True, variants=i % 2 == 0)
+            examine(e, episode, cells, rng, choose=not args.finding_only, variants=i % 2 == 0)
         out[str(m)] = {name: cell.report() for name, cell in sorted(cells.items())}
         yes, no = out[str(m)].get("yes"), out[str(m)].get("no")
         if yes and no:
@@ -370,20 +374,29 @@ def recall(e: Evaluator, split: np.ndarray, seed: int, minutes: Sequence[int], s
     return out
 
 
+def trained_parts(args: argparse.Namespace) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and trained weights: a training run's, or those that ship."""
+    if args.trained:
+        config, weights = json.loads((Path(args.trained) / "config.json").read_text()), {}
+        for file in sorted(Path(args.trained).glob("trained-*.safetensors")):
+            weights |= {n: t.float() for n, t in load_file(file).items()}
+    else:
+        name = "twin" if args.twin else "embedded"
+        config = json.loads((ASSETS / f"{name}.json").read_text())
+        weights = load_trained(ASSETS / f"{name}.safetensors")
+    if args.no_mixers:
+        config["vision_mamba_mixer_config"] = {}
+        weights = {n: t for n, t in weights.items() if "vision_mixer" not in n}
+    return config, weights
+
+
 def run(args: argparse.Namespace) -> dict[str, object]:
     from transformers import AutoTokenizer
 
     device, began = torch.device(args.device), time.monotonic()
-    known = pictures(args.data)
+    known = [p for p in pictures(args.data) if p.split != "train" or not args.held_out]
     table = features_table(args, known, device)
-    config = json.loads((Path(args.trained) / "config.json").read_text())
-    if args.no_mixers:
-        config["vision_mamba_mixer_config"] = {}
-    weights: dict[str, Tensor] = {}
-    for file in sorted(Path(args.trained).glob("trained-*.safetensors")):
-        weights |= {n: t.float() for n, t in load_file(file).items()}
-    if args.no_mixers:
-        weights = {n: t for n, t in weights.items() if "vision_mixer" not in n}
+    config, weights = trained_parts(args)
     net = merged(EmbeddedConfig.from_dict(config), lm_weights(), weights, config["lora_scale"]).to(device)
     if device.type == "cuda":
         net.vamba.model.embed_tokens.to(torch.bfloat16)
@@ -400,7 +413,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         e.planner.calibration = fitted
         result |= {"calibration": fitted, "cut": e.cut}
     held = np.concatenate([test, [i for i in dev if known[i].source != "flickr"]])
-    result["recall"] = recall(e, held, args.seed, args.minutes, args.share)
+    result["recall"] = recall(e, held, args)
+    if args.finding_only:
+        return result | {"seconds": round(time.monotonic() - began)}
     result["captions"] = captions(e, test[: args.captions].tolist(), np.random.default_rng(args.seed))
     unseen = [int(i) for i in dev if known[i].source == "imagenet"][: args.captions]
     result["classes_never_trained"] = names(e, unseen)
@@ -411,7 +426,10 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with the picture archives")
-    parser.add_argument("--trained", required=True, help="folder with config.json and trained-*.safetensors")
+    parser.add_argument("--trained", help="a training run's folder; without it the weights that ship")
+    parser.add_argument("--twin", action="store_true", help="of those that ship, the transformer twin")
+    parser.add_argument("--finding-only", action="store_true", help="leave out what needs the reader (quick on a CPU)")
+    parser.add_argument("--held-out", action="store_true", help="compute features of held-out pictures only")
     parser.add_argument("--features", help="file with the towers' features")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=int, nargs="+", default=MINUTES)

@@ -24,7 +24,7 @@ CONFIG = {
     "cross_layers": [12, 16, 20, 24, 28], "locate_layer": 12, "locate_depth": 2, "cut": 0.3, "lora_scale": 2.0,
     "use_alpha_balancing": True, "attention_bias": False,
     "vision_mamba_mixer_config": {"d_state": 64, "headdim": 64, "expand": 2, "chunk_size": 64},
-    "calibration": {"find": [1.0, 0.0, 0.0], "yesno": [1.0, 0.0, 0.0], "here": [1.0, 0.0, 0.0]},
+    "calibration": {"find": [1.0, 0.0, 0.0], "yesno": [1.0, 0.0, 0.0], "here": [1.0, 0.0, 0.0], "towers": [5.0, 1.5]},
 }  # fmt: skip
 
 
