@@ -85,7 +85,11 @@ def _add_bench(parser: Parser) -> None:
     parser.add_argument(
         "--minutes", type=int, nargs="+", default=[1, 15, 60], help="when to measure (default: 1 15 60)"
     )
-    parser.add_argument("--frames", type=int, default=8, metavar="N", help="pictures per chunk (default: 8)")
+    parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
+    group = parser.add_argument_group("published size only")
+    group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
+    group.add_argument("--eight-bit", action="store_true", help="keep the memory's keys and values in 8 bits")
+    group.add_argument("--no-tower", dest="tower", action="store_false", help="leave the vision tower out")
     parser.add_argument("--json", action="store_true", help="print only the JSON document on stdout")
     parser.set_defaults(command=bench)
 

@@ -1,6 +1,7 @@
 """What an hour of video costs: a model and its baseline watch the same growing video and are asked on the way.
 
     python -m pipeline bench [--model M] [--baseline B] [--minutes 1 15 60] [--frames N] [--json]
+    python -m pipeline bench --size published ...        (on a GPU, without weights: pipeline/published.py)
 
 The pictures are made, not decoded: smooth, moving, a new scene every half minute, the same for both models. At every
 mark it notes the median time of a chunk, what the stream keeps (state and memory), and how fast an answer comes.
@@ -44,6 +45,7 @@ from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, V
 
 FPS = 1.0
 SCENE_S = 30
+PER_CHUNK = 8
 RECENT = 32  # chunks before a mark whose median counts
 QUESTION = Question("Describe everything you have seen so far.")
 TOKENS = 32
@@ -52,28 +54,33 @@ RATIOS = ("chunk_ms", "state_bytes", "memory_bytes", "first_token_s", "tokens_pe
 
 def run(args: argparse.Namespace) -> int:
     """The command. Measures one model after the other, so that each one's peak of memory is its own."""
-    if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= args.frames <= 512:
+    if (
+        not all(1 <= minute <= 600 for minute in args.minutes)
+        or not 1 <= (1 if args.frames is None else args.frames) <= 512
+    ):
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
-    minutes, size, measured = sorted(set(args.minutes)), None, {}
-    for role, build in builders(args.size, args.model, args.baseline).items():
+    if args.size == "published":
+        from pipeline import published
+
+        return published.run(args)
+    minutes, frames, size, measured = sorted(set(args.minutes)), args.frames or PER_CHUNK, None, {}
+    for role, build in builders(args.model, args.baseline).items():
         reset_peak_memory()
         model = build()
         size = size or _picture_size(model)
-        measured[role] = measure(model, minutes, args.frames, size)
+        measured[role] = measure(model, minutes, frames, size)
         del model
         gc.collect()
     machine = add_floors(measured)
-    document = {"conditions": conditions(args.frames, size), "machine": machine, **measured}
+    document = {"conditions": conditions(frames, size), "machine": machine, **measured}
     document["model_over_baseline"] = compared(measured["model"]["rows"], measured["baseline"]["rows"])
     print(table(document), file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
     return 0
 
 
-def builders(size: str, model: str, baseline: str) -> dict[str, Callable[[], VideoModel]]:
+def builders(model: str, baseline: str) -> dict[str, Callable[[], VideoModel]]:
     """The two models to measure, not yet loaded: {"model": ..., "baseline": ...}."""
-    if size != "embedded":
-        raise UserError("The published size is not measured by this command yet; leave --size out.")
     return {"model": lambda: pipeline.load(model), "baseline": lambda: pipeline.load(baseline)}
 
 

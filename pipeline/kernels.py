@@ -413,7 +413,7 @@ def _weights_again(
     for head in range(K):
         at = (layer * K + head).to(tl.int64) * block_slots + slot - block * block_slots
         k_tile = tl.load(k_block + at[None, :] * P + p[:, None], seen[None, :], 0)
-        factor = tl.full([TILE], scale, tl.float32)
+        factor = tl.zeros([TILE], tl.float32) + scale
         if EIGHT_BIT:
             k_scale = tl.load(addresses + block * FIELDS + 3).to(tl.pointer_type(q.dtype.element_ty))
             factor *= tl.load(k_scale + at, seen, 0.0).to(tl.float32)

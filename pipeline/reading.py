@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.memory import Memory
 
 if TYPE_CHECKING:
     from pipeline.models.vamba import Vamba
 
+# cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
+# is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
+UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 
 
@@ -26,6 +31,7 @@ class TextCache:
         self.room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers  # (B, K, capacity, P), twice
         self.used = [0] * n_layers
         self.length = 0  # tokens whose layers have all run
+        self._mask: Tensor | None = None
 
     def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
         """Causal attention of the new tokens to the cached ones and each other, keeping their keys and values.
@@ -35,7 +41,9 @@ class TextCache:
         """
         k, v = self.keep(layer, k_BKQP, v_BKQP)
         Q, S = q_BHQP.shape[2], k.shape[2]
-        mask = None if Q == 1 else torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
+        if Q > 1 and (self._mask is None or self._mask.shape != (Q, S)):  # made once for all layers
+            self._mask = torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
+        mask = None if Q == 1 else self._mask
         return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
 
     def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +87,8 @@ class Reader:
         positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
         h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
         self.seen, self._watched = {}, self.watch_layers if watched else set()
-        h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
+        with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
+            h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
         self.cache.length += len(ids)
         return net.logits(h[:, -1:])[0, 0]
 

@@ -418,6 +418,7 @@ def test_bench_pictures_are_smooth_move_and_repeat():
     assert all(np.abs(np.diff(f.rgb.astype(int), axis=1)).mean() < 12 < f.rgb.std() for f in frames)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be measured")
 def test_published_size_is_refused_in_words(opened, capsys):
     assert main(["bench", "--size", "published"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

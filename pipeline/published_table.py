@@ -1,0 +1,63 @@
+"""The published-size bench's document as a table for people: what, measured, floor, ratio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROWS = {
+    "question": "the question in one pass, with evidence",
+    "question_without_evidence": "the same without evidence",
+    "first_token": "first token of an answer, all in",
+    "token": "a later token of an answer, all in",
+    "token_without_evidence": "a later token, the network alone",
+}
+
+
+def table(document: dict[str, Any]) -> str:
+    """The document for people: what, measured, floor, ratio."""
+    lines = [f"{name} {rate:.3g}" for name, rate in document["machine"].items()]
+    lines += [f"{'':<66} {'measured':>12} {'floor':>12} {'ratio':>7}"]
+    lines += _of_vamba(document["vamba"])
+    for part in ("tower", "all_in"):
+        lines += _of_part(f"{part.replace('_', ' ')}: ", document[part] or {})
+    lines += _of_stream("Qwen2-VL: ", document["baseline"])
+    for row in document["vamba_over_baseline"]:
+        above = f", memory above weights {row['above_weights']:.2f}x" if "above_weights" in row else ""
+        lines.append(f"Vamba / Qwen2-VL at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
+    return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
+
+
+def _of_vamba(found: dict[str, Any]) -> list[str]:
+    lines = _of_stream("Vamba: ", found)
+    for mark in found.get("marks", ()):
+        at = f"at {mark['frames']:,} frames: "
+        lines += [_line(f"{at}a chunk of {n} frames", beside) for n, beside in mark["chunks"].items()]
+        lines += [_line(at + words, mark[name]) for name, words in ROWS.items()]
+    if "marks" in found:
+        lines.append(f"Vamba: chunk at the last mark / at the first {found['chunk_last_over_first']:.3f}")
+    return lines
+
+
+def _of_part(name: str, found: dict[str, Any]) -> list[str]:
+    lines = [_line(f"{name}a chunk of {n} frames", beside) for n, beside in found.get("chunks", {}).items()]
+    lines += [_line(f"{name}{found['frames']:,} frames", found["watch"])] if "watch" in found else []
+    return lines + ([name + found["stopped"]] if found.get("stopped") else [])
+
+
+def _of_stream(name: str, found: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in found.get("watched", ()):
+        peak = (
+            ""
+            if row["peak"] is None
+            else f"  memory {row['memory_bytes'] / 1e9:.2f} GB, peak {row['peak'] / 1e9:.1f} GB"
+        )
+        lines.append(_line(f"{name}{row['frames']:,} frames watched", row["watch"]) + peak)
+    return lines + ([name + found["stopped"]] if found.get("stopped") else [])
+
+
+def _line(what: str, beside: dict[str, float]) -> str:
+    def shown(seconds: float) -> str:
+        return f"{seconds:10.2f} s" if seconds >= 1 else f"{seconds * 1e3:9.2f} ms"
+
+    return f"{what:<66} {shown(beside['s'])} {shown(beside['floor_s'])} {beside['ratio']:7.2f}"

@@ -1,0 +1,137 @@
+"""The published-size bench on a CPU: the same code with tiny shapes. What it counts, keeps apart and survives."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, TINY_MIXER
+from test_transformer import CONFIG
+
+from pipeline import floors, published
+from pipeline.__main__ import main
+from pipeline.models.transformer import Qwen2VL, TransformerModel
+from pipeline.models.vamba import Vamba
+from pipeline.published import Machine, Shapes, Words, measure
+from pipeline.published_table import table
+
+CPU = torch.device("cpu")
+OPTIONS = {"minutes": [1, 2], "frames": 16, "baseline_frames": 64, "eight_bit": False, "tower": True}
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Shapes:
+    config = CONFIG | {"vision_config": CONFIG["vision_config"] | {"patch_size": 14}}
+    wide = replace(TINY, d_model=64, mixer=replace(TINY_MIXER, d_model=64))
+    return Shapes(wide, config, (84, 56))
+
+
+@pytest.fixture(scope="module")
+def measured(shapes):
+    torch.set_num_threads(1)
+    return measure(shapes, CPU, torch.float32, **OPTIONS)
+
+
+def test_every_part_is_measured(measured, shapes):
+    assert json.loads(json.dumps(measured)) == measured
+    assert [row["frames"] for row in measured["vamba"]["watched"]] == [60, 64, 120]
+    assert [row["frames"] for row in measured["vamba"]["marks"]] == [60, 120]
+    assert [row["slots"] for row in measured["vamba"]["marks"]] == [30 * shapes.pair_tokens, 60 * shapes.pair_tokens]
+    assert set(measured["vamba"]["marks"][0]["chunks"]) == {"16", "2"}
+    assert measured["vamba"]["finite"] and measured["all_in"]["frames"] == measured["tower"]["frames"] == 120
+    assert [row["frames"] for row in measured["baseline"]["watched"]] == [64] and not measured["baseline"]["stopped"]
+
+
+def test_times_stand_beside_floors_that_they_exceed(measured):
+    found = []
+
+    def walk(part):
+        if isinstance(part, dict):
+            found.append(part) if "floor_s" in part else [walk(p) for p in part.values()]
+        elif isinstance(part, list):
+            [walk(p) for p in part]
+
+    walk(measured)
+    assert len(found) == 3 + 2 * (2 + 5) + 3 + 1 + 1
+    for beside in found:
+        assert 0 < beside["floor_s"] < beside["s"] and beside["ratio"] == beside["s"] / beside["floor_s"]
+
+
+def test_time_adds_up_and_only_the_memory_grows(measured):
+    first, shared, last = measured["vamba"]["watched"]
+    assert first["watch"]["s"] < shared["watch"]["s"] < last["watch"]["s"]
+    assert last["memory_bytes"] == 2 * first["memory_bytes"] and last["state_bytes"] == first["state_bytes"]
+
+
+def test_both_are_compared_where_both_have_been(measured):
+    (row,) = measured["vamba_over_baseline"]
+    mine, theirs = measured["vamba"]["watched"][1], measured["baseline"]["watched"][0]
+    assert row["frames"] == 64 and row["watch"] == mine["watch"]["s"] / theirs["watch"]["s"]
+
+
+def test_the_table_has_a_line_for_every_time(measured):
+    text = table(measured)
+    for words in ("120 frames: first token", "all in: 120 frames", "tower: 120 frames", "Qwen2-VL: 64 frames", "time "):
+        assert words in text
+
+
+def test_eight_bits_keep_less(measured, shapes):
+    small = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "eight_bit": True, "tower": False})
+    assert small["tower"] is None and small["all_in"] is None and "tower" not in table(small)
+    assert small["vamba"]["watched"][0]["memory_bytes"] < 0.5 * measured["vamba"]["watched"][0]["memory_bytes"]
+
+
+def test_running_out_of_memory_is_a_row(shapes, monkeypatch):
+    watch = TransformerModel.watch
+
+    def full(self, chunk, state):
+        if state.frames >= 128:
+            raise torch.OutOfMemoryError
+        return watch(self, chunk, state)
+
+    monkeypatch.setattr(TransformerModel, "watch", full)
+    machine = Machine(CPU, torch.float32, 1e9, 1e9)
+    found = published.measure_baseline(shapes, machine, published._doublings(300), 16)
+    assert [row["frames"] for row in found["watched"]] == [128]
+    assert found["stopped"] == "out of memory on the way to 256 frames"
+    assert published._alone("part", lambda: (_ for _ in ()).throw(MemoryError)) == {"stopped": "out of memory"}
+    broken = {"machine": {}, "conditions": {}, "vamba": {"stopped": "out of memory"}, "tower": None, "all_in": None}
+    assert "Vamba: out of memory" in table(
+        broken | {"baseline": found, "vamba_over_baseline": published.compared({}, found)}
+    )
+
+
+def test_floors_are_those_of_the_published_shapes():
+    """By hand: 27 live mixers and 28 pairs of key and value projections; text weights; 299 tokens a pair."""
+    shapes = published.PUBLISHED
+    with torch.device("meta"):
+        net, baseline = Vamba(shapes.vamba), Qwen2VL(shapes.baseline)
+    assert shapes.pair_tokens == 299
+    mixer, keys = 3584 * 14704 + 7168 * 3584, 2 * 3584 * 512
+    assert floors.column_flops(net) == 2 * (27 * mixer + 28 * keys)
+    layer = 2 * 3584 * 3584 * 2 + 2 * 3584 * 512 + 3 * 3584 * 18944
+    assert floors.text_bytes(net) == 4 * (28 * layer + 152064 * 3584)
+    transformer = 2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944
+    assert floors.baseline_flops(baseline, 1000) == 28 * (2 * 1000 * transformer + 2 * 1000**2 * 3584)
+    patches, block = 1196, 4 * 1280 * 1280 + 2 * 1280 * 5120
+    tower = 2 * patches * (32 * block + 1176 * 1280) + 32 * 4 * patches**2 * 1280 + 2 * 299 * (5120**2 + 5120 * 3584)
+    assert floors.tower_flops(baseline.visual, 299) == tower
+
+
+def test_the_question_has_its_tokens():
+    from pipeline.decoding import ChatPrompt
+
+    assert len(ChatPrompt(Words(1000)).after_video(published.QUESTION)) == published.QUESTION_TOKENS
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be measured")
+def test_without_a_gpu_it_says_so(capsys):
+    assert main(["bench", "--size", "published"]) == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1 and "NVIDIA" in out.err and not out.out
+
+
+def test_odd_chunks_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["bench", "--size", "published", "--frames", "7"]) == 2
+    assert "even" in capsys.readouterr().err
