@@ -1,6 +1,6 @@
 """Triton kernels that work element by element or row by row: norms, rotary positions, blends, an activation.
 
-Each replaces a chain of small operations of torch. At one token (decoding) such a chain costs its launches, 10 to 40
+Each replaces a chain of small operations of torch. At one token (decoding) such a chain costs its launches, some 40
 microseconds of a CPU each; over many tokens it costs a pass over memory per link. Inside, everything is fp32 and is
 rounded once, where torch rounds a bf16 number after every link. Used through `pipeline.kernels`; plain torch code that
 is always right stands beside every call.
