@@ -227,7 +227,7 @@ def named_things(text: str) -> Things:
     while i < len(words_of):
         for size in (3, 2, 1):
             phrase = " ".join(words_of[i : i + size])
-            forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"))
+            forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"), re.sub("ies$", "y", phrase))
             if len(words_of) - i >= size and (entry := next((_lexicon()[f] for f in forms if f in _lexicon()), None)):
                 coco.update(entry[0])
                 classes.update(entry[1])
