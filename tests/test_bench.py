@@ -69,6 +69,15 @@ def test_both_are_compared_where_both_have_been(measured):
     assert row["frames"] == 64 and row["watch"] == mine["watch"]["s"] / theirs["watch"]["s"]
 
 
+def test_memory_is_compared_without_the_weights():
+    def row(above):
+        return {"watched": [{"frames": 64, "watch": {"s": 1.0}, "above_weights": above}]}
+
+    assert published.compared(row(6), row(10)) == [{"frames": 64, "watch": 1.0, "above_weights": 0.6}]
+    assert published.compared(row(None), row(None)) == [{"frames": 64, "watch": 1.0}]
+    assert published.compared(row(6), {"stopped": "out of memory"}) == []
+
+
 def test_the_table_has_a_line_for_every_time(measured):
     text = table(measured)
     for words in ("120 frames: first token", "all in: 120 frames", "tower: 120 frames", "Qwen2-VL: 64 frames", "time "):
