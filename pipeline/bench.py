@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
@@ -92,6 +91,8 @@ def _picture_size(model: VideoModel) -> tuple[int, int]:
 
 def pictures(size: tuple[int, int], seed: int = 0) -> Iterator[Frame]:
     """Endless frames, `FPS` a second: four coarse colour fields mixed by slow waves, new fields every scene."""
+    import cv2  # the published size makes no such pictures, and a GPU machine may lack it
+
     for index in itertools.count():
         scene, at = divmod(index / FPS, SCENE_S)
         fields = np.random.default_rng((seed, int(scene))).uniform(0, 255, (4, 6, 8, 3)).astype(np.float32)
