@@ -115,7 +115,7 @@ class EmbeddedModel:
 
     def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
-        self.cfg, self.policy = net.cfg, policy or Policy()
+        self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
 
@@ -238,14 +238,12 @@ class EmbeddedTwin(EmbeddedModel):
         first = len(state.memory) + state.memory.dropped
         memory, write = state.memory.append(times.repeat_interleave(TOKENS))
         positions = torch.arange(first, first + tokens_1TD.shape[1], device=self.device)
-        cfg = self.cfg
+        cfg, mask = self.cfg, self._visible(memory, tokens_1TD.shape[1]).to(self.device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             write(layer, k[0], v[0])
             keys, values = zip(*memory.blocks(layer, q.dtype))
             keys, values = torch.cat(keys, 1)[None], torch.cat(values, 1)[None]
-            Q, S = q.shape[2], keys.shape[2]
-            mask = torch.ones(Q, S, dtype=torch.bool, device=q.device).tril(S - Q)
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
 
         h = tokens_1TD.to(self._text_dtype)
@@ -253,6 +251,20 @@ class EmbeddedTwin(EmbeddedModel):
         self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
         last = slice(TOKENS - 1, None, TOKENS)
         return memory, (), self.net.locator.keys(tokens_1TD[0, last], h[0, last])
+
+    def _visible(self, memory: Memory, queries: int) -> Tensor:
+        """(Q, S) what the newest tokens may attend to: what came before, no further back than the policy had kept by
+        then. Else a long chunk would see what its frames, watched one by one, no longer would."""
+        S, place = len(memory), torch.arange(queries)
+        frame = S - queries + place // TOKENS * TOKENS  # where the token's frame begins
+        oldest = torch.zeros(queries, dtype=torch.long)
+        if self.policy.kind == "budget":
+            oldest = frame - int(self.policy.amount)
+        elif self.policy.kind == "window":
+            times = torch.from_numpy(memory.times)
+            oldest = torch.searchsorted(times, times[(frame - 1).clamp(min=0)] - 60 * self.policy.amount)
+        slot = torch.arange(S)
+        return (slot <= S - queries + place[:, None]) & (slot >= oldest[:, None])
 
     def is_finite(self, state: StreamState) -> bool:
         return True  # no recurrent state that a NaN could stay in
@@ -287,11 +299,20 @@ class Reading:
     def tokens(self, text: str) -> list[int]:
         return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def typed(self, text: str) -> list[int]:
+        """Tokens of what a visitor wrote, as plain text: "<|im_end|>" in a question cannot end the turn."""
+        return self.model.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def turn(self, question: str) -> list[int]:
+        before, after = TURN.split("{question}")
+        return self.tokens(before) + self.typed(question) + self.tokens(after)
+
     @torch.no_grad()
     def _read(self, question: Question) -> None:
         """Run the question through the lower layers and plan; where the upper layers look depends on the plan."""
-        past = "".join(f"<|im_start|>user\n{q}\n{ANSWER}{a}{END}\n" for q, a in question.history[-1:])
-        head, asked = self.tokens(HEAD + past), self.tokens(TURN.format(question=question.text))
+        head, asked = self.tokens(HEAD), self.turn(question.text)
+        for earlier, answer in question.history[-1:]:
+            head += self.turn(earlier) + self.tokens(ANSWER) + self.typed(answer) + self.tokens(END + "\n")
         h = self._embed(head + asked)
         self.positions = torch.arange(self.position, self.position + h.shape[1], device=h.device)
         self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
@@ -420,6 +441,11 @@ def _quick_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def _whole_frames(policy: Policy) -> Policy:
+    """A budget holds whole frames: the index beside the memory has one row for each."""
+    return replace(policy, amount=max(1, policy.amount // TOKENS) * TOKENS) if policy.kind == "budget" else policy
 
 
 def _novelty(pooled_FC: Tensor, before_C: Tensor | None) -> tuple[Tensor, Tensor]:
