@@ -4,8 +4,13 @@ Names are resolved on first use, so that `import pipeline` costs milliseconds: t
 (`load`), the video libraries with the first video (`open_video`, `probe`).
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# Before torch is loaded: its threads sleep when they have nothing to do. Spinning is no quicker on a quiet machine and
+# doubles the processor time on a shared one (two busy cores beside it: 21 ms a frame instead of 39).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from pipeline.engine import Engine, mmss
