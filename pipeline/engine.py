@@ -261,7 +261,7 @@ class _Gaze:
 
 
 def moments(
-    times: np.ndarray, weights: np.ndarray, gap: float | None = None, share: float = 0.05, at_most: int = 5
+    times: np.ndarray, weights: np.ndarray, gap: float | None = None, share: float = 0.05, at_most: int = 6
 ) -> tuple[Evidence, ...]:
     """The moments that carry most of the weight, heaviest first; their weights are shares of the whole, so sum <= 1.
 

@@ -400,12 +400,12 @@ class Planner:
         return a * margin + b + c * math.log(shots) > 0
 
     def _list(self, index: Index) -> Verdict:
-        """The longest shots in order of time; of fewer shots than there is room for, the longest are split."""
+        """Shots spread evenly over the video; of fewer shots than there is room for, the longest are split."""
         pieces = [index.frames_of(s) for s in range(len(index.starts))]
         while len(pieces) < LISTED and len(longest := max(pieces, key=len)) > LONG_TAKE:
             at, half = pieces.index(longest), longest.start + len(longest) // 2
             pieces[at : at + 1] = [range(longest.start, half), range(half, longest.stop)]
-        chosen = sorted(sorted(pieces, key=lambda p: (-len(p), p.start))[:LISTED], key=lambda p: p.start)
+        chosen = [pieces[i] for i in spread(range(len(pieces)), LISTED)]
         moments = tuple(spread(piece, READ) for piece in chosen)
         return Verdict("list", moments[0], float(index.times[moments[0][0]]), listed=moments)
 

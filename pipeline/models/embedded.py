@@ -190,13 +190,14 @@ class EmbeddedModel:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
         for i, prompt in enumerate(reading.prompts()):
-            logits, gap = reading.feed(prompt), " " if i else ""
+            logits, gap, looked = reading.feed(prompt), " " if i else "", reading.looked
             while left > 0:
                 token, left = sample(logits, sampling, chance), left - 1
                 if token == self.end_id:
                     break
-                yield Token(token, gap + stream.push(token), reading.looked)
+                yield Token(token, gap + stream.push(token), looked)
                 logits, gap = reading.feed([token]), ""
+                looked = None if reading.verdict.listed else looked  # in a summary every moment weighs the same
         if rest := stream.flush():
             yield Token(self.end_id, rest, reading.looked)
 
