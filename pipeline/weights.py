@@ -46,7 +46,7 @@ def load(
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     if name in EMBEDDED:
         _check_options(options, False)
-        from pipeline.models.embedded import load_embedded
+        from pipeline.shipped import load_embedded
 
         return load_embedded(twin=EMBEDDED[name], device=device, dtype=dtype)
     folder = Path(name) if Path(name).is_dir() else _download(name)

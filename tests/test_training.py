@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from pipeline.convnets import labels
 from pipeline.locate import PLANS, READ
 from pipeline.mamba2 import MixerConfig
-from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet, merged
+from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet
 from pipeline.models.vamba import VambaConfig
+from pipeline.shipped import merged
 from pipeline.training import train as training
 from pipeline.training.batches import PAIR_TOKENS, TOKENS_PER_ROW, Batches, Scribe, Split
 from pipeline.training.data import Picture
@@ -182,14 +183,18 @@ def test_an_answer_learns_only_from_its_own_tokens(batches, trainer):
 @pytest.mark.parametrize("twin", [False, True], ids=["vamba", "twin"])
 def test_frames_after_the_asking_are_not_seen(batches, trainer, twin):
     made, student = batches(), trainer(twin).eval()
-    batch, head = made.batch(np.random.default_rng(3), 12, 1, 8), len(made.scribe.head)
-    batch = {n: t[batch["asked_at"] < 9] if t.shape[:1] == batch["asked_at"].shape else t for n, t in batch.items()}
-    assert len(batch["asked_at"]) > 1
+    batch, head = made.batch(np.random.default_rng(3), 12, 1, 60), len(made.scribe.head)
+    asked_at, shot = batch["asked_at"], batch["shot_of_frame"][0]
+    searching = {i: batch["searched"] & (asked_at < i) & (shot[asked_at] == shot[i]) for i in range(1, 12)}
+    cut = max(searching, key=lambda i: int(searching[i].sum()))  # in the middle of a shot that is searched
+    assert searching[cut].any()
+    rows = asked_at < cut
+    batch = {n: t[rows] if len(t) == len(rows) else t for n, t in batch.items()}
     frames = batch["frames"].clone()
-    frames[:, 9:, 0] = (frames[:, 9:, 0] + 1) % 60
-    assert total(student, batch | {"frames": frames}, head) == pytest.approx(total(student, batch, head), rel=1e-5)
+    frames[:, cut:, 0] = (frames[:, cut:, 0] + 1) % 60
+    assert total(student, batch | {"frames": frames}, head) == pytest.approx(total(student, batch, head), rel=1e-6)
     frames[:, 0, 0] = (frames[:, 0, 0] + 1) % 60
-    assert total(student, batch | {"frames": frames}, head) != pytest.approx(total(student, batch, head), rel=1e-5)
+    assert total(student, batch | {"frames": frames}, head) != pytest.approx(total(student, batch, head), rel=1e-6)
 
 
 # ---------------------------------------------------------------- batches
@@ -261,7 +266,8 @@ def test_held_out_pictures_are_never_trained_on(world, table):
         seen = [torch.cat([b["frames"][..., 0].flatten(), b["pair_picture"]]) for b in itertools.islice(loader, 5)]
         shown.append({world.pictures[i].split for i in torch.cat(seen).tolist()})
     assert shown == [{"train"}, {"dev"}]
-    assert loaders[2] == len(next(iter(loaders[0]))["pair_ids"][0]) - PAIR_TOKENS + loaders[2] > 5
+    rows = next(iter(loaders[0]))["pair_ids"]
+    assert loaders[2] > 5 and (rows[:, : loaders[2]] == rows[0, : loaders[2]]).all(), "every row begins with the head"
 
 
 # ---------------------------------------------------------------- LoRA

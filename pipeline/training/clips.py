@@ -19,7 +19,8 @@ import torch
 from pipeline.convnets import ASSETS, FrameTower
 from pipeline.engine import Engine, mmss
 from pipeline.locate import spoken
-from pipeline.models.embedded import END, lm_weights
+from pipeline.models.embedded import END
+from pipeline.shipped import lm_weights
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.training.metrics import binomial_error, judge
 from pipeline.video import open_video

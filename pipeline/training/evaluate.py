@@ -25,8 +25,9 @@ from torch import Tensor
 
 from pipeline.convnets import ASSETS, FrameFeatures, labels
 from pipeline.locate import READ, Index, Located, Planner, Verdict, note, spoken
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedConfig, lm_weights, merged
+from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedConfig
 from pipeline.quant import load_trained
+from pipeline.shipped import lm_weights, merged
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
 from pipeline.training.episodes import VIEWS, Episode, World, generate

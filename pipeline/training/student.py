@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.convnets import ASSETS, FrameFeatures
-from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet, lm_weights
+from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
 from pipeline.models.vamba import Vamba
+from pipeline.shipped import lm_weights
 from pipeline.training.episodes import VIEWS
 
 LORA_RANK = 16
