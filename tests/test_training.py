@@ -228,6 +228,8 @@ def test_what_is_read_and_sought_was_shown_by_the_asking(batches, train):
         asked_at, episode, read = batch["asked_at"], batch["episode"], batch["read"]
         assert read.shape[1] == READ and (read <= asked_at[:, None]).all() and (read[:, 0] >= 0).all()
         assert ((read >= 0).int().diff(dim=1) <= 0).all(), "places without a frame come last"
+        real = read[:, 1:] >= 0
+        assert (read.diff(dim=1)[real] > 0).all() and not real.all(), "each frame once, in order; some rows have fewer"
         assert (asked_at < batch["frames"].shape[1]).all() and (asked_at >= 0).all()
         assert (episode < len(batch["frames"])).all() and (batch["plan"] < len(PLANS)).all()
         for row, shots in enumerate(batch["target"]):
