@@ -223,19 +223,21 @@ def test_rows_are_question_note_answer(batches, words, train):
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "dev"])
 def test_what_is_read_and_sought_was_shown_by_the_asking(batches, train):
-    plans = set()
+    plans, short = set(), 0
     for batch in some(batches(train)):
         asked_at, episode, read = batch["asked_at"], batch["episode"], batch["read"]
         assert read.shape[1] == READ and (read <= asked_at[:, None]).all() and (read[:, 0] >= 0).all()
         assert ((read >= 0).int().diff(dim=1) <= 0).all(), "places without a frame come last"
         real = read[:, 1:] >= 0
-        assert (read.diff(dim=1)[real] > 0).all() and not real.all(), "each frame once, in order; some rows have fewer"
+        assert (read.diff(dim=1)[real] > 0).all(), "each frame once, in order"
+        short += int((~real).sum())
         assert (asked_at < batch["frames"].shape[1]).all() and (asked_at >= 0).all()
         assert (episode < len(batch["frames"])).all() and (batch["plan"] < len(PLANS)).all()
         for row, shots in enumerate(batch["target"]):
             begun = batch["shot_of_frame"][episode[row], : asked_at[row] + 1].unique().tolist()
             assert set(shots.nonzero()[:, 0].tolist()) <= set(begun)
         plans |= set(batch["plan"].tolist())
+    assert short, "some moments have fewer frames than are read"
     assert len(plans) > 6, "the batches practise most of what can be asked"
 
 
