@@ -86,7 +86,7 @@ def visitor(browser, url, sessions):
     def come(**options):
         contexts.append(browser.new_context(permissions=["camera"], **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append("a script ran"), dialog.dismiss()))
         page.goto(url)

@@ -245,7 +245,7 @@ def test_ctrl_c_while_watching_ends_the_process(tmp_path):
     try:
         assert process.stdout.readline() == "watching\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and errors == "Stopped.\n"
