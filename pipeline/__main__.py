@@ -80,7 +80,7 @@ def _add_probe(parser: Parser) -> None:
 
 def _add_bench(parser: Parser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
-    parser.add_argument("--baseline", default=BASELINE, help=f"what to compare with (default: {BASELINE})")
+    parser.add_argument("--baseline", default=BASELINE, help=f'what to compare with, or "none" (default: {BASELINE})')
     parser.add_argument("--size", choices=["embedded", "published"], default="embedded", help="which pair to measure")
     parser.add_argument(
         "--minutes", type=int, nargs="+", default=[1, 15, 60], help="when to measure (default: 1 15 60)"

@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,17 @@ def run(args: argparse.Namespace) -> int:
         gc.collect()
     machine = add_floors(measured)
     document = {"conditions": conditions(frames, size), "machine": machine, **measured}
-    document["model_over_baseline"] = compared(measured["model"]["rows"], measured["baseline"]["rows"])
+    baseline = measured.get("baseline", {"rows": []})
+    document["model_over_baseline"] = compared(measured["model"]["rows"], baseline["rows"])
     print(table(document), file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
     return 0
 
 
 def builders(model: str, baseline: str) -> dict[str, Callable[[], VideoModel]]:
-    """The two models to measure, not yet loaded: {"model": ..., "baseline": ...}."""
-    return {"model": lambda: pipeline.load(model), "baseline": lambda: pipeline.load(baseline)}
+    """The models to measure, not yet loaded: {"model": ..., "baseline": ...}; no baseline where it is "none"."""
+    chosen = {"model": model} | ({} if baseline == "none" else {"baseline": baseline})
+    return {role: partial(pipeline.load, name) for role, name in chosen.items()}
 
 
 def _picture_size(model: VideoModel) -> tuple[int, int]:
@@ -373,7 +376,7 @@ HEAD += f" {'state MB':>9} {'memory MB':>10}  dropped"
 def table(document: dict[str, Any]) -> str:
     """The document for people."""
     lines = []
-    for role in ("model", "baseline"):
+    for role in (role for role in ("model", "baseline") if role in document):
         found = document[role]
         lines += [f"{role}: {found['name']} ({found['backend']}), peak RSS {found['peak_rss'] / 1e6:,.0f} MB", HEAD]
         lines += [_line(row) for row in found["rows"]]

@@ -234,7 +234,7 @@ def test_ctrl_c_while_watching_ends_the_process(tmp_path):
         "class Slow(ColourModel):\n"
         "    def watch(self, chunk, state):\n"
         "        print('watching', flush=True); return super().watch(chunk, state)\n"
-        "pipeline.load = lambda name: Slow(watch_s=30)\n"
+        "pipeline.load = lambda name: Slow(watch_s=300)\n"
         f"sys.exit(main(['ask', {str(tmp_path / 'clip.mp4')!r}, 'hi']))"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
