@@ -188,7 +188,7 @@ def checked(question: Question, sampling: Sampling) -> Question:
     Raises UserError for what cannot be asked; callers may do so before an hour is watched for nothing.
     """
     _check_sampling(sampling)
-    text = question.text.encode("utf-8", "replace").decode().replace("\0", "").strip()
+    text = _clean(question.text).strip()
     if not text:
         raise UserError("The question is empty, so there is nothing to answer; type one first.")
     if len(text) > QUESTION_CHARACTERS:
@@ -197,7 +197,11 @@ def checked(question: Question, sampling: Sampling) -> Question:
         )
     if question.at is not None and not (math.isfinite(question.at) and question.at >= 0):
         raise UserError("The question is pinned to a time that does not exist; pick a moment of the video.")
-    return replace(question, text=text)
+    return replace(question, text=text, history=tuple((_clean(q), _clean(a)) for q, a in question.history))
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def _check_sampling(sampling: Sampling) -> None:

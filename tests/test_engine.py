@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
-from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, moments, parse_mmss
+from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, checked, moments, parse_mmss
 from pipeline.stream import Token
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
@@ -532,3 +532,9 @@ def test_times_that_are_none(text):
     with pytest.raises(UserError) as error:
         parse_mmss(text)
     assert str(error.value).endswith(".")
+
+
+def test_earlier_turns_are_cleaned_like_the_question():
+    """A lone surrogate or a NUL in a remembered answer broke the tokenizer, or cut the text."""
+    question = checked(Question("hi", (("a\ud800", "b\0c"),)), Sampling())
+    assert question.history == (("a?", "bc"),)
