@@ -230,7 +230,8 @@ def test_ctrl_c_while_watching_ends_the_process(tmp_path):
     """The real signal, to a real process, in the middle of a slow watch."""
     write_video(tmp_path / "clip.mp4", ["grey"] * 30)
     program = (
-        "import sys, pipeline; from test_engine import ColourModel; from pipeline.__main__ import main\n"
+        "import signal, sys, pipeline; from test_engine import ColourModel; from pipeline.__main__ import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs inherit "ignore"
         "class Slow(ColourModel):\n"
         "    def watch(self, chunk, state):\n"
         "        print('watching', flush=True); return super().watch(chunk, state)\n"
