@@ -47,43 +47,73 @@ def fits_attention(memory: Memory, q_HQP: Tensor) -> bool:
 
 
 def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-    """As `memory.Memory.attend`: one kernel walks all blocks, cut into parts that run side by side.
-
-    The parts merge by their log-sum-exp. A kernel per block would spend more time on being launched than on reading an
-    hour of memory; here the blocks' addresses travel as a small table. `want_weights` keeps the scores of a few rows
-    (4 bytes per slot, head and query while it runs); of many it computes them again, because the keys are then less to
-    read than the scores.
+    """As `memory.Memory.attend`. `want_weights` keeps the scores of a few rows (4 bytes per slot, head and query while
+    it runs); of many it computes them again, because the keys are then less to read than the scores.
     """
-    (H, Q, P), log, S = q_HQP.shape, memory.log, len(memory)
-    K = log.columns["k"].shape[1]
-    M = H // K * Q
-    q = q_HQP.reshape(K, M, P).contiguous()
+    parts, sums, scores = scan(memory, layer, q_HQP, want_weights and keeps_scores(memory, q_HQP))
+    out, total = merge(parts, sums, q_HQP.new_empty(q_HQP.shape))
+    return out, slot_weights(memory, layer, q_HQP, total, scores) if want_weights else None
+
+
+def keeps_scores(memory: Memory, q_HQP: Tensor) -> bool:
+    """Whether the queries are so few that their scores are kept for the weights."""
+    return _rows(memory, q_HQP).shape[1] < ROWS_AGAIN
+
+
+def _rows(memory: Memory, q_HQP: Tensor) -> Tensor:
+    """(K, M, P): the queries of one key head side by side."""
+    return q_HQP.reshape(memory.log.columns["k"].shape[1], -1, q_HQP.shape[-1]).contiguous()
+
+
+def _tile(q_KMP: Tensor) -> int:
+    return min(128 // q_KMP.itemsize, max(16, triton.next_power_of_2(q_KMP.shape[1])))
+
+
+def scan(memory: Memory, layer: int, q_HQP: Tensor, keep_scores: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Parts (n, K, M, P) of the softmax-weighted values, their log-sum-exp (n, K, M) and scores (K, M, S), all fp32.
+
+    One kernel walks all blocks, cut into parts that run side by side. A kernel per block would spend more time on being
+    launched than on reading an hour of memory; here the blocks' addresses travel as a small table.
+    """
+    log, S, q = memory.log, len(memory), _rows(memory, q_HQP)
+    K, M, P = q.shape
     tiles = triton.cdiv(log.first + S, TILE) - log.first // TILE
     programs, roomy = gpu_size(q.device)
-    splits, rows = min(max(1, programs // K), tiles), min(128 // q.itemsize, max(16, triton.next_power_of_2(M)))
+    splits, rows = min(max(1, programs // K), tiles), _tile(q)
     stages = (5 if rows == 16 else 4) if roomy and q.itemsize == 2 else 2
     new = q.new_empty
     parts, sums = new(splits, K, M, P, dtype=torch.float32), new(splits, K, M, dtype=torch.float32)
-    keep_scores = want_weights and M < ROWS_AGAIN
-    scores = new(K, M, S, dtype=torch.float32) if keep_scores else parts
+    scores = new(K, M, S, dtype=torch.float32) if keep_scores else None
     _attend[(triton.cdiv(M, rows), splits, K)](
-        q, log.addresses, parts, sums, scores, M, S, log.first, log.block_slots, layer, triton.cdiv(tiles, splits),
-        tiles, P**-0.5, K, P, rows, TILE, memory.eight_bit, keep_scores, len(log.columns), precision(q),
-        num_stages=stages,
+        q, log.addresses, parts, sums, scores if keep_scores else parts, M, S, log.first, log.block_slots, layer,
+        triton.cdiv(tiles, splits), tiles, P**-0.5, K, P, rows, TILE, memory.eight_bit, keep_scores, len(log.columns),
+        precision(q), num_stages=stages,
     )  # fmt: skip
-    out, total = new(H, Q, P), new(K * M, dtype=torch.float32)
+    return parts, sums, scores
+
+
+def merge(parts: Tensor, sums: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Parts and sums of `scan` into one: `out` filled (any shape of K M P numbers), and its log-sum-exp (K, M)."""
+    splits, K, M, P = parts.shape
+    total = sums.new_empty(K, M)
     _merge[(K * M,)](parts, sums, out, total, splits, K * M, P, triton.next_power_of_2(splits))
-    if not want_weights:
-        return out, None
-    weights = new(S, dtype=torch.float32)
-    if keep_scores:
+    return out, total
+
+
+def slot_weights(memory: Memory, layer: int, q_HQP: Tensor, total: Tensor, scores: Tensor | None) -> Tensor:
+    """(S,) fp32: the mean over all rows of exp(score - total), from the scores if they were kept."""
+    log, S, q = memory.log, len(memory), _rows(memory, q_HQP)
+    K, M, P = q.shape
+    weights = q.new_empty(S, dtype=torch.float32)
+    if scores is not None:
         _weights[(triton.cdiv(S, 256),)](scores, total, weights, K * M, S, 256)
     else:
+        tiles = triton.cdiv(log.first + S, TILE) - log.first // TILE
         _weights_again[(tiles,)](
-            q, log.addresses, total, weights, M, S, log.first, log.block_slots, layer, P**-0.5, K, P, rows, TILE,
+            q, log.addresses, total, weights, M, S, log.first, log.block_slots, layer, P**-0.5, K, P, _tile(q), TILE,
             memory.eight_bit, len(log.columns), precision(q), num_stages=2,
         )  # fmt: skip
-    return out, weights
+    return weights
 
 
 @triton.jit(do_not_specialize=["M", "S", "first", "layer", "per_split", "tiles"])
