@@ -23,14 +23,15 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.attention import TILE, attend, fits_attention, gpu_size, precision
+from pipeline.int8_kernels import fits_int8, int8_linear
 from pipeline.pointwise import blend, gated_norm, quick_gelu, rms_norm, rotate
 
 if TYPE_CHECKING:
     from pipeline.mamba2 import Mamba2Mixer, MixerState
 
 __all__ = [
-    "attend", "blend", "causal_conv", "fits_attention", "fits_mixer", "gated_norm", "mixer", "quick_gelu", "rms_norm",
-    "rotate", "ssd",
+    "attend", "blend", "causal_conv", "fits_attention", "fits_int8", "fits_mixer", "gated_norm", "int8_linear", "mixer",
+    "quick_gelu", "rms_norm", "rotate", "ssd",
 ]  # fmt: skip
 
 LARGEST_P, LARGEST_N = 128, 256  # wider heads or states do not fit one tile
@@ -41,7 +42,7 @@ SSD_BLOCK = 256
 
 def fits_mixer(mixer: Mamba2Mixer) -> bool:
     """Whether `mixer` (below) can run this mixer's shapes on its GPU."""
-    c, weight = mixer.cfg, mixer.in_proj.weight
+    c, weight = mixer.cfg, mixer.conv1d.weight  # the projections may be in 8 bits
     fits = c.headdim <= LARGEST_P and c.d_state <= LARGEST_N and c.d_inner // c.ngroups <= LARGEST_ROW
     return fits and (gpu_size(weight.device)[1] or c.d_state * weight.itemsize <= 256)
 
