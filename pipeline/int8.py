@@ -4,8 +4,8 @@ A row of a weight (one output) shares one scale: w = scale * code, codes -127 ..
 of that range. Only weights are rounded; inputs, sums and everything that is not a Linear layer keep their types.
 Norms, the convolution, embeddings, the mixers' A, D and step bias, and the vision tower stay as they are.
 
-A few tokens at once wait for the weights to be read, so on a GPU a kernel reads the codes alone (pipeline/int8_kernels.py).
-Many tokens wait for the multiplications, so the weight is restored first: that costs one more pass over it.
+A few tokens at once wait for the weights to be read, so on a GPU a kernel reads the codes alone (int8_kernels.py). Many
+tokens wait for the multiplications, so the weight is restored first: that costs one more pass over it.
 """
 
 from __future__ import annotations

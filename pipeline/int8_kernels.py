@@ -1,12 +1,11 @@
-"""Triton kernels of products with 8-bit weights, for a few rows: what an answer's word waits for is reading the weights.
+"""Triton kernels of products with 8-bit weights, for a few rows: an answer's word waits for the weights to be read.
 
-Used through `pipeline.kernels`; `int8.Int8Linear.forward` is the plain torch code beside them that is always right. Sums
-are in fp32, and the scale is applied to them last, so these are nearer to the 8-bit weights than restored ones in bf16.
+Used through `pipeline.kernels`; `int8.Int8Linear.forward` is the plain torch code beside them that is always right.
+Sums are in fp32 and are scaled last, so that they are nearer to the 8-bit weights than those restored in bf16.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

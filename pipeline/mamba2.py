@@ -101,7 +101,7 @@ class Mamba2Mixer(nn.Module):
 
     def start(self, batch: int = 1) -> MixerState:
         """The state before the first token: zeros."""
-        cfg, w = self.cfg, self.in_proj.weight
+        cfg, w = self.cfg, self.conv1d.weight  # the projections may be in 8 bits
         ssm_dtype = torch.promote_types(w.dtype, torch.float32)
         return MixerState(
             torch.zeros(batch, cfg.d_conv - 1, cfg.conv_dim, dtype=w.dtype, device=w.device),

@@ -11,6 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pipeline.int8 import Int8Linear, to_int8
 from pipeline.stream import UserError, VideoModel
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 EMBEDDED = {"embedded": False, "embedded-twin": True}  # name: whether it is the transformer twin
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt"]
 INDEX = "model.safetensors.index.json"
+READERS = 4  # files read side by side
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,7 +42,8 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: of a Vamba checkpoint only: `eight_bit`, `policy` and `retrieve` (models/vamba.py, `VambaModel`).
+    options: of a Vamba checkpoint only: `int8` keeps the weights of its linear layers in 8 bits (int8.py); `eight_bit`,
+    `policy` and `retrieve`: models/vamba.py, `VambaModel`.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -52,7 +56,7 @@ def load(
     folder = Path(name) if Path(name).is_dir() else _download(name)
     config = read_config(folder)
     _check_options(options, "vision_mamba_mixer_config" in config)
-    net = load_net(folder, config, device, dtype, for_use=True)
+    net = load_net(folder, config, device, dtype, for_use=True, int8=options.pop("int8", False))
     called = Path(name).resolve().name if Path(name).is_dir() else name.split("/")[-1]
     return _model(net, config, folder, called, options)
 
@@ -65,11 +69,13 @@ def _check_options(options: dict[str, Any], is_vamba: bool) -> None:
 
 
 def load_net(
-    folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype | None, *, for_use: bool = False
-) -> nn.Module:
+    folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype | None, *,
+    for_use: bool = False, int8: bool = False,
+) -> nn.Module:  # fmt: skip
     """The network of a folder, its weights read straight to the device, one tensor at a time.
 
-    for_use: leave out Vamba's last mixer, whose output nothing reads (157 MB of the published checkpoint).
+    for_use: leave out Vamba's last mixer, whose output nothing reads (157 MB of the published checkpoint). int8: each
+    linear layer's weight is rounded as soon as it is read, so that the unrounded network never exists.
     """
     files = _files(folder)
     with torch.device("meta"):
@@ -81,6 +87,8 @@ def load_net(
         net.get_submodule(dead.rsplit(".", 2)[0]).vision_mixer = None
         found = {key: where for key, where in found.items() if not key.startswith(dead)}
     _check(net, found)
+    if int8:
+        to_int8(net)
     try:
         _fill(net, found, device, dtype or _own_dtype(config))
     except torch.OutOfMemoryError as error:
@@ -246,22 +254,31 @@ def _tied(net: nn.Module) -> list[list[str]]:
 
 
 def _fill(net: nn.Module, found: dict[str, tuple[Path, str]], device: torch.device, dtype: torch.dtype | None) -> None:
-    """Puts the tensors in place of the skeleton's, each on the device in its type before the next is read."""
-    ties = _tied(net)
-    for file, names in _by_file(found).items():
+    """Puts the tensors in place of the skeleton's, each on the device in its type before its file's next is read."""
+
+    def fill(file: Path, names: list[tuple[str, str]]) -> None:
         with _opened(file, str(device)) as tensors:
             for name, key in names:
                 tensor = tensors.get_tensor(key)
-                _set(net, name, nn.Parameter(tensor.to(dtype or tensor.dtype), requires_grad=False))
+                _put(net, name, tensor.to(dtype or tensor.dtype))
+
+    ties, files = _tied(net), _by_file(found)
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(fill, files, files.values()))
     for group in ties:
         held = next(net.get_parameter(name) for name in group if name in found)
         for name in group:
-            _set(net, name, held)
+            parent, _, leaf = name.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, held)
 
 
-def _set(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _put(net: nn.Module, name: str, tensor: torch.Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
-    setattr(net.get_submodule(parent), leaf, parameter)
+    module = net.get_submodule(parent)
+    if isinstance(module, Int8Linear) and leaf == "weight":
+        module.take(tensor)
+    else:
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
 
 
 def _own_dtype(config: dict[str, Any]) -> torch.dtype | None:
