@@ -23,6 +23,7 @@ from pipeline.convnets import FrameFeatures, labels, words
 from pipeline.engine import mmss
 from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
+from pipeline.named_times import named_time
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
@@ -135,20 +136,6 @@ def asked_about(said: list[str], text: str) -> list[str]:
         return said
     wanted = "|".join(re.escape(labels()["coco"][i]) for i in named_things(text).coco)
     return [phrase for phrase in said if re.fullmatch(rf"(maybe )?(\d+ )?({wanted})( left| right)?", phrase)] or said
-
-
-_NAMED_TIME = re.compile(r"(?<![\d:])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?![\d:])")
-_SPOKEN_TIME = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\b", re.IGNORECASE)
-
-
-def named_time(text: str) -> float | None:
-    """The second a question names ("12:40", "1:02:03", "35 seconds in", "the 2 minute mark", "1 min 5 s"), or None."""
-    if found := _NAMED_TIME.search(text):
-        hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return hours * 3600.0 + minutes * 60 + seconds
-    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
-    found = _SPOKEN_TIME.findall(text)
-    return sum(float(n) * units[unit[0].lower()] for n, unit in found) if found else None
 
 
 # Wordings that leave no doubt about the plan, whatever the trained head makes of them.
@@ -309,7 +296,10 @@ class Planner:
         self.locator, self.calibration = locator, calibration
 
     def plan(self, text: str, located: Located, index: Index) -> Verdict:
-        name, time = wording_plan(text) or PLANS[int(located.plan[0].argmax())], named_time(text)
+        name, time = (
+            wording_plan(text) or PLANS[int(located.plan[0].argmax())],
+            named_time(text, float(index.times[-1])),
+        )
         if time is not None and name not in ("chat", "yesno", "count", "count_of"):
             return self._at(time, index)
         if name in ("find", "about", "yesno", "yesno_now", "after", "before", "count_of"):

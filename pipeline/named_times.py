@@ -1,0 +1,50 @@
+"""The second a question names, in the ways people name one. A clock time is certain; the rest is English."""
+
+from __future__ import annotations
+
+import re
+
+_CLOCK = re.compile(r"(?<![\d:])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?![\d:])")
+_UNIT = r"(hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+_SPOKEN = re.compile(rf"(\d+(?:\.\d+)?)(?:st|nd|rd|th)?[\s-]*{_UNIT}")  # "35 seconds", "2-minute", "35th second"
+_NUMBERED = re.compile(r"(?<!\d[ -])\b(hour|minute|min|second|sec) (\d+)\b(?:,? (?:and )?second (\d+)\b)?")
+_AGO = re.compile(r"\b(ago|earlier|back|before now)\b")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_WORDS = dict(
+    zip(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
+        range(1, 13),
+    )
+)
+_WORDS |= {"fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "forty-five": 45, "fifty": 50, "sixty": 60}
+_IN_DIGITS = [
+    (re.compile(pattern), digits)
+    for pattern, digits in [
+        *((rf"(?<![\w-]){word}(?=[\s-]+(and a half )?{_UNIT})", str(number)) for word, number in _WORDS.items()),
+        (r"\ban? (minute|hour) and a half\b", r"1.5 \1"),
+        (r"\b(\d+) and a half (?=minutes|hours)", r"\1.5 "),
+        (r"\bhalf an? (minute|hour)\b", r"0.5 \1"),
+        # "a second" is no time in "a second dog": it counts only where the next word says so
+        (r"\ban? (minute|hour|second)(?= (in|into|ago|earlier|back|mark)\b)", r"1 \1"),
+    ]
+]  # fmt: skip
+
+
+def named_time(text: str, now: float | None = None) -> float | None:
+    """The second a question names, or None.
+
+    "12:40", "1:02:03", "35 seconds in", "at second 35", "the two minute mark", "1 min 5 s", "a minute and a half in".
+    now: the newest second; with it "10 seconds ago" counts back from there.
+    """
+    if found := _CLOCK.search(text):
+        hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return hours * 3600.0 + minutes * 60 + seconds
+    text = text.lower()
+    if found := _NUMBERED.search(text):
+        return float(found[2]) * _SECONDS[found[1][0]] + float(found[3] or 0)
+    for pattern, digits in _IN_DIGITS:
+        text = pattern.sub(digits, text)
+    if not (found := _SPOKEN.findall(text)):
+        return None
+    second = sum(float(number) * _SECONDS[unit[0]] for number, unit in found)
+    return max(0.0, now - second) if now is not None and _AGO.search(text) else second
