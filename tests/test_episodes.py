@@ -79,7 +79,7 @@ def test_pixels_come_in_the_order_asked_for_and_bad_files_are_named(pictures):
 
 def test_same_seed_same_episode(world, split):
     one, two, other = (
-        episodes.generate(world, split["train"], np.random.default_rng(s), 80, 20, train=False) for s in (3, 3, 4)
+        episodes.generate(world, split["train"], np.random.default_rng(s), 80, 20, "dev") for s in (3, 3, 4)
     )
     assert np.array_equal(one.frames, two.frames) and one.questions == two.questions
     assert not np.array_equal(one.frames, other.frames)
@@ -174,7 +174,7 @@ def plain(world):
     """question without marks -> the one thing it asks about, for all trained wordings with a bare thing in them."""
     found = {}
     for section in ("when", "yesno", "yesno_now", "after", "before", "describe"):
-        for template in (t for line in wordings(True)[section] for t in line):
+        for template in (t for line in wordings("train")[section] for t in line):
             for c in (c for c in world.concepts if c.asked):
                 found[template.replace("{np}", c.one).replace("{one}", c.one).lower().strip("?.")] = c
     return found
@@ -218,7 +218,7 @@ def described(world):
     """Question -> concepts of the description it borrows, or None where it borrows none or was mistyped."""
     notes = {f.np.lower(): world.notes[p][k] for p, found in enumerate(world.phrases) for k, f in found}
     sections = ("when", "after", "before", "describe", "yesno")
-    templates = [t for name in sections for line in wordings(True)[name] for t in line]
+    templates = [t for name in sections for line in wordings("train")[name] for t in line]
     frames = {agree(t, start).lower().strip("?.") for t in templates for start in ("a", "two")}
 
     def look_up(question):
@@ -275,7 +275,7 @@ def _about(plain, question):
 
 
 def test_evaluation_wordings_are_never_trained(world, split, made):
-    train, held = wordings(True), wordings(False)
+    train, held = wordings("train"), wordings("dev")
     for section in train.keys() - {"refusals"}:
         told, kept = ({t for line in part[section] for t in line} for part in (train, held))
         assert told and kept and not told & kept, section
@@ -286,7 +286,7 @@ def test_evaluation_wordings_are_never_trained(world, split, made):
 
 def test_choices_hold_the_answer_first_and_no_twin(world, split):
     rng = np.random.default_rng(5)
-    found = [q for _ in range(20) for q in episodes.generate(world, split["test"], rng, 60, 12, train=False).questions]
+    found = [q for _ in range(20) for q in episodes.generate(world, split["test"], rng, 60, 12, "test").questions]
     chosen = [q for q in found if q.choices]
     assert len(chosen) > 60
     assert all(q.choices[0] == q.answer and len(set(q.choices)) == len(q.choices) == 8 for q in chosen)

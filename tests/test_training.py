@@ -19,7 +19,7 @@ from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet
 from pipeline.models.vamba import VambaConfig
 from pipeline.shipped import merged
 from pipeline.training import train as training
-from pipeline.training.batches import PAIR_TOKENS, TOKENS_PER_ROW, Batches, Scribe, Split
+from pipeline.training.batches import GROUP, PAIR_TOKENS, TOKENS_PER_ROW, Batches, Scribe, Split
 from pipeline.training.data import Picture
 from pipeline.training.episodes import VIEWS, World
 from pipeline.training.student import CONFIG, LoRALinear, Trainer, flat_table, with_lora
@@ -105,9 +105,9 @@ def batches(world, table, words):
     """batches(train=True, seed=0) -> Batches of training pictures or, held-out worded, of dev pictures."""
     notes = flat_table({n: t for n, t in table.items() if n not in ("grid", "pooled", "det")}, "cpu")
 
-    def make(train: bool = True, seed: int = 0) -> Batches:
+    def make(train: bool = True, seed: int = 0, scale: float = 0.05) -> Batches:
         split = Split(members(world, "train" if train else "dev"), train)
-        return Batches(Scribe(world, notes, words, split), seed, pairs=12, scale=0.05, longest=40)
+        return Batches(Scribe(world, notes, words, split), seed, pairs=12, scale=scale, longest=40, contrasts=2)
 
     return make
 
@@ -253,6 +253,44 @@ def test_batches_come_from_their_seed(batches):
     assert first["frames"].shape != other["frames"].shape or not torch.equal(first["frames"], other["frames"])
 
 
+def some_contrast(made: Batches) -> dict[str, torch.Tensor]:
+    return next(b for b in itertools.islice(made, 20) if len(b["contrast_ids"]))
+
+
+def test_every_answer_of_a_group_stands_behind_every_question(batches, words):
+    batch = some_contrast(batches(scale=0.3))
+    of, ids = batch["contrast_of"].view(-1, GROUP, GROUP), batch["contrast_ids"]
+    assert len(ids) % GROUP**2 == 0 and (of == of[:, :, :1]).all() and len(of[:, :, 0].unique()) == of.shape[0] * GROUP
+    first, last = batch["contrast_answer"], batch["contrast_length"]
+    rows = [(tuple(r[:a].tolist()), tuple(r[a:z].tolist())) for r, a, z in zip(ids, first, last)]
+    for group in range(len(of)):
+        block = [rows[group * GROUP**2 + i * GROUP : group * GROUP**2 + (i + 1) * GROUP] for i in range(GROUP)]
+        assert all(len({prompt for prompt, _ in question}) == 1 for question in block), "one prompt, eight answers"
+        assert all([a for _, a in question] == [a for _, a in block[0]] for question in block)
+        for i, question in enumerate(block):
+            k = int(of[group, i, 0])
+            own = batch["ids"][k, : batch["length"][k]].tolist()
+            assert own == [*question[i][0], *question[i][1]], "the right answer stands on the diagonal"
+            assert ":" not in words.read(question[i][1])
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["vamba", "twin"])
+def test_telling_moments_apart_is_learnt_and_needs_the_pictures(batches, trainer, twin):
+    made, student = batches(scale=0.3), trainer(twin)
+    batch, head = some_contrast(made), len(made.scribe.head)
+
+    def contrast(batch: dict) -> float:
+        torch.manual_seed(0)
+        return training.held_out(student, [batch], head, CPU)["contrast"]
+
+    before, optimise = contrast(batch), optimiser(student)
+    same = contrast(batch | {"read": torch.zeros_like(batch["read"])}) if not twin else None
+    for _ in range(10):
+        training.step_once(student, optimise, batch, 1.0, head, CPU)
+    assert contrast(batch) < 0.95 * before
+    assert same is None or same != before
+
+
 def test_pairs_fit_their_rows(batches):
     made = batches()
     batch = next(iter(made))
@@ -263,7 +301,7 @@ def test_pairs_fit_their_rows(batches):
 
 
 def test_held_out_pictures_are_never_trained_on(world, table):
-    args = argparse.Namespace(workers=0, scale=0.05, pairs=24, longest=40, seed=3)
+    args = argparse.Namespace(workers=0, scale=0.05, pairs=24, longest=40, seed=3, contrasts=1)
     loaders = training.make_loaders(args, world, list(world.pictures), table)
     shown = []
     for loader in loaders[:2]:
@@ -337,12 +375,19 @@ def test_a_restored_run_goes_on_as_if_never_stopped(batches, trainer, tmp_path):
     head, (one, two) = len(made.scribe.head), some(made, 2)
     args = argparse.Namespace(resume=True, device="cpu")
     optimise, late = optimiser(first), optimiser(second)
-    assert training.restore(args, second, late, tmp_path) == 0, "nothing to go on from yet"
+    assert training.restore(args, second, late, training.Average(second.net), tmp_path) == 0, (
+        "nothing to go on from yet"
+    )
     training.step_once(first, optimise, one, 1.0, head, CPU)
-    training.checkpoint(first, optimise, 7, tmp_path)
+    kept, found = training.Average(first.net), training.Average(second.net)
+    kept.judge(0.5)
+    kept.update()
+    training.checkpoint(first, optimise, kept, 7, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert training.restore(argparse.Namespace(resume=False, device="cpu"), second, late, tmp_path) == 0
-    assert training.restore(args, second, late, tmp_path) == 7
+    assert training.restore(argparse.Namespace(resume=False, device="cpu"), second, late, None, tmp_path) == 0
+    assert training.restore(args, second, late, found, tmp_path) == 7
+    assert found.lowest == 0.5 and all(torch.equal(found.best[n], kept.best[n]) for n in kept.best)
+    assert all(torch.equal(found.held[n], kept.held[n]) for n in kept.held)
     for student, steps in ((first, optimise), (second, late)):
         torch.manual_seed(1)
         training.step_once(student, steps, two, 0.5, head, CPU)
@@ -364,6 +409,19 @@ def test_the_average_trails_the_weights_and_swaps_back(trainer):
     assert torch.equal(weight.detach(), before + 1)
 
 
+def test_the_best_averages_are_what_is_left(trainer):
+    student = trainer()
+    average, weight = training.Average(student.net, keep=0.0), next(iter(training.trained(student.net).values()))
+    seen = []
+    for loss in (3.0, 1.0, 2.0):  # the second is the best
+        weight.add_(1.0)
+        average.update()
+        average.judge(loss)
+        seen.append(weight.clone())
+    average.finish()
+    assert torch.equal(weight, seen[1]) and average.lowest == 1.0
+
+
 def test_a_run_writes_log_checkpoint_and_weights_and_resumes(batches, trainer, tmp_path):
     made = batches()
     args = argparse.Namespace(
@@ -375,7 +433,9 @@ def test_a_run_writes_log_checkpoint_and_weights_and_resumes(batches, trainer, t
     training.train(args, {"twin": False}, trainer(), (fixed, fixed, len(made.scribe.head)), CPU)
     rows = [line.split("\t")[:2] for line in (tmp_path / "log.tsv").read_text().splitlines()[1:]]
     assert rows == [["train", "1"], ["train", "2"], ["dev", "2"], ["train", "3"], ["dev", "3"]]
-    assert json.loads((tmp_path / "config.json").read_text()) == {"twin": False, "steps": 3, "seed": 0}
+    assert json.loads((tmp_path / "config.json").read_text()) | {"dev_answer_loss": 0} == {
+        "twin": False, "steps": 3, "seed": 0, "dev_answer_loss": 0,
+    }  # fmt: skip
     saved = load_file(tmp_path / "trained-00001.safetensors")
     assert saved.keys() == training.trained(net()).keys() and all(torch.isfinite(t).all() for t in saved.values())
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3

@@ -19,9 +19,9 @@ from pipeline.training.world import Fact, World
 class Asker:
     """Makes questions about one video. A recipe returns None where this video cannot carry its question."""
 
-    def __init__(self, world: World, shots: Sequence[Shot], pool: np.ndarray, dice: Dice, train: bool) -> None:
-        self.world, self.shots, self.pool, self.dice, self.train = world, shots, pool, dice, train
-        self.words = wordings(train)
+    def __init__(self, world: World, shots: Sequence[Shot], pool: np.ndarray, dice: Dice, split: str) -> None:
+        self.world, self.shots, self.pool, self.dice, self.train = world, shots, pool, dice, split == "train"
+        self.words = wordings(split)
         self.starts = np.array([s.start for s in shots])
         self.end = shots[-1].end - 1
         self.pictures = np.array([s.picture for s in shots])

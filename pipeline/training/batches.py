@@ -22,6 +22,8 @@ from pipeline.training.episodes import VIEWS, Episode, Example, World, generate,
 from pipeline.training.phrases import label_phrase
 
 TOKENS_PER_ROW = 112
+GROUP = 8  # answers told apart
+TELLING = ("now", "at", "after", "before", "first", "last", "describe", "name")
 PAIR_TOKENS = 48
 PAIR_FORMS = ("When do you see {}?", "Did you see {}?", "{}", "What happens after {}?", "Describe the scene with {}.")
 NOW_WORDS = re.compile(r"\b(now|at (the|this) moment|current(ly)?|on (the )?screen|latest|visible)\b", re.IGNORECASE)
@@ -165,8 +167,10 @@ class Scribe:
 class Batches(IterableDataset):
     """Endless batches (dicts of CPU tensors) from a seed; each worker draws its own."""
 
-    def __init__(self, scribe: Scribe, seed: int, pairs: int, scale: float = 1.0, longest: int = 3600):
-        self.scribe, self.seed, self.pairs, self.scale = scribe, seed, pairs, scale
+    def __init__(
+        self, scribe: Scribe, seed: int, pairs: int, scale: float = 1.0, longest: int = 3600, contrasts: int = 0
+    ):
+        self.scribe, self.seed, self.pairs, self.scale, self.contrasts = scribe, seed, pairs, scale, contrasts
         usable = [i for i, r in enumerate(RECIPES) if r[0] <= longest]
         self.recipes = [RECIPES[i] for i in usable]
         self.shares = np.array([RECIPE_SHARES[i] for i in usable]) / sum(RECIPE_SHARES[i] for i in usable)
@@ -182,7 +186,8 @@ class Batches(IterableDataset):
 
     def batch(self, rng: np.random.Generator, frames: int, episodes: int, questions: int) -> dict[str, torch.Tensor]:
         s = self.scribe
-        made = [generate(s.world, s.split.pictures, rng, frames, questions, s.split.train) for _ in range(episodes)]
+        wording = "train" if s.split.train else "dev"
+        made = [generate(s.world, s.split.pictures, rng, frames, questions, wording) for _ in range(episodes)]
         columns: dict[str, list] = {}
         for e, episode in enumerate(made):
             for example in episode.questions:
@@ -190,7 +195,7 @@ class Batches(IterableDataset):
                     columns.setdefault(name, []).append(value)
                 columns.setdefault("episode", []).append(e)
         shots = max(len(e.shots) for e in made)
-        out = {
+        out = self._contrast(columns, rng) | {
             "frames": torch.from_numpy(np.stack([e.frames for e in made])).long(),
             "shot_of_frame": torch.from_numpy(np.stack([e.shot_of_frame for e in made])).long(),
             "ids": _padded(columns.pop("ids"), TOKENS_PER_ROW),
@@ -213,9 +218,42 @@ class Batches(IterableDataset):
         return {
             "ids": ids, "q0": q0, "q1": q1, "plan": PLANS.index(verdict.plan), "asked_at": example.asked_at,
             "answer": min(answer, TOKENS_PER_ROW), "length": min(len(ids), TOKENS_PER_ROW), "target": target,
-            "read": read + [-1] * (READ - len(read)),
+            "read": read + [-1] * (READ - len(read)), "shows": self._shows(example, episode, ids[answer:]),
             "searched": searched and not verdict.late and (bool(target) or example.absent),
         }  # fmt: skip
+
+    def _shows(self, example: Example, episode: Episode, answer: list[int]) -> str:
+        """What an answer tells of, where it is a picture's own description; else an empty text."""
+        if example.recipe not in TELLING or example.absent or not example.target_shots or ":" in example.answer:
+            return ""
+        if answer != self.scribe.ids(example.answer + END):  # another word was swapped in, or another question put
+            return ""
+        picture = episode.shots[example.target_shots[0]].picture
+        return self.scribe.world.pictures[picture].label or str(picture)
+
+    def _contrast(self, columns: dict[str, list], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Groups of eight questions answered by eight different pictures: every answer behind every question.
+
+        contrast_of: (rows,) the question whose prompt and evidence a row has. A group is GROUP x GROUP rows: the first
+        question with every answer, then the second.
+        """
+        shows, seen, chosen = columns.pop("shows"), set(), []
+        for i in rng.permutation(len(shows)):
+            if shows[i] and shows[i] not in seen and len(chosen) < GROUP * self.contrasts:
+                seen.add(shows[i])
+                chosen.append(int(i))
+        chosen = chosen[: len(chosen) // GROUP * GROUP]
+        ids, first, last = columns["ids"], columns["answer"], columns["length"]
+        pairs = [
+            (i, j) for g in range(0, len(chosen), GROUP) for i in chosen[g : g + GROUP] for j in chosen[g : g + GROUP]
+        ]
+        rows = [(ids[i][: first[i]] + ids[j][first[j] : last[j]])[:TOKENS_PER_ROW] for i, j in pairs]
+        return {
+            "contrast_ids": _padded(rows, max(map(len, rows), default=0)),
+            "contrast_of": torch.tensor([i for i, _ in pairs], dtype=torch.long),
+            "contrast_answer": torch.tensor([first[i] for i, _ in pairs], dtype=torch.long),
+            "contrast_length": torch.tensor([len(row) for row in rows], dtype=torch.long),
+        }
 
     def _pairs(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Pictures and words that describe them, for the locator: in-batch negatives by the hundred."""

@@ -108,12 +108,12 @@ def _film(world: World, pool: np.ndarray, frames: int, dice: Dice) -> tuple[np.n
 
 
 def generate(
-    world: World, indices: np.ndarray, rng: np.random.Generator, frames: int, n_questions: int, train: bool = True
+    world: World, indices: np.ndarray, rng: np.random.Generator, frames: int, n_questions: int, split: str = "train"
 ) -> Episode:
     """A video of `frames` seconds (at least 6) made of the pictures `indices`, and n_questions questions.
 
-    train=False words the questions as training never does and adds eight-way choices. The same Generator state gives
-    the same episode. Raises ValueError for fewer than 6 frames or no pictures.
+    split: whose wordings (phrases.py, `wordings`); "dev" and "test" add eight-way choices. The same Generator state
+    gives the same episode. Raises ValueError for fewer than 6 frames or no pictures.
     """
     indices = np.asarray(indices)
     if frames < 6 or not len(indices):
@@ -121,7 +121,7 @@ def generate(
     dice = Dice(rng)
     pool = _pool(world, indices, dice)
     table, shot_of_frame, shots = _film(world, pool, frames, dice)
-    asker = Asker(world, shots, indices, dice, train)
+    asker = Asker(world, shots, indices, dice, split)
     names, weights = list(RECIPES), np.array(list(RECIPES.values()))
     questions: list[Example] = []
     while len(questions) < n_questions:  # "now", "at" and "first" can always be asked, so this ends

@@ -1,6 +1,6 @@
 """Words: the things captions name, how questions are worded, and captions turned into phrases a question can borrow.
 
-The lists are plain text beside this file: concepts.txt and wordings.txt, each explained at its top.
+The lists are plain text beside this file: concepts.txt, wordings.txt and wordings_test.txt, each explained at its top.
 """
 
 from __future__ import annotations
@@ -78,22 +78,32 @@ def expand(line: str) -> list[str]:
 
 
 @cache
-def wordings(train: bool) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """section -> lines -> wordings, either those to train on or every fifth line, which training never sees."""
+def wordings(split: str) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """section -> lines -> wordings.
+
+    split: "train"; "dev", every fifth line, which training never sees; or "test", by somebody who knew neither the
+    planner's rules nor its mistakes (small talk and refusals are those of "dev").
+    """
+    kept = {
+        name: [line for i, line in enumerate(lines) if name == "refusals" or (i % 5 != 4) == (split == "train")]
+        for name, lines in _sections("wordings.txt").items()
+    }
+    if split == "test":
+        kept |= _sections("wordings_test.txt")
+    return {
+        name: tuple((line,) if name == "chat" else tuple(expand(line)) for line in lines)
+        for name, lines in kept.items()
+    }
+
+
+def _sections(file: str) -> dict[str, list[str]]:
     sections: dict[str, list[str]] = {}
-    for line in (HERE / "wordings.txt").read_text(encoding="utf-8").splitlines():
+    for line in (HERE / file).read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):
             current.append(line)
-    return {
-        name: tuple(
-            (line,) if name == "chat" else tuple(expand(line))
-            for i, line in enumerate(lines)
-            if name == "refusals" or (i % 5 != 4) == train
-        )
-        for name, lines in sections.items()
-    }
+    return sections
 
 
 def label_phrase(label: str) -> str:

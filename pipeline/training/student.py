@@ -18,9 +18,12 @@ from pipeline.convnets import ASSETS, FrameFeatures
 from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
 from pipeline.models.vamba import Vamba
 from pipeline.shipped import lm_weights
+from pipeline.training.batches import GROUP
 from pipeline.training.episodes import VIEWS
 
 LORA_RANK = 16
+RANK_DROPOUT = 0.1  # of the low-rank changes, whole ranks at a time
+WORD_DROPOUT = 0.15  # of an answer's words as they are read: what comes next must then be seen, not guessed from them
 CONFIG = {
     "cross_layers": [12, 16, 20, 24, 28], "locate_layer": 12, "locate_depth": 2, "cut": 0.3, "lora_scale": 2.0,
     "use_alpha_balancing": True, "attention_bias": False,
@@ -40,7 +43,10 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(rows, LORA_RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight + ((self.lora_b @ self.lora_a) * CONFIG["lora_scale"]).to(self.weight.dtype))
+        a = self.lora_a
+        if self.training:
+            a = a * F.dropout(a.new_ones(LORA_RANK, 1), RANK_DROPOUT)
+        return F.linear(x, self.weight + ((self.lora_b @ a) * CONFIG["lora_scale"]).to(self.weight.dtype))
 
 
 def build(twin: bool, mixers: bool, seed: int, assets: Path = ASSETS) -> tuple[dict, EmbeddedNet]:
@@ -154,13 +160,21 @@ class Trainer(nn.Module):
         kept, keys = self.see(tokens)
         ids = batch["ids"]
         own, cross, rope = self._attention(kept, batch, frames, ids)
-        h, located = self.question(ids, batch["q0"], batch["q1"], own, rope)
+        read = self._with_gaps(ids, batch["answer"])
+        h, located = self.question(read, batch["q0"], batch["q1"], own, rope)
         where = self.where(located, keys, batch)
         above = range(self.net.cfg.locate_layer, self.net.cfg.vamba.n_layers)
         h = self.net.vamba.read(h, rope, own, cross, above)
         out = {"answer": self.answer_loss(h, batch), "plan": F.cross_entropy(located.plan.float(), batch["plan"])}
         out["plan_right"] = (located.plan.argmax(-1) == batch["plan"]).float().mean()
-        return out | where | self.pair_loss(batch)
+        return out | where | self.contrast_loss(kept, batch, frames) | self.pair_loss(batch)
+
+    def _with_gaps(self, ids: Tensor, answer: Tensor) -> Tensor:
+        """Some of the answer's tokens (from column `answer` of each row on) blanked, in training."""
+        if not self.training:
+            return ids
+        inside = torch.arange(ids.shape[1], device=ids.device) >= answer[:, None]
+        return ids.masked_fill(inside & (torch.rand(ids.shape, device=ids.device) < WORD_DROPOUT), 0)
 
     def _attention(self, kept, batch, frames: int, ids: Tensor):
         """How text attends: to itself and to the read frames (Vamba), or to itself behind the whole video (twin)."""
@@ -194,6 +208,29 @@ class Trainer(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
         return attend
+
+    def contrast_loss(self, kept, batch: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+        """Of eight moments and the answers that tell of them: which belongs to which?
+
+        log p(answer | moment) over the sum of the same over all moments is what the answer owes to what was seen (its
+        own likelihood cancels): maximal mutual information, Li et al. 2016 (arXiv 1510.03055) eq. 4, in a batch.
+        """
+        ids, of = batch["contrast_ids"], batch["contrast_of"]
+        if not len(ids):
+            return {"contrast": batch["contrast_of"].sum() * 0.0, "chosen": torch.tensor(math.nan, device=of.device)}
+        asked = {name: batch[name][of] for name in ("episode", "asked_at", "read")}
+        own, cross, rope = self._attention(kept, asked, frames, ids)
+        h = self.net.vamba.model.embed_tokens(self._with_gaps(ids, batch["contrast_answer"]))
+        h = self.net.vamba.read(h, rope, own, None, range(self.net.cfg.locate_layer))
+        h = self.net.vamba.read(h, rope, own, cross, range(self.net.cfg.locate_layer, self.net.cfg.vamba.n_layers))
+        place = torch.arange(ids.shape[1] - 1, device=ids.device) + 1
+        wanted = (place >= batch["contrast_answer"][:, None]) & (place < batch["contrast_length"][:, None])
+        losses = F.cross_entropy(self.net.vamba.logits(h[:, :-1][wanted]).float(), ids[:, 1:][wanted], reduction="none")
+        said = losses.new_zeros(len(ids)).index_add(0, wanted.nonzero()[:, 0], -losses).view(-1, GROUP, GROUP)
+        owed = said.log_softmax(1)  # (groups, moments, answers): log p(moment | answer)
+        right = torch.arange(GROUP, device=ids.device).expand(len(said), -1)
+        loss = (-owed.diagonal(dim1=1, dim2=2).mean() + F.cross_entropy(owed.transpose(1, 2), right)) / 2
+        return {"contrast": loss, "chosen": (owed.argmax(2) == right).float().mean()}
 
     def answer_loss(self, h: Tensor, batch: dict[str, Tensor]) -> Tensor:
         place = torch.arange(h.shape[1] - 1, device=h.device) + 1

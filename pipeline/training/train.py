@@ -2,8 +2,10 @@
 
 Frozen: the towers, the language model. Trained: the frame tokens, the mixers, cross-attention (initialised from
 self-attention, alpha-balanced), the locator, and LoRA (arXiv 2106.09685) on every linear layer of the language model.
-Four losses a step: the answer's tokens (the reader looks at the right moment), where to look (over the shots of the own
-video and "nowhere"), what to do (the plan), and pictures against words across the batch.
+Five losses a step: the answer's tokens (the reader looks at the right moment), which of eight moments an answer belongs
+to and which of eight answers a moment has, where to look (over the shots of the own video and "nowhere"), what to do
+(the plan), and pictures against words across the batch. What is kept are averaged weights, from when they did best on
+held-out pictures and wordings: pictures are few, and are learnt by heart if a run goes on for too long.
 
 One command and a seed make the whole run; `--resume` goes on from the newest checkpoint; `log.tsv` is a table of it.
 """
@@ -11,6 +13,7 @@ One command and a seed make the whole run; `--resume` goes on from the newest ch
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -30,7 +33,8 @@ from pipeline.training.episodes import VIEWS, World
 from pipeline.training.features import compute
 from pipeline.training.student import Trainer, build, flat_table, with_lora
 
-WEIGHTS = {"answer": 1.0, "where": 0.5, "plan": 0.2, "pairs": 0.5}
+WEIGHTS = {"answer": 1.0, "contrast": 0.2, "where": 0.5, "plan": 0.2, "pairs": 0.5}
+HELD_BATCHES = 8
 
 
 def groups(net: EmbeddedNet, lr: float) -> list[dict]:
@@ -41,18 +45,19 @@ def groups(net: EmbeddedNet, lr: float) -> list[dict]:
     for name, p in named:
         out[next(k for k in kinds if k in name)].append(p)
     return [
-        {"params": ps, "lr": lr * kinds[k], "base": lr * kinds[k], "weight_decay": 0.0 if k == "alpha" else 0.03}
+        {"params": ps, "lr": lr * kinds[k], "base": lr * kinds[k], "weight_decay": 0.0 if k == "alpha" else 0.1}
         for k, ps in out.items()
         if ps
     ]
 
 
 class Average:
-    """Exponential moving average of the trained weights: steadier than those of the last step."""
+    """Exponential moving average of the trained weights, steadier than those of the last step, and the best of it."""
 
-    def __init__(self, net: EmbeddedNet, keep: float = 0.995):
+    def __init__(self, net: EmbeddedNet, keep: float = 0.99):
         self.net, self.keep = net, keep
         self.held = {n: p.clone() for n, p in trained(net).items()}
+        self.best, self.lowest = self.held, math.inf
 
     def update(self) -> None:
         torch._foreach_lerp_(list(self.held.values()), list(trained(self.net).values()), 1 - self.keep)
@@ -63,6 +68,22 @@ class Average:
             kept = p.clone()
             p.copy_(self.held[name])
             self.held[name] = kept
+
+    def judge(self, loss: float) -> None:
+        """Keep the averages aside if no earlier ones had a lower loss on what is held out."""
+        if loss < self.lowest:
+            self.lowest, self.best = loss, {n: p.clone() for n, p in self.held.items()}
+
+    def finish(self) -> None:
+        """The network with the best averages."""
+        for name, p in trained(self.net).items():
+            p.copy_(self.best[name])
+
+    def state_dict(self) -> dict:
+        return {"held": self.held, "best": self.best, "lowest": self.lowest}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.held, self.best, self.lowest = state["held"], state["best"], state["lowest"]
 
 
 def trained(net: EmbeddedNet) -> dict[str, Tensor]:
@@ -144,7 +165,7 @@ def make_loaders(args, world: World, known, table: dict[str, Tensor]) -> tuple[D
         chosen = np.flatnonzero(split == held)
         scribe = Scribe(world, notes, tokenizer, Split(chosen, held == "train"))
         pairs = args.pairs if held == "train" else min(128, args.pairs)
-        batches = Batches(scribe, args.seed, pairs, scale, args.longest)
+        batches = Batches(scribe, args.seed, pairs, scale, args.longest, args.contrasts)
         loaders.append(
             DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=6 if workers else None)
         )
@@ -155,9 +176,19 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
     out, progress = Path(args.out), Progress(args.steps, args.minutes)
     out.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(groups(trainer.net, args.lr), betas=(0.9, 0.98), fused=device.type == "cuda")
-    step = restore(args, trainer, optimiser, out)
-    batches, held, head = iter(loaders[0]), iter(loaders[1]), loaders[2]
-    table, sums, saved, average = Table(out / "log.tsv"), {}, time.monotonic(), Average(trainer.net)
+    average = Average(trainer.net)
+    step = restore(args, trainer, optimiser, average, out)
+    batches, head = iter(loaders[0]), loaders[2]
+    held = list(itertools.islice(loaders[1], HELD_BATCHES))  # always the same, so that their losses can be compared
+    table, sums, saved = Table(out / "log.tsv"), {}, time.monotonic()
+
+    def judge() -> None:
+        average.swap()
+        row = held_out(trainer, held, head, device)
+        average.swap()
+        average.judge(row["answer"])
+        table.write(step, time.monotonic() - progress.began, row, "dev")
+
     while progress.share(step) < 1:
         losses = step_once(trainer, optimiser, next(batches), progress.factor(step), head, device)
         step += 1
@@ -168,16 +199,14 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
             row = {n: float(torch.stack(v).nanmean()) for n, v in sums.items()}
             table.write(step, time.monotonic() - progress.began, row, "train")
             sums = {}
-        if step % (5 * args.every) == 0:
-            average.swap()
-            table.write(step, time.monotonic() - progress.began, held_out(trainer, held, head, device), "dev")
-            average.swap()
+        if step % (4 * args.every) == 0 and progress.share(step) < 1:
+            judge()
         if time.monotonic() - saved > 60 * args.save_minutes:
-            checkpoint(trainer, optimiser, step, out)
+            checkpoint(trainer, optimiser, average, step, out)
             saved = time.monotonic()
-    average.swap()
-    table.write(step, time.monotonic() - progress.began, held_out(trainer, held, head, device, 12), "dev")
-    save(trainer.net, config | {"steps": step, "seed": args.seed}, out)
+    judge()
+    average.finish()
+    save(trainer.net, config | {"steps": step, "seed": args.seed, "dev_answer_loss": round(average.lowest, 4)}, out)
 
 
 def step_once(trainer, optimiser, batch, factor: float, head: int, device) -> dict[str, Tensor]:
@@ -200,16 +229,19 @@ def measure(trainer, batch, head: int, device) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def held_out(trainer, batches, head: int, device, count: int = 6) -> dict[str, float]:
+def held_out(trainer, batches, head: int, device) -> dict[str, float]:
     trainer.eval()
-    rows = [measure(trainer, next(batches), head, device) for _ in range(count)]
+    rows = [measure(trainer, batch, head, device) for batch in batches]
     return {name: float(torch.stack([r[name] for r in rows]).nanmean()) for name in rows[0]}
 
 
 class Table:
     """log.tsv: one row a report, the same on the terminal."""
 
-    COLUMNS = ("answer", "where", "found", "accepted", "refused", "plan", "plan_right", "pairs", "pairs_right")
+    COLUMNS = (
+        "answer", "contrast", "chosen", "where", "found", "accepted", "refused", "plan", "plan_right", "pairs",
+        "pairs_right",
+    )  # fmt: skip
 
     def __init__(self, path: Path):
         self.path = path
@@ -224,19 +256,21 @@ class Table:
         print(line, flush=True)
 
 
-def checkpoint(trainer, optimiser, step: int, out: Path) -> None:
+def checkpoint(trainer, optimiser, average: Average, step: int, out: Path) -> None:
     """Everything needed to go on, written beside the old one and then renamed over it."""
     part = out / "checkpoint.pt.part"
-    torch.save({"step": step, "trained": trained(trainer.net), "optimiser": optimiser.state_dict()}, part)
+    held = {"trained": trained(trainer.net), "optimiser": optimiser.state_dict(), "average": average.state_dict()}
+    torch.save({"step": step} | held, part)
     part.rename(out / "checkpoint.pt")
 
 
-def restore(args, trainer, optimiser, out: Path) -> int:
+def restore(args, trainer, optimiser, average: Average, out: Path) -> int:
     if not args.resume or not (out / "checkpoint.pt").exists():
         return 0
     held = torch.load(out / "checkpoint.pt", map_location=args.device, weights_only=True)
     trainer.net.load_state_dict(held["trained"], strict=False)
     optimiser.load_state_dict(held["optimiser"])
+    average.load_state_dict(held["average"])
     return held["step"]
 
 
@@ -255,9 +289,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=int, default=0, help="use only about so many pictures (smoke run)")
     parser.add_argument("--scale", type=float, default=1.0, help="size of a batch relative to the real run's")
     parser.add_argument("--pairs", type=int, default=768, help="picture-word pairs a step")
+    parser.add_argument("--contrasts", type=int, default=3, help="groups of eight answers told apart, a step")
     parser.add_argument("--longest", type=int, default=3600, help="longest episode, seconds")
     parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--every", type=int, default=50, help="steps between two rows of the log")
+    parser.add_argument("--every", type=int, default=25, help="steps between two rows of the log")
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--resume", action="store_true")
     return parser
