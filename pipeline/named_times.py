@@ -10,13 +10,18 @@ _SPOKEN = re.compile(rf"(\d+(?:\.\d+)?)(?:st|nd|rd|th)?[\s-]*{_UNIT}")  # "35 se
 _NUMBERED = re.compile(r"(?<!\d[ -])\b(hour|minute|min|second|sec) (\d+)\b(?:,? (?:and )?second (\d+)\b)?")
 _AGO = re.compile(r"\b(ago|earlier|back|before now)\b")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
-_WORDS = dict(
-    zip(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
-        range(1, 13),
-    )
-)
-_WORDS |= {"fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "forty-five": 45, "fifty": 50, "sixty": 60}
+_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_WORDS |= {
+    "eleven": 11,
+    "twelve": 12,
+    "fifteen": 15,
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "forty-five": 45,
+    "fifty": 50,
+    "sixty": 60,
+}
 _IN_DIGITS = [
     (re.compile(pattern), digits)
     for pattern, digits in [
