@@ -89,6 +89,10 @@ def _add_bench(parser: Parser) -> None:
     group = parser.add_argument_group("published size only")
     group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
     group.add_argument("--eight-bit", action="store_true", help="keep the memory's keys and values in 8 bits")
+    group.add_argument("--int8", action="store_true", help="keep the weights of linear layers in 8 bits")
+    group.add_argument(
+        "--loading", metavar="FOLDER", help="only load the checkpoint there; where there is none, write a random one"
+    )
     group.add_argument("--no-tower", dest="tower", action="store_false", help="leave the vision tower out")
     parser.add_argument("--json", action="store_true", help="print only the JSON document on stdout")
     parser.set_defaults(command=bench)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.mamba2 import gpu_kernels
 
-ROWS_AT_ONCE = 8192  # of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
+AT_ONCE = 1 << 24  # numbers of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
 STAYS = "visual."  # the tower: 6 % of the weights, always many rows at once
 
 
@@ -46,11 +46,11 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes and fp32 scales (out,) of a float weight (out, in): off by about half a scale at most."""
     codes = torch.empty_like(weight, dtype=torch.int8)
     scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
-    for part in torch.arange(len(weight)).split(ROWS_AT_ONCE):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
-        wide = weight[rows].float()
-        scale[rows] = (wide.abs().amax(1) / 127).bfloat16()  # so that restoring in bf16 rounds only the product
-        codes[rows] = (wide / scale[rows, None].clamp_min(1e-30)).round().clamp(-127, 127).to(torch.int8)
+    many = max(1, AT_ONCE // weight.shape[1])
+    for rows, some, scales in zip(weight.split(many), codes.split(many), scale.split(many)):
+        wide = rows.float()
+        scales.copy_((wide.abs().amax(1) / 127).bfloat16())  # so that restoring in bf16 rounds only the product
+        some.copy_((wide / scales[:, None].clamp_min(1e-30)).round_().clamp_(-127, 127))
     return codes, scale
 
 

@@ -19,13 +19,14 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline import floors
+from pipeline import floors, loading
 from pipeline.bench import conditions, copy_rate, matmul_rate, peak_memory, reset_peak_memory, timed
 from pipeline.floors import bytes_of
 from pipeline.mamba2 import MixerConfig
@@ -63,6 +64,12 @@ class Shapes:
     def pair_tokens(self) -> int:
         return math.prod(self.grid)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Vamba's config.json, its mixers as published."""
+        own = {"vision_mamba_mixer_config": {"enable": True}, "use_alpha_balancing": True, "torch_dtype": "bfloat16"}
+        return self.baseline | {"model_type": "qwen2_vl"} | own
+
 
 _TOWER = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "hidden_act": "quick_gelu", "mlp_ratio": 4}
 _TOWER |= {"num_heads": 16, "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
@@ -73,7 +80,7 @@ _TEXT |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
 PUBLISHED = Shapes(
     VambaConfig(
         d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4, d_ff=18944, vocab=152064,
-        mixer=MixerConfig(d_model=3584), cross_layers=tuple(range(28)),
+        mixer=MixerConfig(d_model=3584), cross_layers=tuple(range(28)), mrope_section=(16, 24, 24),
     ),
     _TEXT | {"vision_config": _TOWER, "tie_word_embeddings": False},
 )  # fmt: skip
@@ -112,9 +119,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
     if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
         raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if args.loading:
+        return loading.run(Path(args.loading), PUBLISHED.config, device, args.int8, args.json)
     given = {name: getattr(args, name, None) for name in OPTIONS}
     options = OPTIONS | {name: value for name, value in given.items() if value is not None}
-    document = measure(PUBLISHED, torch.device("cuda", torch.cuda.current_device()), torch.bfloat16, **options)
+    document = measure(PUBLISHED, device, torch.bfloat16, **options)
     print(table(document), file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
     return 0

@@ -31,7 +31,7 @@ def test_a_row_of_zeros_stays_and_a_nan_is_not_hidden():
 def test_large_weights_are_rounded_in_parts_as_in_one(monkeypatch):
     weight = torch.randn(20, 8)
     whole = rounded(weight)
-    monkeypatch.setattr("pipeline.int8.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.int8.AT_ONCE", 60)
     assert all(torch.equal(a, b) for a, b in zip(whole, rounded(weight)))
 
 
