@@ -24,18 +24,19 @@ from torch import Tensor
 
 from pipeline.attention import TILE, attend, fits_attention, gpu_size, precision
 from pipeline.int8_kernels import fits_int8, int8_linear
-from pipeline.pointwise import blend, gated_norm, quick_gelu, rms_norm, rotate
+from pipeline.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
 
 if TYPE_CHECKING:
     from pipeline.mamba2 import Mamba2Mixer, MixerState
 
 __all__ = [
-    "attend", "blend", "causal_conv", "fits_attention", "fits_int8", "fits_mixer", "gated_norm", "int8_linear", "mixer",
-    "quick_gelu", "rms_norm", "rotate", "ssd",
+    "add_layer_norm", "attend", "blend", "causal_conv", "fits_attention", "fits_int8", "fits_mixer", "gated_norm",
+    "int8_linear", "mixer", "quick_gelu", "rms_norm", "rotate", "scaled_rows", "ssd",
 ]  # fmt: skip
 
 LARGEST_P, LARGEST_N = 128, 256  # wider heads or states do not fit one tile
 LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
+LARGEST_WIDTH = 4  # of the convolution
 SSD_BLOCK = 256
 # Lengths are not specialised on (`do_not_specialize`): a kernel compiled anew in mid-stream is a second of silence.
 
@@ -44,26 +45,38 @@ def fits_mixer(mixer: Mamba2Mixer) -> bool:
     """Whether `mixer` (below) can run this mixer's shapes on its GPU."""
     c, weight = mixer.cfg, mixer.conv1d.weight  # the projections may be in 8 bits
     fits = c.headdim <= LARGEST_P and c.d_state <= LARGEST_N and c.d_inner // c.ngroups <= LARGEST_ROW
-    return fits and (gpu_size(weight.device)[1] or c.d_state * weight.itemsize <= 256)
+    roomy = gpu_size(weight.device)[1] or c.d_state * weight.itemsize <= 256
+    return fits and roomy and c.d_conv <= LARGEST_WIDTH
 
 
-def mixer(m: Mamba2Mixer, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-    """`Mamba2Mixer.forward` by kernels: the same outputs and state within the rounding of the model's type."""
+def mixer(
+    m: Mamba2Mixer, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+) -> tuple[Tensor, MixerState]:
+    """`Mamba2Mixer.forward` by kernels: the same outputs and state within the rounding of the model's type.
+
+    With one group and the gate before the norm (as published) the norm costs no pass of its own: the scan's last
+    kernel gates and weighs its rows and sums their squares. The factor that is left, one per row, passes through the
+    out-projection unchanged and is multiplied where the residual is added.
+    """
     cfg = m.cfg
     z, xBC, dt = m.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
     xBC, tail = causal_conv(xBC, state.conv, m.conv1d.weight, m.conv1d.bias)
     x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
-    y, ssm = ssd(
+    late = m.norm is not None and cfg.ngroups == 1 and not cfg.norm_before_gate and not cfg.bias
+    y, ssm, squares = ssd(
         x.unflatten(-1, (cfg.nheads, cfg.headdim)), dt, m.dt_bias, m.A_log,
         B.unflatten(-1, (cfg.ngroups, cfg.d_state)), C.unflatten(-1, (cfg.ngroups, cfg.d_state)),
-        state.ssm, m.D, cfg.dt_limit,
+        state.ssm, m.D, cfg.dt_limit, (z, m.norm.weight) if late else None,
     )  # fmt: skip
-    y = y.flatten(-2)
+    y, state = y.flatten(-2), type(state)(tail, ssm)
+    if late:
+        return scaled_rows(m.out_proj(y), squares, cfg.d_inner, cfg.norm_eps, residual_BTD), state
     if m.norm is None:
         y = y * torch.nn.functional.silu(z)
     else:
         y = gated_norm(y, z, m.norm.weight, cfg.ngroups, cfg.norm_eps, cfg.norm_before_gate)
-    return m.out_proj(y), type(state)(tail, ssm)
+    out = m.out_proj(y)
+    return out if residual_BTD is None else residual_BTD + out, state
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------
@@ -72,46 +85,68 @@ def mixer(m: Mamba2Mixer, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, Mix
 def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `mamba2.causal_conv`, from any rows that are contiguous in C (a slice of the in-projection, uncopied)."""
     batch, T, channels = x_BTC.shape
-    width, keep = weight_C1W.shape[-1], tail_BKC.shape[1]
     out, tail_BKC = x_BTC.new_empty(batch, T, channels), tail_BKC.contiguous()
-    _conv[(triton.cdiv(T, 16), triton.cdiv(channels, 256), batch)](
-        x_BTC, tail_BKC, weight_C1W, weight_C1W if bias_C is None else bias_C, out,
-        T, channels, x_BTC.stride(0), x_BTC.stride(1), bias_C is not None, width, 16, 256,
+    newest, rows, columns = torch.empty_like(tail_BKC), 16, min(1024, triton.next_power_of_2(channels))
+    _conv[(triton.cdiv(T, rows), triton.cdiv(channels, columns), batch)](
+        x_BTC, tail_BKC, weight_C1W, weight_C1W if bias_C is None else bias_C, out, newest,
+        T, channels, x_BTC.stride(0), x_BTC.stride(1), bias_C is not None, weight_C1W.shape[-1], rows, columns,
     )  # fmt: skip
-    newest = x_BTC[:, -keep:] if keep <= T else torch.cat([tail_BKC, x_BTC], 1)[:, -keep:]
-    return out, newest.clone(memory_format=torch.contiguous_format) if keep else tail_BKC
+    return out, newest
+
+
+@triton.jit
+def _tap(weight, c, inside, BACK: tl.constexpr, WIDTH: tl.constexpr):
+    """What the row BACK rows ago is multiplied by: 0 beyond the convolution's width."""
+    return tl.load(weight + c * WIDTH + (WIDTH - 1 - BACK), inside & (BACK < WIDTH), 0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _conv(
-    x, tail, weight, bias, out, T, channels, x_batch, x_row,
+    x, tail, weight, bias, out, newest, T, channels, x_batch, x_row,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Rows above the chunk come from the tail; each tile reads its WIDTH shifted selves from the cache."""
-    batch = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """Some columns of ROWS rows. Each row is read once: the three before it (one, two, three ago) stay in registers.
+
+    Rows above the chunk come from the tail; the last rows are the next tail.
+    """
+    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = c < channels
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for k in tl.static_range(WIDTH):
-        row = t + k - (WIDTH - 1)
-        here = x + batch * x_batch + row[:, None].to(tl.int64) * x_row + c[None, :]
-        there = tail + (batch * (WIDTH - 1) + row[:, None] + WIDTH - 1) * channels + c[None, :]
-        value = tl.load(here, (row >= 0)[:, None] & (row < T)[:, None] & inside[None, :], 0.0).to(tl.float32)
-        value += tl.load(there, (row < 0)[:, None] & inside[None, :], 0.0).to(tl.float32)
-        total += value * tl.load(weight + c * WIDTH + k, inside, 0.0).to(tl.float32)[None, :]
-    if HAS_BIAS:
-        total += tl.load(bias + c, inside, 0.0).to(tl.float32)[None, :]
-    total = total / (1 + tl.exp(-total))
-    place = out + (batch * T + t[:, None]) * channels + c[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), (t < T)[:, None] & inside[None, :])
+    inside, before = c < channels, WIDTH - 1
+    x += batch * x_batch
+    tail += batch * before * channels
+    newest += (batch * before + before - T) * channels
+    weight_0, weight_1 = _tap(weight, c, inside, 0, WIDTH), _tap(weight, c, inside, 1, WIDTH)
+    weight_2, weight_3 = _tap(weight, c, inside, 2, WIDTH), _tap(weight, c, inside, 3, WIDTH)
+    one = tl.zeros([COLUMNS], tl.float32)
+    two, three = one, one
+    offset = tl.load(bias + c, inside, 0.0).to(tl.float32) if HAS_BIAS else one
+    for k in tl.static_range(WIDTH - 1):
+        row = start + k - before
+        value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row >= 0) & (row < T), 0.0)
+        value += tl.load(tail + (row + before) * channels + c, inside & (row < 0), 0.0)
+        tl.store(newest + row * channels + c, value, inside & (row < 0) & (row >= T - before))
+        three, two, one = two, one, value.to(tl.float32)
+    for k in tl.static_range(ROWS):
+        row = start + k
+        value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row < T), 0.0)
+        tl.store(newest + row * channels + c, value, inside & (row < T) & (row >= T - before))
+        now = value.to(tl.float32)
+        total = now * weight_0 + one * weight_1 + two * weight_2 + three * weight_3 + offset
+        total = total / (1 + tl.exp(-total))
+        tl.store(out + (batch * T + row) * channels + c, total.to(out.dtype.element_ty), inside & (row < T))
+        three, two, one = two, one, now
 
 
 # --- the scan --------------------------------------------------------------------------------------------------------
 
 
-def ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit) -> tuple[Tensor, Tensor]:
+def ssd(
+    x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit, gate=None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `mamba2.ssd`, with softplus, limits and the skip D inside. x, B, C may be slices, contiguous in their widths.
+
+    gate: z (B, T, H * P) and a norm's weight (H * P,), or None. With it outputs are y silu(z) weight, and the third
+    tensor, (B, T, H) in fp32, holds the sums of squares of y silu(z) over each head; it is empty without.
 
     Four kernels (arXiv 2405.21060, section 6): step sizes and their sums; the state at the beginning of each block of
     L tokens, walked in order; C B^T of each block, which the heads of a group share; the outputs.
@@ -121,7 +156,7 @@ def ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limi
     blocks = triton.cdiv(T, L)
     new = x_BTHP.new_empty
     dt, sums = (new(batch, heads, blocks * L, dtype=torch.float32) for _ in range(2))
-    starts, CB = new(batch, blocks, heads, P, N), new(batch, blocks, groups, L, L, dtype=torch.float32)
+    starts, CB = new(batch, blocks, heads, P, N), new(batch, blocks, groups, L, L)
     y, ssm, ssm_BHPN = new(batch, T, heads, P), torch.empty_like(ssm_BHPN), ssm_BHPN.contiguous()
     p, n, digits = max(16, triton.next_power_of_2(P)), max(16, triton.next_power_of_2(N)), precision(x_BTHP)
     x_strides, b_strides, c_strides = x_BTHP.stride()[:2], B_BTGN.stride()[:2], C_BTGN.stride()[:2]
@@ -137,12 +172,15 @@ def ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limi
     _products[((L // TILE) ** 2, blocks, batch * groups)](
         B_BTGN, C_BTGN, CB, T, groups, blocks, *b_strides, *c_strides, N, L, TILE, n, digits
     )
+    z, weight = gate or (x_BTHP, dt_bias_H)  # of any tensor, where there is no gate: never read
+    squares = new(batch, T, heads if gate else 0, dtype=torch.float32)
     _outputs[(L // TILE, blocks * heads, batch)](
-        x_BTHP, C_BTGN, CB, dt, sums, starts, dt_bias_H if D is None else D, y, T, heads, *x_strides, *c_strides,
-        blocks, heads // groups, D is not None, D is not None and D.numel() > heads, P, N, L, TILE, p, n, digits,
+        x_BTHP, C_BTGN, CB, dt, sums, starts, dt_bias_H if D is None else D, z, weight, y, squares, T, heads,
+        *x_strides, *c_strides, *z.stride()[:2], blocks, heads // groups,
+        D is not None, D is not None and D.numel() > heads, gate is not None, P, N, L, TILE, TILE, p, n, digits,
         num_stages=1,  # H100, 9,568 tokens: 0.30 ms, against 0.42 with three stages and 0.65 with four
     )  # fmt: skip
-    return y, ssm
+    return y, ssm, squares
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -215,42 +253,60 @@ def _products(
         c_tile = tl.load(c_place, (row_m < T)[:, None] & (n < N)[None, :], 0.0)
         b_tile = tl.load(b_place, (row_k < T)[None, :] & (n < N)[:, None], 0.0)
         place = CB + ((batch * blocks + block) * groups + group) * L * L + m[:, None] * L + k[None, :]
-        tl.store(place, tl.dot(c_tile, b_tile, input_precision=PRECISION))
+        tl.store(place, tl.dot(c_tile, b_tile, input_precision=PRECISION).to(CB.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["T", "blocks"])
 def _outputs(
-    x, C, CB, dt, sums, starts, D, y, T, heads, x_batch, x_row, c_batch, c_row, blocks, per_group,
-    HAS_D: tl.constexpr, D_PER_CHANNEL: tl.constexpr, P: tl.constexpr, N: tl.constexpr, L: tl.constexpr,
-    TILE: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    x, C, CB, dt, sums, starts, D, z, weight, y, squares, T, heads, x_batch, x_row, c_batch, c_row, z_batch, z_row,
+    blocks, per_group, HAS_D: tl.constexpr, D_PER_CHANNEL: tl.constexpr, GATED: tl.constexpr, P: tl.constexpr,
+    N: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a tile's tokens get: from the state at their block's beginning, from the block so far, and D x."""
+    """What ROWS tokens get: from the state at their block's beginning, from the block so far, and D x; then the gate.
+
+    Tokens of the block before these rows are weighted by their decay to where the rows begin, and the sum by the rows'
+    decay from there: C B^T goes into the product as it is. Both factors are at most 1, so neither can overflow.
+    """
     batch, block, head = tl.program_id(2).to(tl.int64), tl.program_id(1) // heads, tl.program_id(1) % heads
     i, group = tl.program_id(0), head // per_group
-    m = i * TILE + tl.arange(0, TILE)
+    m = i * ROWS + tl.arange(0, ROWS)
     row, p, n = block * L + m, tl.arange(0, BP), tl.arange(0, BN)
     here, in_p, in_n = row < T, p < P, n < N
     x += batch * x_batch + head * P
     dt += (batch * heads + head) * blocks * L + block * L
     sums += (batch * heads + head) * blocks * L + block * L
     CB += ((batch * blocks + block) * (heads // per_group) + group) * L * L
-    sum_m = tl.load(sums + m)
+    sum_m, sum_i = tl.load(sums + m), tl.load(sums + i * ROWS - 1, i > 0, 0.0)
     c_place = C + batch * c_batch + row[:, None].to(tl.int64) * c_row + group * N + n[None, :]
     c_tile = tl.load(c_place, here[:, None] & in_n[None, :], 0.0)
     s_place = starts + ((batch * blocks + block) * heads + head) * P * N + p[None, :] * N + n[:, None]
     s_tile = tl.load(s_place, in_n[:, None] & in_p[None, :], 0.0)
-    total = tl.dot(c_tile, s_tile, input_precision=PRECISION) * tl.exp(sum_m)[:, None]
-    for j in range(0, i + 1):
-        k = j * TILE + tl.arange(0, TILE)
+    total = tl.dot(c_tile, s_tile, input_precision=PRECISION) * tl.exp(sum_i)
+    for start in range(0, i * ROWS, KEYS):
+        k = start + tl.arange(0, KEYS)
+        x_place = x + (block * L + k)[:, None].to(tl.int64) * x_row + p[None, :]
+        x_tile = tl.load(x_place, (block * L + k < T)[:, None] & in_p[None, :], 0.0)
+        faded = x_tile.to(tl.float32) * (tl.load(dt + k) * tl.exp(sum_i - tl.load(sums + k)))[:, None]
+        cb_tile = tl.load(CB + m[:, None] * L + k[None, :])
+        total += tl.dot(cb_tile, faded.to(x_tile.dtype), input_precision=PRECISION)
+    total *= tl.exp(sum_m - sum_i)[:, None]
+    for start in range(i * ROWS, (i + 1) * ROWS, KEYS):
+        k = start + tl.arange(0, KEYS)
         decay = tl.where(m[:, None] >= k[None, :], sum_m[:, None] - tl.load(sums + k)[None, :], float("-inf"))
-        weights = tl.load(CB + m[:, None] * L + k[None, :]) * tl.exp(decay) * tl.load(dt + k)[None, :]
-        token = block * L + k
-        x_place = x + token[:, None].to(tl.int64) * x_row + p[None, :]
-        x_tile = tl.load(x_place, (token < T)[:, None] & in_p[None, :], 0.0)
+        x_place = x + (block * L + k)[:, None].to(tl.int64) * x_row + p[None, :]
+        x_tile = tl.load(x_place, (block * L + k < T)[:, None] & in_p[None, :], 0.0)
+        weights = tl.load(CB + m[:, None] * L + k[None, :]).to(tl.float32) * tl.exp(decay) * tl.load(dt + k)[None, :]
         total += tl.dot(weights.to(x_tile.dtype), x_tile, input_precision=PRECISION)
     if HAS_D:
         skip = tl.load(D + head * P + p, in_p, 0.0) if D_PER_CHANNEL else tl.load(D + head + p * 0)
         x_own = tl.load(x + row[:, None].to(tl.int64) * x_row + p[None, :], here[:, None] & in_p[None, :], 0.0)
         total += x_own.to(tl.float32) * skip.to(tl.float32)[None, :]
+    if GATED:
+        z_place = z + batch * z_batch + row[:, None].to(tl.int64) * z_row + head * P + p[None, :]
+        gate = tl.load(z_place, here[:, None] & in_p[None, :], 0.0).to(tl.float32)
+        total *= gate / (1 + tl.exp(-gate))
+        tl.store(squares + (batch * T + row) * heads + head, tl.sum(total * total, 1), here)
+        total *= tl.load(weight + head * P + p, in_p, 0.0).to(tl.float32)[None, :]
     place = y + ((batch * T + row[:, None]) * heads + head) * P + p[None, :]
     tl.store(place, total.to(y.dtype.element_ty), here[:, None] & in_p[None, :])

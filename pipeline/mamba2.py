@@ -108,11 +108,16 @@ class Mamba2Mixer(nn.Module):
             torch.zeros(batch, cfg.nheads, cfg.headdim, cfg.d_state, dtype=ssm_dtype, device=w.device),
         )
 
-    def forward(self, u_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Outputs (B, T, D) and the state after the last token. T >= 1; `state` is not changed."""
+    def forward(
+        self, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """Outputs (B, T, D), added to the residual if given, and the state after the last token.
+
+        T >= 1; `state` is not changed.
+        """
         cfg, fast = self.cfg, gpu_kernels(u_BTD)
         if fast and fast.fits_mixer(self):
-            return fast.mixer(self, u_BTD, state)
+            return fast.mixer(self, u_BTD, state, residual_BTD)
         z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
         x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
@@ -132,7 +137,8 @@ class Mamba2Mixer(nn.Module):
             y = y + x_BTHP * (D.view(cfg.nheads, cfg.headdim) if cfg.D_has_hdim else D[:, None])
         y = y.flatten(-2)
         y = self.norm(y, z) if self.norm is not None else y * F.silu(z)
-        return self.out_proj(y), MixerState(tail, ssm)
+        out = self.out_proj(y)
+        return out if residual_BTD is None else residual_BTD + out, MixerState(tail, ssm)
 
 
 class GatedRMSNorm(nn.Module):
@@ -249,6 +255,16 @@ def gpu_kernels(x: Tensor) -> ModuleType | None:
     if not x.is_cuda or x.dtype == torch.float64 or torch.is_grad_enabled():
         return None
     return _kernels() if x.device.index == torch.cuda.current_device() else None
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`; nobody waits. A plain copy to a GPU waits for all that it still has to do.
+
+    From page-locked memory the copy is queued like a kernel. torch keeps that memory until the copy has happened.
+    """
+    if tensor.is_cuda or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @cache

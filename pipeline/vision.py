@@ -24,7 +24,7 @@ from transformers.activations import QuickGELUActivation
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from pipeline.mamba2 import gpu_kernels
+from pipeline.mamba2 import gpu_kernels, sent
 from pipeline.models.vamba import Seen
 from pipeline.stream import Frame
 
@@ -78,10 +78,22 @@ def _encode_equal(tower: Qwen2VisionTransformerPretrainedModel, pairs_NLC: torch
     # A convolution whose stride is its kernel is one matrix product, and the patches already lie in its order.
     x_NLE = F.linear(pairs_NLC.to(proj.device, proj.dtype), proj.flatten(1))
     turn = _rotation(h, w, tower.spatial_merge_size, tower.blocks[0].attn.head_dim, proj.device)
+    more = None  # what the last half block adds
     for block in tower.blocks:
-        x_NLE = x_NLE + _attend(block.attn, block.norm1(x_NLE), turn)
-        x_NLE = x_NLE + _mlp(block.mlp, block.norm2(x_NLE))
-    return tower.merger(x_NLE)
+        x_NLE, normed = _add_norm(x_NLE, more, block.norm1)
+        x_NLE, normed = _add_norm(x_NLE, _attend(block.attn, normed, turn), block.norm2)
+        more = _mlp(block.mlp, normed)
+    return tower.merger(x_NLE if more is None else x_NLE + more)
+
+
+def _add_norm(x_NLE: torch.Tensor, more: torch.Tensor | None, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum and its norm. In one launch on a GPU: two were a tenth of the tower's time, and all of it memory's."""
+    if more is None:
+        return x_NLE, norm(x_NLE)
+    if fast := gpu_kernels(x_NLE):
+        return fast.add_layer_norm(x_NLE, more, norm.weight, norm.bias, norm.eps)
+    x_NLE = x_NLE + more
+    return x_NLE, norm(x_NLE)
 
 
 def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -171,7 +183,7 @@ class Patching:
         """
         height, width = self.size(*rgb_FHWC.shape[1:3])
         frames_FCHW = resize(rgb_FHWC.permute(0, 3, 1, 2).float(), height, width)
-        mean, std = (frames_FCHW.new_tensor(c).view(1, 3, 1, 1) for c in (CLIP_MEAN, CLIP_STD))
+        mean, std = (sent(torch.tensor(c), frames_FCHW.device).view(1, 3, 1, 1) for c in (CLIP_MEAN, CLIP_STD))
         frames_FCHW = frames_FCHW.div_(255).sub_(mean).div_(std)
         t, h, w, m, p = len(rgb_FHWC) // 2, height // self.patch, width // self.patch, self.merge, self.patch
         windows = frames_FCHW.view(t, 2, 3, h // m, m, p, w // m, m, p)
@@ -214,13 +226,20 @@ class QwenVision:
             places.append(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]))
             done += len(run)
         all_tokens = torch.cat(tokens)
-        return Seen(all_tokens[None], torch.cat(times), torch.cat(places, dim=1).to(all_tokens.device))
+        return Seen(all_tokens[None], torch.cat(times), sent(torch.cat(places, dim=1), all_tokens.device))
 
     def _encode(self, pairs: list[tuple[Frame, Frame]]) -> torch.Tensor:
-        """Tokens (T, d) of equal-sized pairs. Pixels travel to the device as uint8: a quarter of fp32's bytes."""
+        """Tokens (T, d) of equal-sized pairs. Pixels travel to the device as uint8: a quarter of fp32's bytes.
+
+        Gathered in page-locked memory, so that a GPU fetches them when it comes to it and nobody waits.
+        """
         device = self.tower.patch_embed.proj.weight.device
-        rgb = np.stack([picture for a, b in pairs for picture in (a.rgb, _like(b.rgb, a.rgb))])
-        patches, grid = self.patching.patches(torch.from_numpy(rgb).to(device))
+        pictures = [picture for a, b in pairs for picture in (a.rgb, _like(b.rgb, a.rgb))]
+        rgb_FHWC = torch.empty(
+            len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=device.type == "cuda"
+        )  # fmt: skip
+        np.stack(pictures, out=rgb_FHWC.numpy())
+        patches, grid = self.patching.patches(sent(rgb_FHWC, device))
         return encode_pairs(self.tower, patches, torch.tensor([grid]))
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.decoding import ChatPrompt, TextStream, generator, sample
-from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels
+from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels, sent
 from pipeline.memory import Memory, Policy
 from pipeline.reading import Reader, until
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
@@ -140,8 +140,7 @@ class VisionMixer(nn.Module):
         self.mixer = Mamba2Mixer(cfg.mixer)
 
     def forward(self, v_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        mixed, state = self.mixer(self.norm(v_BTD), state)
-        return v_BTD + mixed, state
+        return self.mixer(self.norm(v_BTD), state, v_BTD)
 
 
 class MLP(nn.Module):
@@ -285,10 +284,8 @@ class Vamba(nn.Module):
         if positions.dim() == 1:
             angles = positions.float()[:, None] * inv_freq
         else:  # each frequency belongs to one axis: the first section to time, then rows, then columns
-            axis = torch.arange(3, device=positions.device).repeat_interleave(
-                torch.tensor(self.cfg.mrope_section, device=positions.device)
-            )
-            angles = positions.float()[axis].T * inv_freq
+            axes = [axis_T.expand(n, -1) for axis_T, n in zip(positions.float(), self.cfg.mrope_section)]
+            angles = torch.cat(axes).T * inv_freq
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -371,11 +368,12 @@ class VambaModel:
 
     @torch.no_grad()
     def _encode(self, frames: tuple, state: StreamState) -> StreamState:
+        """Nothing in here waits for the GPU, so one chunk's work is queued while the last one's is done."""
         seen, units = self.vision.tokens(frames), state.extra.get("units", 0)
         positions = seen.positions
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
-            positions = positions + torch.tensor([[units], [0], [0]], device=positions.device)
-        memory, write = state.memory.append(seen.times)
+            positions = positions + sent(torch.tensor([[units], [0], [0]]), positions.device)
+        memory, write = state.memory.append(sent(seen.times, seen.tokens.device))
         states = self.net.watch(seen.tokens, state.backbone, lambda j, k, v: write(j, k[0], v[0]), positions)
         memory, units = memory.applied(), units + len(frames) // self.unit_frames
         return replace(
