@@ -75,9 +75,15 @@ class Log:
         return self.length
 
     @cached_property
-    def addresses(self) -> Tensor:
-        """Where every block's columns begin: (blocks, columns) int64 on the device, for kernels that walk them all."""
-        return torch.tensor([[t.data_ptr() for t in b.tensors.values()] for b in self.blocks], device=self.device)
+    def book(self) -> Tensor:
+        """What kernels that walk all blocks must know, int64 on the device: how many slots of the first block are no
+        longer visible, how many slots are, a block's slots, and where every block's columns begin, block by block.
+        """
+        where = [t.data_ptr() for block in self.blocks for t in block.tensors.values()]
+        book = torch.tensor([self.first, self.length, self.block_slots, *where])
+        if torch.device(self.device).type == "cuda":
+            book = book.pin_memory()  # so that the copy waits for nothing
+        return book.to(self.device, non_blocking=True)
 
     @property
     def nbytes(self) -> int:
@@ -245,9 +251,9 @@ class Memory:
                 if self.eight_bit:
                     rows, scale = _to_eight_bit(rows)
                 for block, there, here in spans:
-                    block.tensors[name][layer, :, there] = rows[:, here]
+                    block.tensors[name][layer, :, there] = rows[..., here, :]
                     if scale is not None:
-                        block.tensors[name + "_scale"][layer, :, there] = scale[:, here]
+                        block.tensors[name + "_scale"][layer, :, there] = scale[..., here, :]
 
         return replace(self, log=log), write
 
