@@ -21,14 +21,15 @@ STAYS = "visual."  # the tower: 6 % of the weights, always many rows at once
 
 
 class Int8Linear(nn.Module):
-    """In the place of an `nn.Linear` with (out, in) weights. weight: int8 (out, in). scale: fp32 (out,)."""
+    """In the place of a Linear layer, from its weights or, where they are on the meta device, empty until `take`.
+
+    weight: int8 (out, in). scale: fp32 (out,). bias: the layer's own.
+    """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        rows, columns, device = linear.out_features, linear.in_features, linear.weight.device
-        self.weight = nn.Parameter(torch.empty(rows, columns, dtype=torch.int8, device=device), requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(rows, dtype=torch.float32, device=device), requires_grad=False)
         self.bias = linear.bias
+        self.take(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         if (fast := gpu_kernels(x)) and fast.fits_int8(x, self.weight):
@@ -68,8 +69,5 @@ def to_int8(net: nn.Module) -> nn.Module:
     uses = [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, linear in places:
         if not name.startswith(STAYS) and uses.count(id(linear.weight)) == 1:
-            small = Int8Linear(linear)
-            if not linear.weight.is_meta:
-                small.take(linear.weight.detach())
-            net.set_submodule(name, small)
+            net.set_submodule(name, Int8Linear(linear))
     return net

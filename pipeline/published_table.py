@@ -13,6 +13,9 @@ ROWS = {
 }
 
 
+BASELINES = {"baseline": "Qwen2-VL in chunks", "one_pass": "Qwen2-VL in one pass"}
+
+
 def table(document: dict[str, Any]) -> str:
     """The document for people: what, measured, floor, ratio."""
     lines = [f"{name} {rate:.3g}" for name, rate in document["machine"].items()]
@@ -20,10 +23,12 @@ def table(document: dict[str, Any]) -> str:
     lines += _of_vamba(document["vamba"])
     for part in ("tower", "all_in"):
         lines += _of_part(f"{part.replace('_', ' ')}: ", document[part] or {})
-    lines += _of_stream("Qwen2-VL: ", document["baseline"])
-    for row in document["vamba_over_baseline"]:
-        above = f", memory above weights {row['above_weights']:.2f}x" if "above_weights" in row else ""
-        lines.append(f"Vamba / Qwen2-VL at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
+    for part, name in BASELINES.items():
+        lines += _of_stream(f"{name}: ", document[part])
+    for part, name in BASELINES.items():
+        for row in document[f"vamba_over_{part}"]:
+            above = f", memory above weights {row['above_weights']:.2f}x" if "above_weights" in row else ""
+            lines.append(f"Vamba / {name} at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
 
 
@@ -33,6 +38,7 @@ def _of_vamba(found: dict[str, Any]) -> list[str]:
         at = f"at {mark['frames']:,} frames: "
         lines += [_line(f"{at}a chunk of {n} frames", beside) for n, beside in mark["chunks"].items()]
         lines += [_line(at + words, mark[name]) for name, words in ROWS.items()]
+        lines += [f"{at}peak of all that {mark['peak'] / 1e9:.1f} GB"] if mark["peak"] else []
     if "marks" in found:
         lines.append(f"Vamba: chunk at the last mark / at the first {found['chunk_last_over_first']:.3f}")
     return lines
@@ -47,12 +53,10 @@ def _of_part(name: str, found: dict[str, Any]) -> list[str]:
 def _of_stream(name: str, found: dict[str, Any]) -> list[str]:
     lines = []
     for row in found.get("watched", ()):
-        peak = (
-            ""
-            if row["peak"] is None
-            else f"  memory {row['memory_bytes'] / 1e9:.2f} GB, peak {row['peak'] / 1e9:.1f} GB"
-        )
-        lines.append(_line(f"{name}{row['frames']:,} frames watched", row["watch"]) + peak)
+        kept, peak = f"  memory {row['memory_bytes'] / 1e9:.2f} GB", ""
+        if row["peak"]:
+            peak = f", peak {row['peak'] / 1e9:.1f} GB (weights and what is kept: {row['peak_floor'] / 1e9:.1f} GB)"
+        lines.append(_line(f"{name}{row['frames']:,} frames watched", row["watch"]) + kept + peak)
     return lines + ([name + found["stopped"]] if found.get("stopped") else [])
 
 

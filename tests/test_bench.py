@@ -8,15 +8,17 @@ import torch
 from conftest import TINY, TINY_MIXER
 from test_transformer import CONFIG
 
-from pipeline import floors, published
+from pipeline import floors, published, published_baseline
 from pipeline.__main__ import main
+from pipeline.floors import bytes_of
+from pipeline.int8 import Int8Linear, to_int8
 from pipeline.models.transformer import Qwen2VL, TransformerModel
-from pipeline.models.vamba import Vamba
+from pipeline.models.vamba import Vamba, VambaConfig, VambaModel
 from pipeline.published import Machine, Shapes, Words, measure
 from pipeline.published_table import table
 
 CPU = torch.device("cpu")
-OPTIONS = {"minutes": [1, 2], "frames": 16, "baseline_frames": 64, "eight_bit": False, "tower": True}
+OPTIONS = {"minutes": [1, 2], "frames": 16, "baseline_frames": 64, "eight_bit": False, "int8": False, "tower": True}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,8 @@ def test_every_part_is_measured(measured, shapes):
     assert [row["slots"] for row in measured["vamba"]["marks"]] == [30 * shapes.pair_tokens, 60 * shapes.pair_tokens]
     assert set(measured["vamba"]["marks"][0]["chunks"]) == {"16", "2"}
     assert measured["vamba"]["finite"] and measured["all_in"]["frames"] == measured["tower"]["frames"] == 120
-    assert [row["frames"] for row in measured["baseline"]["watched"]] == [64] and not measured["baseline"]["stopped"]
+    for part in ("baseline", "one_pass"):
+        assert [row["frames"] for row in measured[part]["watched"]] == [64] and not measured[part]["stopped"]
 
 
 def test_times_stand_beside_floors_that_they_exceed(measured):
@@ -52,7 +55,7 @@ def test_times_stand_beside_floors_that_they_exceed(measured):
             [walk(p) for p in part]
 
     walk(measured)
-    assert len(found) == 3 + 2 * (2 + 5) + 3 + 1 + 1
+    assert len(found) == 3 + 2 * (2 + 5) + 3 + 1 + 2
     for beside in found:
         assert 0 < beside["floor_s"] < beside["s"] and beside["ratio"] == beside["s"] / beside["floor_s"]
 
@@ -67,6 +70,34 @@ def test_both_are_compared_where_both_have_been(measured):
     (row,) = measured["vamba_over_baseline"]
     mine, theirs = measured["vamba"]["watched"][1], measured["baseline"]["watched"][0]
     assert row["frames"] == 64 and row["watch"] == mine["watch"]["s"] / theirs["watch"]["s"]
+    (row,) = measured["vamba_over_one_pass"]
+    assert row["watch"] == mine["watch"]["s"] / measured["one_pass"]["watched"][0]["watch"]["s"]
+
+
+def test_one_pass_and_chunks_keep_the_same(measured, shapes):
+    """Keys and values of every layer, two key heads of 8, fp32: what the growth of both is compared by."""
+    chunks, whole = (measured[part]["watched"][0] for part in ("baseline", "one_pass"))
+    config = shapes.baseline
+    per_token = config["num_hidden_layers"] * config["num_key_value_heads"] * 2 * 4
+    per_token *= config["hidden_size"] // config["num_attention_heads"]
+    assert whole["memory_bytes"] == 32 * shapes.pair_tokens * per_token
+    assert chunks["memory_bytes"] >= whole["memory_bytes"]
+    assert whole["peak_floor"] == measured["one_pass"]["weights"] + whole["memory_bytes"]
+
+
+def test_chunks_follow_each_other(shapes, monkeypatch):
+    """From one snapshot each would copy a block of the memory. Nothing of them is left in the stream."""
+    seen, watch = [], VambaModel.watch
+
+    def noted(self, chunk, state):
+        seen.append(state.frames)
+        return watch(self, chunk, state)
+
+    machine = Machine(CPU, torch.float32, 1e9, 1e9)
+    model = VambaModel(machine.build(lambda: Vamba(shapes.vamba)), published.ReadyTokens(shapes, machine, 16), None)
+    monkeypatch.setattr(VambaModel, "watch", noted)
+    assert published._chunk_s(model, model.start(), shapes, 16) > 0
+    assert seen == [16 * n for n in range(1 + published.REPEATS)]
 
 
 def test_memory_is_compared_without_the_weights():
@@ -80,7 +111,13 @@ def test_memory_is_compared_without_the_weights():
 
 def test_the_table_has_a_line_for_every_time(measured):
     text = table(measured)
-    for words in ("120 frames: first token", "all in: 120 frames", "tower: 120 frames", "Qwen2-VL: 64 frames", "time "):
+    for words in (
+        "120 frames: first token",
+        "all in: 120 frames",
+        "tower: 120 frames",
+        "Qwen2-VL in one pass: 64 frames",
+        "time ",
+    ):
         assert words in text
 
 
@@ -88,6 +125,18 @@ def test_eight_bits_keep_less(measured, shapes):
     small = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "eight_bit": True, "tower": False})
     assert small["tower"] is None and small["all_in"] is None and "tower" not in table(small)
     assert small["vamba"]["watched"][0]["memory_bytes"] < 0.5 * measured["vamba"]["watched"][0]["memory_bytes"]
+
+
+def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
+    machine = Machine(CPU, torch.float32, 1e9, 1e9)
+    whole, small = (machine.build(lambda: Vamba(shapes.vamba), int8) for int8 in (False, True))
+    again = to_int8(machine.build(lambda: Vamba(shapes.vamba)))
+    assert bytes_of(small) == bytes_of(again) < 0.6 * bytes_of(whole)
+    assert type(small.lm_head) is type(again.lm_head) is Int8Linear
+    assert type(machine.build(lambda: torch.nn.Linear(2, 2))) is torch.nn.Linear  # the hook is gone
+    found = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "int8": True, "tower": False})
+    assert found["vamba"]["int8"] and found["vamba"]["weights"] == bytes_of(small) and found["vamba"]["finite"]
+    assert found["baseline"]["weights"] == measured["baseline"]["weights"]
 
 
 def test_running_out_of_memory_is_a_row(shapes, monkeypatch):
@@ -104,10 +153,19 @@ def test_running_out_of_memory_is_a_row(shapes, monkeypatch):
     assert [row["frames"] for row in found["watched"]] == [128]
     assert found["stopped"] == "out of memory on the way to 256 frames"
     assert published._alone("part", lambda: (_ for _ in ()).throw(MemoryError)) == {"stopped": "out of memory"}
+    monkeypatch.setattr(published_baseline, "timed", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    monkeypatch.setattr(published_baseline, "_pass", keeping_the_warm_up(published_baseline._pass))
+    whole = published.measure_one_pass(shapes, machine, [64, 128])
+    assert whole["watched"] == [] and whole["stopped"] == "out of memory at 64 frames"
     broken = {"machine": {}, "conditions": {}, "vamba": {"stopped": "out of memory"}, "tower": None, "all_in": None}
-    assert "Vamba: out of memory" in table(
-        broken | {"baseline": found, "vamba_over_baseline": published.compared({}, found)}
-    )
+    both = {"baseline": found, "one_pass": whole}
+    both |= {f"vamba_over_{name}": published.compared({}, part) for name, part in both.items()}
+    text = table(broken | both)
+    assert "Vamba: out of memory" in text and "in one pass: out of memory at 64 frames" in text
+
+
+def keeping_the_warm_up(one_pass):
+    return lambda *arguments: None if arguments[-1] == 2 else one_pass(*arguments)
 
 
 def test_floors_are_those_of_the_published_shapes():
@@ -125,6 +183,10 @@ def test_floors_are_those_of_the_published_shapes():
     patches, block = 1196, 4 * 1280 * 1280 + 2 * 1280 * 5120
     tower = 2 * patches * (32 * block + 1176 * 1280) + 32 * 4 * patches**2 * 1280 + 2 * 299 * (5120**2 + 5120 * 3584)
     assert floors.tower_flops(baseline.visual, 299) == tower
+
+
+def test_the_config_describes_the_shapes():
+    assert VambaConfig.from_dict(published.PUBLISHED.config) == published.PUBLISHED.vamba
 
 
 def test_the_question_has_its_tokens():
