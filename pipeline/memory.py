@@ -6,7 +6,8 @@ Log forks: only the last, partly filled block is copied. Blocks are allocated on
 hour of memory is never copied, and blocks nobody sees any more are freed by Python's own counting.
 
 `Memory` is a Log of keys and values of all layers with a time for every slot, in the model's type or in 8 bits,
-with a policy (`all`, `window`, `budget`) and exact attention over the blocks (log-sum-exp merge).
+with a policy (`all`, `window`, `budget`) and exact attention over the blocks (log-sum-exp merge). Its older blocks may
+lie in the computer's memory instead of the GPU's (pipeline/tiers.py).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import tiers
 from pipeline.mamba2 import gpu_kernels
-
-QUERIES_PER_PASS = 32
+from pipeline.tiers import QUERIES_PER_PASS, Tier
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,20 @@ class _Block:
 
         self.tensors = {name: torch.empty(shape(c), dtype=c.dtype, device=device) for name, c in columns.items()}
         self.slots, self.used, self.lock = slots, 0, Lock()
+        self.on_host, self.arrived = False, None  # None: at once
+        self.twin: _Block | None = None  # this block on the host, if it was moved
+
+    def moved(self, tensors: dict[str, Tensor], arrived: torch.cuda.Event | None) -> _Block:
+        """This block, written to its end, as it will be on the host once `arrived` has happened."""
+        twin = _Block({}, self.slots, "cpu")
+        twin.tensors, twin.used, twin.on_host, twin.arrived = tensors, self.slots, True, arrived
+        return twin
+
+    def ready(self) -> dict[str, Tensor]:
+        """The tensors, fit for a processor to read."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensors
 
     def claim(self, start: int, n: int) -> bool:
         """True if slots start..start+n were free and are now the caller's."""
@@ -88,7 +103,31 @@ class Log:
     @property
     def nbytes(self) -> int:
         """Bytes of the visible slots (allocated blocks may hold up to one block more)."""
-        return self.length * sum(c.bytes_per_slot() for c in self.columns.values())
+        return self.length * self.slot_nbytes
+
+    @cached_property
+    def slot_nbytes(self) -> int:
+        return sum(c.bytes_per_slot() for c in self.columns.values())
+
+    @cached_property
+    def host_blocks(self) -> int:
+        """How many blocks lie on the host: always the oldest."""
+        return sum(block.on_host for block in self.blocks)
+
+    @cached_property
+    def on_host(self) -> Log:
+        """The part of it that lies on the host."""
+        blocks = self.blocks[: self.host_blocks]
+        return replace(
+            self, blocks=blocks, length=max(0, min(self.length, len(blocks) * self.block_slots - self.first))
+        )
+
+    @cached_property
+    def on_device(self) -> Log:
+        """The part of it that lies on the device."""
+        if not self.host_blocks:
+            return self
+        return replace(self, blocks=self.blocks[self.host_blocks :], first=0, length=self.length - len(self.on_host))
 
     def reserve(self, n: int) -> tuple[Log, list[tuple[_Block, slice, slice]]]:
         """A Log with `n` more slots, unwritten, and where to write them: (block, slots there, rows of the new data)."""
@@ -109,7 +148,7 @@ class Log:
         new = _Block(self.columns, block.slots, self.device)
         for name, column in self.columns.items():
             dim = column.slot_dim
-            new.tensors[name].narrow(dim, 0, upto).copy_(block.tensors[name].narrow(dim, 0, upto))
+            new.tensors[name].narrow(dim, 0, upto).copy_(block.ready()[name].narrow(dim, 0, upto))
         new.claim(0, upto + more)
         return new
 
@@ -140,19 +179,20 @@ class Log:
         return replace(self, length=length, blocks=blocks)
 
     def views(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
-        """The visible part of each block, in order, without copying; slots in each column's slot dimension."""
+        """The visible part of each block, in order, where it lies, uncopied; slots in each column's slot dimension."""
         skip, left = self.first, self.length
         for block in self.blocks:
             if left <= 0:
                 return
             count = min(block.slots - skip, left)
-            yield tuple(block.tensors[n].narrow(self.columns[n].slot_dim, skip, count) for n in names)
+            tensors = block.ready()
+            yield tuple(tensors[n].narrow(self.columns[n].slot_dim, skip, count) for n in names)
             skip, left = 0, left - count
 
     def column(self, name: str) -> Tensor:
         """One column in one piece (copies if it spans blocks: for small columns)."""
         dim = self.columns[name].slot_dim
-        parts = [view for (view,) in self.views(name)]
+        parts = [view.to(self.device) for (view,) in self.views(name)]
         if not parts:
             c = self.columns[name]
             return torch.empty([0 if n is None else n for n in c.shape], dtype=c.dtype, device=self.device)
@@ -167,7 +207,8 @@ class Log:
             count = views[0].shape[self.columns[names[0]].slot_dim]
             here = slots[(slots >= base) & (slots < base + count)] - base
             for name, view in zip(names, views):
-                out[name].append(view.index_select(self.columns[name].slot_dim, here.to(view.device)))
+                chosen = view.index_select(self.columns[name].slot_dim, here.to(view.device))
+                out[name].append(chosen.to(self.device))
             base += count
         return tuple(torch.cat(out[n], dim=self.columns[n].slot_dim) for n in names)
 
@@ -201,24 +242,25 @@ class Memory:
     """Keys and values of every cross-attention layer for every video token, with a time per slot.
 
     log columns: `k`, `v` (layers, K heads, slots, P) in the model's type or int8 with `k_scale`, `v_scale`
-    (layers, K heads, slots, 1); `time` (slots,) fp64 seconds.
+    (layers, K heads, slots, 1); `time` (slots,) fp64 seconds. tier: what may lie on the host; None: nothing.
     """
 
     log: Log
     policy: Policy = field(default_factory=Policy)
     dropped: int = 0
+    tier: Tier | None = None
 
     @classmethod
     def empty(
         cls, layers: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu",
-        *, eight_bit: bool = False, policy: Policy | None = None, block_slots: int = 4096,
+        *, eight_bit: bool = False, policy: Policy | None = None, block_slots: int = 4096, tier: Tier | None = None,
     ) -> Memory:  # fmt: skip
         shape, scale = (layers, heads, None, head_dim), (layers, heads, None, 1)
         stored = torch.int8 if eight_bit else dtype
         columns = {"k": Column(shape, stored), "v": Column(shape, stored), "time": Column((None,), torch.float64)}
         if eight_bit:
             columns |= {"k_scale": Column(scale, dtype), "v_scale": Column(scale, dtype)}
-        return cls(Log(columns, block_slots, device), policy or Policy())
+        return cls(Log(columns, block_slots, device), policy or Policy(), tier=tier)
 
     def __len__(self) -> int:
         return len(self.log)
@@ -230,6 +272,16 @@ class Memory:
     @property
     def nbytes(self) -> int:
         return self.log.nbytes
+
+    @property
+    def host_slots(self) -> int:
+        """Visible slots that lie on the host: where there are any, no recorded graph can read this memory."""
+        return len(self.log.on_host)
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes of `nbytes` that lie on the host."""
+        return self.host_slots * (self.log.slot_nbytes - self.log.columns["time"].bytes_per_slot())
 
     @property
     def times(self) -> np.ndarray:
@@ -258,12 +310,14 @@ class Memory:
         return replace(self, log=log), write
 
     def applied(self) -> Memory:
-        """After its policy: the oldest slots beyond it are dropped and counted."""
+        """After its policy: the oldest slots beyond it are dropped and counted; then what its tier moves has moved."""
         n = self.policy.excess(self.log)
-        return replace(self, log=self.log.drop_oldest(n), dropped=self.dropped + n) if n else self
+        log = self.log.drop_oldest(n) if n else self.log
+        log = log if self.tier is None else self.tier.settle(log)
+        return self if log is self.log else replace(self, log=log, dropped=self.dropped + n)
 
     def select(self, slots: Tensor) -> Memory:
-        """A small Memory of copies of the given slots (int64, ascending): what a `retrieve` reads."""
+        """A small Memory on the device, of copies of the given slots (int64, ascending): what a `retrieve` reads."""
         names = tuple(self.log.columns)
         log = Log(self.log.columns, max(1, len(slots)), self.log.device)
         return Memory(log.append(**dict(zip(names, self.log.gather(slots, *names)))))
@@ -286,6 +340,8 @@ class Memory:
         Long questions go QUERIES_PER_PASS at a time: logits are fp32, and an hour's 538,200 slots times 28 heads is
         60 MB for every query.
         """
+        if self.host_slots:
+            return tiers.attend(self, layer, q_HQP, want_weights)
         fast, outputs, weights = gpu_kernels(q_HQP), [], None
         for q in q_HQP.split(QUERIES_PER_PASS, dim=1):
             if fast and fast.fits_attention(self, q):
@@ -300,29 +356,41 @@ class Memory:
 
     def _attend(self, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """The plain code, which is always right."""
-        H, Q, P = q_HQP.shape
-        K = self.log.columns["k"].shape[1]
-        q = (q_HQP * P**-0.5).reshape(K, H // K * Q, P)  # the query heads of one key head side by side
-        out, lse, scores = None, None, []
-        for k, v in self.blocks(layer, q.dtype):
-            logits = torch.bmm(q, k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32))
-            block_lse = logits.logsumexp(-1, keepdim=True)
-            part = torch.bmm((logits - block_lse).exp().to(v.dtype), v).to(logits.dtype)
-            out, lse = _merge(out, lse, part, block_lse)
-            if want_weights:
-                scores.append(logits)
-        if out is None:  # nothing seen yet: nothing to read
+        if not len(self):  # nothing seen yet: nothing to read
             return torch.zeros_like(q_HQP), None
-        weights = (torch.cat(scores, -1) - lse).exp().mean((0, 1)) if want_weights else None
-        return out.to(q_HQP.dtype).view(H, Q, P), weights
+        out, total_HQ, scores = self.scan(layer, q_HQP, want_weights)
+        weights = (scores - total_HQ[..., None]).exp().mean((0, 1)) if want_weights else None
+        return out.to(q_HQP.dtype), weights
+
+    def scan(self, layer: int, q_HQP: Tensor, keep_scores: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weighted values (H, Q, P), their log-sum-exp (H, Q) and, if kept, scores (H, Q, slots), in fp32 or fp64."""
+        out, total, kept = None, None, []
+        for scores, v in self._scores(layer, q_HQP):
+            sums = scores.logsumexp(-1, keepdim=True)
+            part = torch.bmm((scores - sums).exp().to(v.dtype), v).to(scores.dtype)
+            out, total = (part, sums) if out is None else _merge(out, total, part, sums)
+            if keep_scores:
+                kept.append(scores)
+        H, Q, _ = q_HQP.shape
+        return out.view(H, Q, -1), total.view(H, Q), torch.cat(kept, -1).view(H, Q, -1) if keep_scores else None
+
+    def weigh(self, layer: int, q_HQP: Tensor, total_HQ: Tensor) -> Tensor:
+        """(slots,) weights, the mean over all rows, from the keys and a log-sum-exp over these slots and others."""
+        total = total_HQ.reshape(self.log.columns["k"].shape[1], -1, 1)
+        return torch.cat([(scores - total).exp().mean((0, 1)) for scores, _ in self._scores(layer, q_HQP)])
+
+    def _scores(self, layer: int, q_HQP: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores (K, M, slots) of each block, fp32 or fp64, and its values. M: a key head's query heads' queries."""
+        P = q_HQP.shape[-1]
+        q = (q_HQP * P**-0.5).reshape(self.log.columns["k"].shape[1], -1, P)
+        for k, v in self.blocks(layer, q.dtype):
+            yield torch.bmm(q, k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32)), v
 
 
-def _merge(out, lse, part, part_lse):
+def _merge(out: Tensor, total: Tensor, part: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Two softmax-weighted averages over disjoint keys into the one over their union."""
-    if out is None:
-        return part, part_lse
-    total = torch.logaddexp(lse, part_lse)
-    return out * (lse - total).exp() + part * (part_lse - total).exp(), total
+    both = torch.logaddexp(total, sums)
+    return out * (total - both).exp() + part * (sums - both).exp(), both
 
 
 def _to_eight_bit(rows: Tensor) -> tuple[Tensor, Tensor]:

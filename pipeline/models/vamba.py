@@ -30,6 +30,7 @@ from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_k
 from pipeline.memory import Memory, Policy
 from pipeline.reading import Reader, until
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.tiers import Tier
 
 SelfAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_BHQP, k_BKQP, v_BKQP) -> (B, H, Q, P)
 CrossAttend = Callable[[int, Tensor], Tensor]  # (place in cross_layers, q_BHQP) -> (B, H, Q, P)
@@ -315,19 +316,23 @@ class VambaModel:
     retrieve: an answer reads only so many frames, those the question's last words look at most; None reads all.
     It costs one more pass of the question over the whole memory; each token of the answer then costs the same
     however long the video is.
+    gpu_memory: GB of a video's memory that stay on the GPU; older slots move to the computer's. None: all stay.
     """
 
     def __init__(
         self, net: Vamba, vision: Any, tokenizer: Any, *, name: str = "Vamba", eight_bit: bool = False,
         policy: Policy | None = None, block_slots: int = 4096, retrieve: int | None = None,
+        gpu_memory: float | None = None,
     ):  # fmt: skip
         self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
         self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
         self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
-        self.retrieve = retrieve
+        self.retrieve, self.tier = retrieve, None if gpu_memory is None else Tier(gpu_memory * 1e9)
         self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
         if retrieve:
             self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
+        if self.tier:
+            self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         n = len(net.cfg.cross_layers)
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
@@ -353,7 +358,7 @@ class VambaModel:
         cfg, weight = self.net.cfg, self.net.model.embed_tokens.weight
         memory = Memory.empty(
             len(cfg.cross_layers), cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device,
-            eight_bit=self.eight_bit, policy=self.policy, block_slots=self.block_slots,
+            eight_bit=self.eight_bit, policy=self.policy, block_slots=self.block_slots, tier=self.tier,
         )  # fmt: skip
         states = self.net.start()
         return StreamState(backbone=states, memory=memory, state_bytes=sum(s.nbytes for s in states))
@@ -378,11 +383,13 @@ class VambaModel:
         memory, units = memory.applied(), units + len(frames) // self.unit_frames
         return replace(
             state, backbone=states, memory=memory, memory_bytes=memory.nbytes, dropped=memory.dropped,
-            dropped_note=self._note(memory.dropped, units * self.unit_frames), extra=state.extra | {"units": units},
+            dropped_note=self._note(memory, units * self.unit_frames), extra=state.extra | {"units": units},
         )  # fmt: skip
 
-    def _note(self, dropped: int, frames: int) -> str:
-        notes = [f"{dropped:,} oldest memory slots dropped"] if dropped else []
+    def _note(self, memory: Memory, frames: int) -> str:
+        notes = [f"{memory.dropped:,} oldest memory slots dropped"] if memory.dropped else []
+        if memory.host_slots:
+            notes.append(f"{memory.host_slots / len(memory):.0%} of it in the computer's memory: answers take longer")
         if self.retrieve and frames > self.retrieve:
             notes.append(f"an answer reads {self.retrieve:,} of {frames:,} frames")
         return "; ".join(notes)
