@@ -28,7 +28,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 import pipeline
+from pipeline import weights
 from pipeline.engine import Engine
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk, VideoModel
 
@@ -64,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
         return published.run(args)
     minutes, frames, size, measured = sorted(set(args.minutes)), args.frames or PER_CHUNK, None, {}
-    for role, build in builders(args.model, args.baseline).items():
+    for name in (names := _names(args.model, args.baseline)).values():
+        weights.check(name)  # a misspelt one must not be noticed after minutes of measuring the other
+    for role, name in names.items():
         reset_peak_memory()
-        model = build()
+        model = pipeline.load(name)
         size = size or _picture_size(model)
         measured[role] = measure(model, minutes, frames, size)
         del model
@@ -80,10 +82,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def builders(model: str, baseline: str) -> dict[str, Callable[[], VideoModel]]:
-    """The models to measure, not yet loaded: {"model": ..., "baseline": ...}; no baseline where it is "none"."""
-    chosen = {"model": model} | ({} if baseline == "none" else {"baseline": baseline})
-    return {role: partial(pipeline.load, name) for role, name in chosen.items()}
+def _names(model: str, baseline: str) -> dict[str, str]:
+    """What to measure; no baseline where it is "none"."""
+    return {"model": model} | ({} if baseline == "none" else {"baseline": baseline})
 
 
 def _picture_size(model: VideoModel) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.mamba2 import gpu_kernels
 
-AT_ONCE = 1 << 24  # numbers of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
+AT_ONCE = 1 << 22  # numbers of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
 STAYS = "visual."  # the tower: 6 % of the weights, always many rows at once
 
 

@@ -104,7 +104,9 @@ def measured(folder: Path, device: torch.device, int8: bool) -> dict[str, Any]:
     """Loads the folder's checkpoint twice: {"cold": ..., "warm": ...}, seconds and bytes each."""
     config, files = read_config(folder), _files(folder)
     size = sum(file.stat().st_size for file in files)
-    torch.zeros(1, device=device)  # the driver's start is no part of loading
+    with torch.device("meta"):
+        _skeleton(config)  # neither importing the model's code
+    torch.zeros(1, device=device)  # nor the driver's start is a part of loading
     _forget(files)
     return {"bytes": size, "files": len(files), "int8": int8} | {
         name: _once(folder, config, device, int8, size) for name in ("cold", "warm")

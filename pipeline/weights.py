@@ -53,12 +53,25 @@ def load(
         from pipeline.shipped import load_embedded
 
         return load_embedded(twin=EMBEDDED[name], device=device, dtype=dtype)
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    folder = _folder(name)
     config = read_config(folder)
     _check_options(options, "vision_mamba_mixer_config" in config)
     net = load_net(folder, config, device, dtype, for_use=True, int8=options.pop("int8", False))
     called = Path(name).resolve().name if Path(name).is_dir() else name.split("/")[-1]
     return _model(net, config, folder, called, options)
+
+
+def check(name: str) -> None:
+    """UserError unless that names a model that can be run; a model of the Hub is downloaded. Reads no weights."""
+    if name not in EMBEDDED:
+        folder = _folder(name)
+        with torch.device("meta"):
+            _skeleton(read_config(folder))
+        _files(folder)
+
+
+def _folder(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else _download(name)
 
 
 def _check_options(options: dict[str, Any], is_vamba: bool) -> None:

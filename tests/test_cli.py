@@ -305,6 +305,7 @@ def benched():
     """One short bench of the matrix model against one that keeps 90 frames, as the command runs it."""
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline, "load", lambda name: MatrixModel(90 if name == "small" else None))
+    patch.setattr("pipeline.weights.check", lambda name: None)
     try:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             code = main(["bench", "--minutes", "2", "1", "--frames", "8", "--baseline", "small"])
@@ -383,6 +384,13 @@ def test_the_real_models_tiny_side_by_side(tiny_model, monkeypatch, capsys):
     assert all(cost["flops"] > 0 and cost["bytes"] > 0 for row in costs for cost in row.values())
     one, two = (row["costs"]["token"]["bytes"] for row in found["model"]["rows"])
     assert two > one, "an answer reads the whole memory"
+
+
+@pytest.mark.parametrize("names", [["--baseline", "embeded-twin"], ["--model", "embeded"]])
+def test_misspelt_names_are_told_before_anything_is_loaded(names, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "load", lambda name: pytest.fail(f"{name} was loaded first"))
+    assert main(["bench", "--minutes", "1", *names]) == 2
+    assert f"no model called '{names[1]}'" in capsys.readouterr().err
 
 
 def test_costs_are_those_of_the_shapes():

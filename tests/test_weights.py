@@ -239,18 +239,13 @@ def test_peak_memory_is_one_model_and_a_tensor(tmp_path) -> None:
     tensors = write(tmp_path, config, shards=4)
     size = sum(t.nbytes for t in tensors.values())
     code = f"""
-import threading, torch
+import torch, pipeline.weights as w, pipeline.vision, pipeline.models.transformer
 from pathlib import Path
-import pipeline.weights as w, pipeline.vision, pipeline.models.transformer
-anonymous = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) * 1024
-before, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done: peak = max(peak, anonymous())
-thread = threading.Thread(target=watch); thread.start()
+from pipeline.loading import anonymous_memory
 folder = Path({str(tmp_path)!r})
-net = w.load_net(folder, w.read_config(folder), torch.device('cpu'), torch.bfloat16)
-done = True; thread.join(); print(peak - before)
+with anonymous_memory() as peak:
+    net = w.load_net(folder, w.read_config(folder), torch.device('cpu'), torch.bfloat16)
+print(max(peak) - peak[0])
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert size > 150e6, "large enough to see"
