@@ -76,18 +76,19 @@ def fits_attention(memory: Memory, q_HQP: Tensor) -> bool:
 
 def attend(
     memory: Memory | Slots, layer: int, q_HQP: Tensor, want_weights: bool = False,
-    count: Tensor | None = None, spans: Tensor | None = None,
+    count: Tensor | None = None, spans: Tensor | None = None, weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """As `memory.Memory.attend`. `want_weights` keeps the scores of a few rows (4 bytes per slot, head and query while
     it runs); of many it computes them again, because the keys are then less to read than the scores.
 
     Recorded only: count (1,) int64, how many of the queries are real (others get zeros). spans (n, 2) int64: queries
-    from .. to, for each of which there is a row of weights (n, room), of which slots beyond the real ones stay unset.
+    from .. to, for each of which there is a row of weights. weights (n, room): where they go; what lies behind the real
+    slots stays as it was.
     """
     keep = want_weights and spans is None and keeps_scores(memory, q_HQP)
     parts, sums, scores = scan(memory, layer, q_HQP, keep, count)
     out, total = _merge_queries(parts, sums, q_HQP, count)
-    return out, slot_weights(memory, layer, q_HQP, total, scores, spans) if want_weights else None
+    return out, slot_weights(memory, layer, q_HQP, total, scores, spans, weights) if want_weights else None
 
 
 def keeps_scores(memory: Memory | Slots, q_HQP: Tensor) -> bool:
@@ -147,12 +148,13 @@ def _merge_queries(parts: Tensor, sums: Tensor, q_HQP: Tensor, count: Tensor | N
 
 
 def slot_weights(
-    memory: Memory | Slots, layer: int, q_HQP: Tensor, total: Tensor, scores: Tensor | None, spans: Tensor | None = None
-) -> Tensor:
+    memory: Memory | Slots, layer: int, q_HQP: Tensor, total: Tensor, scores: Tensor | None,
+    spans: Tensor | None = None, weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """(S,) fp32: the mean over all rows of exp(score - total), from the scores if they were kept; or one per span."""
     of, (H, Q, P), q = Slots.of(memory), q_HQP.shape, _rows_whole(q_HQP)
     K, n = of.heads, 1 if spans is None else len(spans)
-    weights = q.new_empty(n, of.room, dtype=torch.float32)
+    weights = q.new_empty(n, of.room, dtype=torch.float32) if weights is None else weights
     if scores is not None:
         _weights[(triton.cdiv(of.room, 256),)](scores, total, weights, of.book, Q * H, of.room, 256)
     else:

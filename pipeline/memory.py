@@ -319,7 +319,7 @@ class Memory:
     def select(self, slots: Tensor) -> Memory:
         """A small Memory on the device, of copies of the given slots (int64, ascending): what a `retrieve` reads."""
         names = tuple(self.log.columns)
-        log = Log(self.log.columns, max(1, len(slots)), self.log.device)
+        log = Log(self.log.columns, -(-max(1, len(slots)) // 64) * 64, self.log.device)  # whole tiles of the kernels
         return Memory(log.append(**dict(zip(names, self.log.gather(slots, *names)))))
 
     def blocks(self, layer: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

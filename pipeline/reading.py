@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.memory import Memory
 
 if TYPE_CHECKING:
     from pipeline.models.vamba import Vamba
+    from pipeline.recordings import Recordings
 
 # cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
 # is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
@@ -28,7 +30,7 @@ class TextCache:
     """The text column's own keys and values of one conversation. Grows in place; lives as long as one answer."""
 
     def __init__(self, n_layers: int):
-        self.room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers  # (B, K, capacity, P), twice
+        self.room: Tensor | None = None  # (layers, 2, B, K, slots, P): keys, then values
         self.used = [0] * n_layers
         self.length = 0  # tokens whose layers have all run
         self._mask: Tensor | None = None
@@ -47,19 +49,23 @@ class TextCache:
         return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
 
     def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values; returns all of the layer's. Room doubles, so a token is copied once on average."""
+        """Store new keys and values; returns all of the layer's."""
         start, end = self.used[layer], self.used[layer] + k_BKQP.shape[2]
-        room = self.room[layer]
-        if room is None or end > room[0].shape[2]:
-            shape = (*k_BKQP.shape[:2], max(256, 2 * end), k_BKQP.shape[3])
-            grown = k_BKQP.new_empty(shape), v_BKQP.new_empty(shape)
-            if room is not None:
-                for new, old in zip(grown, room):
-                    new[:, :, :start] = old[:, :, :start]
-            self.room[layer] = room = grown
-        room[0][:, :, start:end], room[1][:, :, start:end] = k_BKQP, v_BKQP
+        k, v = self.reserve(end, k_BKQP)[layer]
+        k[:, :, start:end], v[:, :, start:end] = k_BKQP, v_BKQP
         self.used[layer] = end
-        return room[0][:, :, :end], room[1][:, :, :end]
+        return k[:, :, :end], v[:, :, :end]
+
+    def reserve(self, slots: int, like_BKQP: Tensor) -> Tensor:
+        """The room, for that many tokens at least. It doubles, so a token is copied once on average."""
+        if self.room is None or slots > self.room.shape[4]:
+            B, K, _, P = like_BKQP.shape
+            grown = like_BKQP.new_empty(len(self.used), 2, B, K, max(256, 2 * slots), P)
+            if self.room is not None:
+                kept = max(self.used)
+                grown[..., :kept, :] = self.room[..., :kept, :]
+            self.room = grown
+        return self.room
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget each layer's tokens past its length."""
@@ -70,56 +76,68 @@ class Reader:
     """A text column in front of one memory.
 
     `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
+    recordings: passes recorded for the GPU (pipeline/recordings.py), taken where they fit.
     """
 
-    def __init__(self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = ()):
-        self.net, self.memory, self.watch_layers = net, memory, set(watch_layers)
-        self._watched = self.watch_layers  # in the newest pass
-        self.cache = TextCache(net.cfg.n_layers)
-        self.seen: dict[int, Tensor] = {}  # per watched place: (slots,) weights of the newest pass, summing to 1
-        self.usual: Tensor | None = None  # (watched places, moments) the same of words that ask for nothing
+    def __init__(
+        self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = (), recordings: Recordings | None = None
+    ):
+        self.net, self.memory, self.watch_layers = net, memory, sorted(set(watch_layers))
+        self.recordings, self.cache = recordings, TextCache(net.cfg.n_layers)
         self.moments = Moments(memory) if memory is not None and watch_layers else None
+        self.gazes: Tensor | None = None  # (spans, watched places, moments) of the newest pass: each sums to 1
+        self.usual: Tensor | None = None  # (watched places, moments) the same of words that ask for nothing
 
     @torch.no_grad()
-    def feed(self, ids: Sequence[int], watched: bool = True) -> Tensor:
-        """Logits (V,) after the given tokens. watched: whether anybody will ask where they looked."""
-        net, device = self.net, self.net.model.embed_tokens.weight.device
-        positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
-        h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
-        self.seen, self._watched = {}, self.watch_layers if watched else set()
-        with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
-            h = net.read(h, positions, self.cache.attend, self._cross if self.memory is not None else None)
-        self.cache.length += len(ids)
-        return net.logits(h[:, -1:])[0, 0]
+    def feed(self, ids: Sequence[int], spans: Sequence[range] | None = None) -> Tensor:
+        """Logits (V,) after the given tokens. spans: the tokens whose gazes are wanted, in order; None: all, as one."""
+        spans = [range(len(ids))] if spans is None else spans
+        passed = self.recordings.feed(self, ids, spans) if self.recordings else None
+        logits, self.gazes = passed or self._plain(ids, spans)
+        return logits
 
     def question(self, opening: Sequence[int], ids: Sequence[int]) -> Tensor:
         """Logits (V,) after a prompt; `looked` is then the gaze of its last tokens, which have read all of it.
 
         opening: the beginning that every prompt shares; where its words look is taken for usual.
         """
-        self.feed(opening)
-        self.settle()
-        if head := ids[:-QUESTION_END]:
-            self.feed(head, watched=False)
-        return self.feed(ids[-QUESTION_END:])
+        prompt = [*opening, *ids]
+        asking = range(max(len(opening), len(prompt) - QUESTION_END), len(prompt))
+        logits = self.feed(prompt, [range(len(opening)), asking])
+        self.usual = None if self.gazes is None else self.gazes[0]
+        return logits
+
+    def _plain(self, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
+        """The pass and its gazes by torch's own code, which is always right."""
+        net, device = self.net, self.net.model.embed_tokens.weight.device
+        positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
+        h, looks = net.model.embed_tokens(torch.tensor([list(ids)], device=device)), []
+        cross = None if self.memory is None else lambda place, q: self._look(place, q, spans, looks)
+        with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
+            h = net.read(h, positions, self.cache.attend, cross)
+        self.cache.length += len(ids)
+        gazes = self.moments.sums(torch.stack(looks)).transpose(0, 1) if looks else None
+        return net.logits(h[:, -1:])[0, 0], gazes
 
     def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
-        out, weights = self.memory.attend(place, q_BHQP[0], want_weights=place in self._watched)
-        if weights is not None:
-            self.seen[place] = weights
-        return out[None]
+        return self.memory.attend(place, q_BHQP[0])[0][None]
 
-    def settle(self) -> None:
-        """Take where the newest pass looked for what every word looks at: `looked` counts only what exceeds it."""
-        self.usual = self.moments.sums(self._gaze()) if self.seen else None
-
-    def _gaze(self) -> Tensor:
-        """(watched places, slots): all at once, because an operation per place would cost a launch per place."""
-        return torch.stack(list(self.seen.values()))
+    def _look(self, place: int, q_BHQP: Tensor, spans: Sequence[range], looks: list[Tensor]) -> Tensor:
+        """The same; where the place is watched, the weights (spans, slots) are added to `looks`."""
+        if place not in self.watch_layers:
+            return self._cross(place, q_BHQP)
+        outputs, found, ends = [], [], sorted({0, q_BHQP.shape[2]} | {i for s in spans for i in (s.start, s.stop)})
+        for start, stop in pairwise(ends):
+            wanted = range(start, stop) in spans
+            out, weights = self.memory.attend(place, q_BHQP[0, :, start:stop], want_weights=wanted)
+            outputs.append(out)
+            found += [weights] if weights is not None else []
+        looks += [torch.stack(found)] if found else []
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))[None]
 
     @property
     def looked(self) -> Tensor | None:
-        """Where the newest pass looked more than usual: (slots,) weights >= 0, or None where nothing was watched.
+        """Where the newest pass looked more than usual: (moments,) weights >= 0, or None where nothing was watched.
 
         A softmax must put its weight somewhere, and what attention is not using lies on a few slots that any word
         finds (attention sinks, arXiv 2309.17453), or evenly on all. Both say nothing about the question and both are in
@@ -127,24 +145,21 @@ class Reader:
         got beyond that. A layer that looks everywhere alike then adds next to nothing, and needs no scale of its own.
         A memory of one moment has nothing to compare: all lies on it.
         """
-        if not self.seen:
-            return None
-        return self.moments.raised(self._gaze(), self.usual).sum(0)
+        return None if self.gazes is None else self.moments.raised(self.gazes[-1], self.usual)
 
 
 class Moments:
     """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
 
     def __init__(self, memory: Memory):
-        self.times = memory.times  # (slots,), ascending
-        first = np.flatnonzero(np.diff(self.times, prepend=-np.inf))
-        ends = np.append(first[1:], len(self.times))
-        self.bounds, self.slots = list(zip(first.tolist(), ends.tolist())), len(self.times)
-        self._ends = torch.as_tensor(ends, device=memory.log.device)
+        times = memory.log.column("time")  # (slots,), ascending
+        end = torch.arange(len(times), len(times) + min(len(times), 1), device=times.device)
+        self._ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
         self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))
+        self.times, self.slots = times[self._ends - 1].cpu().numpy(), len(times)  # times: (moments,)
 
     def __len__(self) -> int:
-        return len(self.bounds)
+        return len(self.times)
 
     def sums(self, weights: Tensor) -> Tensor:
         """(..., slots) -> (..., moments), fp64: by one running sum, which does not depend on the order of GPU threads.
@@ -155,18 +170,17 @@ class Moments:
         running = weights.flatten().cumsum(0, dtype=torch.float64)[(rows[:, None] + self._ends - 1).flatten()]
         return running.diff(prepend=running.new_zeros(1)).view(*weights.shape[:-1], -1)
 
-    def raised(self, weights: Tensor, usual: Tensor | None) -> Tensor:
-        """(..., slots), as given: of each moment's weight only what exceeds the usual (None: an equal share a slot)."""
+    def raised(self, gaze: Tensor, usual: Tensor | None) -> Tensor:
+        """(places, moments) -> (moments,): what each got beyond the usual (None: an equal share of every slot)."""
         if len(self) == 1:
-            return weights
-        mass, usual = self.sums(weights), self._counts.double() / self.slots if usual is None else usual
-        kept = (mass - usual).clamp_min(0) / mass.clamp_min(torch.finfo(torch.float64).tiny)
-        return weights * kept.to(weights.dtype).repeat_interleave(self._counts, dim=-1, output_size=self.slots)
+            return gaze.sum(0)
+        usual = self._counts.double() / self.slots if usual is None else usual
+        return (gaze - usual).clamp_min(0).sum(0)
 
     def best(self, looked: Tensor, count: int) -> Tensor:
-        """Slots (int64, ascending) of the `count` moments with most weight."""
-        chosen = self.sums(looked).topk(count).indices.sort().values.tolist()
-        return torch.cat([torch.arange(*self.bounds[i]) for i in chosen])
+        """Slots (int64, ascending, on the CPU) of the `count` moments with most weight."""
+        chosen, ends = looked.topk(count).indices.sort().values, self._ends.tolist()
+        return torch.cat([torch.arange(ends[i - 1] if i else 0, ends[i]) for i in chosen.tolist()])
 
 
 def until(memory: Memory, second: float) -> Memory:

@@ -29,6 +29,7 @@ from pipeline.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels, sent
 from pipeline.memory import Memory, Policy
 from pipeline.reading import Reader, until
+from pipeline.recordings import LiveRecordings, Recordings
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.tiers import Tier
 
@@ -338,6 +339,7 @@ class VambaModel:
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
         # and not for what the question means. How layers are weighed against each other: `Reader.looked`.
         self.watch_layers = range(n // 2, n)
+        self._recordings, self._live = Recordings(net, self.watch_layers), LiveRecordings(net)
 
     @property
     def device(self) -> torch.device:
@@ -379,7 +381,7 @@ class VambaModel:
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
             positions = positions + sent(torch.tensor([[units], [0], [0]]), positions.device)
         memory, write = state.memory.append(sent(seen.times, seen.tokens.device))
-        states = self.net.watch(seen.tokens, state.backbone, lambda j, k, v: write(j, k[0], v[0]), positions)
+        states = self._live.watch(seen.tokens, state.backbone, write, positions)
         memory, units = memory.applied(), units + len(frames) // self.unit_frames
         return replace(
             state, backbone=states, memory=memory, memory_bytes=memory.nbytes, dropped=memory.dropped,
@@ -421,11 +423,12 @@ class VambaModel:
     def _read(self, question: Question, memory: Memory) -> tuple[Reader, Tensor]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
-        reader = Reader(self.net, memory, self.watch_layers)
+        reader = Reader(self.net, memory, self.watch_layers, self._recordings)
         logits = reader.question(opening, ids)
         count = len(reader.moments) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if count < len(reader.moments):
-            reader = Reader(self.net, memory.select(reader.moments.best(reader.looked, count)), self.watch_layers)
+            memory = memory.select(reader.moments.best(reader.looked, count))
+            reader = Reader(self.net, memory, self.watch_layers, self._recordings)
             logits = reader.question(opening, ids)
         return reader, logits
 
@@ -439,7 +442,7 @@ class VambaModel:
 
 def _shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
     """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
-    shares = None if weights is None else weights.cpu().double().numpy()  # one wait for the GPU, and half the bytes
+    shares = None if weights is None else weights.cpu().numpy()
     if shares is None or not (total := shares.sum()) > 0:
         return None
     return times, shares / total
