@@ -287,7 +287,7 @@ def test_telling_moments_apart_is_learnt_and_needs_the_pictures(batches, trainer
     same = contrast(batch | {"read": torch.zeros_like(batch["read"])}) if not twin else None
     for _ in range(10):
         training.step_once(student, optimise, batch, 1.0, head, CPU)
-    assert contrast(batch) < 0.95 * before
+    assert contrast(batch) < (0.99 if twin else 0.95) * before
     assert same is None or same != before
 
 
@@ -409,6 +409,24 @@ def test_the_average_trails_the_weights_and_swaps_back(trainer):
     assert torch.equal(weight.detach(), before + 1)
 
 
+def test_a_reader_trained_on_leaves_what_finds_as_it_was(batches, trainer, tmp_path):
+    first, made = trainer(), batches(scale=0.3)
+    batch, head = next(iter(made)), len(made.scribe.head)
+    training.step_once(first, optimiser(first), batch, 1.0, head, CPU)
+    training.save(first.net, {"twin": False}, tmp_path)
+    second = trainer()
+    frozen = training.start_from(second.net, tmp_path, reader_only=True)
+    begun = {n: p.clone() for n, p in second.net.named_parameters()}
+    training.step_once(second, optimiser(second), batch, 1.0, head, CPU)
+    changed = {n for n, p in second.net.named_parameters() if not torch.equal(p, begun[n])}
+    assert frozen.keys() | changed <= training.trained(first.net).keys() and not changed & frozen.keys()
+    finding = ("frames.", "locator.", "vamba.model.layers.0.", "vamba.model.layers.1.vision_mixer")
+    assert all(n in frozen for n in training.trained(first.net) if n.startswith(finding))
+    assert any("cross_attn" in n for n in changed) and any("layers.3" in n and "lora" in n for n in changed)
+    training.save(second.net, {"twin": False}, tmp_path / "on", frozen)
+    assert training.finished(tmp_path / "on").keys() == training.finished(tmp_path).keys()
+
+
 def test_the_best_averages_are_what_is_left(trainer):
     student = trainer()
     average, weight = training.Average(student.net, keep=0.0), next(iter(training.trained(student.net).values()))
@@ -432,7 +450,7 @@ def test_a_run_writes_log_checkpoint_and_weights_and_resumes(batches, trainer, t
     args.steps, args.resume = 3, True
     training.train(args, {"twin": False}, trainer(), (fixed, fixed, len(made.scribe.head)), CPU)
     rows = [line.split("\t")[:2] for line in (tmp_path / "log.tsv").read_text().splitlines()[1:]]
-    assert rows == [["train", "1"], ["train", "2"], ["dev", "2"], ["train", "3"], ["dev", "3"]]
+    assert rows == [["dev", "0"], ["train", "1"], ["train", "2"], ["dev", "2"], ["train", "3"], ["dev", "3"]]
     assert json.loads((tmp_path / "config.json").read_text()) | {"dev_answer_loss": 0} == {
         "twin": False, "steps": 3, "seed": 0, "dev_answer_loss": 0,
     }  # fmt: skip

@@ -115,7 +115,8 @@ class Scribe:
             return [label, *[w for w in said if rng.random() < 0.3]], label
         if label and rng.random() < 0.85:
             said = [label, *[w for w in said if label not in w and w not in label][:4]]
-        return ([] if rng.random() < 0.12 else [w for w in said if rng.random() > 0.08]), None
+        unsaid = 0.12 if label else 0.35  # what no word tells must be seen
+        return ([] if rng.random() < unsaid else [w for w in said if rng.random() > 0.08]), None
 
     def drill(self, words: list[str], rng: np.random.Generator) -> tuple[str, list[str], str]:
         """A question, words for the note and an answer that can only come from the note: counting and listing things.

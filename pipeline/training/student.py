@@ -23,7 +23,6 @@ from pipeline.training.episodes import VIEWS
 
 LORA_RANK = 16
 RANK_DROPOUT = 0.1  # of the low-rank changes, whole ranks at a time
-WORD_DROPOUT = 0.15  # of an answer's words as they are read: what comes next must then be seen, not guessed from them
 CONFIG = {
     "cross_layers": [12, 16, 20, 24, 28], "locate_layer": 12, "locate_depth": 2, "cut": 0.3, "lora_scale": 2.0,
     "use_alpha_balancing": True, "attention_bias": False,
@@ -160,21 +159,14 @@ class Trainer(nn.Module):
         kept, keys = self.see(tokens)
         ids = batch["ids"]
         own, cross, rope = self._attention(kept, batch, frames, ids)
-        read = self._with_gaps(ids, batch["answer"])
-        h, located = self.question(read, batch["q0"], batch["q1"], own, rope)
+        h, located = self.question(ids, batch["q0"], batch["q1"], own, rope)
         where = self.where(located, keys, batch)
         above = range(self.net.cfg.locate_layer, self.net.cfg.vamba.n_layers)
         h = self.net.vamba.read(h, rope, own, cross, above)
         out = {"answer": self.answer_loss(h, batch), "plan": F.cross_entropy(located.plan.float(), batch["plan"])}
         out["plan_right"] = (located.plan.argmax(-1) == batch["plan"]).float().mean()
-        return out | where | self.contrast_loss(kept, batch, frames) | self.pair_loss(batch)
-
-    def _with_gaps(self, ids: Tensor, answer: Tensor) -> Tensor:
-        """Some of the answer's tokens (from column `answer` of each row on) blanked, in training."""
-        if not self.training:
-            return ids
-        inside = torch.arange(ids.shape[1], device=ids.device) >= answer[:, None]
-        return ids.masked_fill(inside & (torch.rand(ids.shape, device=ids.device) < WORD_DROPOUT), 0)
+        out |= where | self.contrast_loss(kept, batch, frames)
+        return out | self.pair_loss(batch) if self.net.locator.log_scale.requires_grad or not self.training else out
 
     def _attention(self, kept, batch, frames: int, ids: Tensor):
         """How text attends: to itself and to the read frames (Vamba), or to itself behind the whole video (twin)."""
@@ -220,7 +212,7 @@ class Trainer(nn.Module):
             return {"contrast": batch["contrast_of"].sum() * 0.0, "chosen": torch.tensor(math.nan, device=of.device)}
         asked = {name: batch[name][of] for name in ("episode", "asked_at", "read")}
         own, cross, rope = self._attention(kept, asked, frames, ids)
-        h = self.net.vamba.model.embed_tokens(self._with_gaps(ids, batch["contrast_answer"]))
+        h = self.net.vamba.model.embed_tokens(ids)
         h = self.net.vamba.read(h, rope, own, None, range(self.net.cfg.locate_layer))
         h = self.net.vamba.read(h, rope, own, cross, range(self.net.cfg.locate_layer, self.net.cfg.vamba.n_layers))
         place = torch.arange(ids.shape[1] - 1, device=ids.device) + 1

@@ -7,7 +7,9 @@ to and which of eight answers a moment has, where to look (over the shots of the
 (the plan), and pictures against words across the batch. What is kept are averaged weights, from when they did best on
 held-out pictures and wordings: pictures are few, and are learnt by heart if a run goes on for too long.
 
-One command and a seed make the whole run; `--resume` goes on from the newest checkpoint; `log.tsv` is a table of it.
+`--start RUN --reader-only` goes on from a finished run and trains only what lies above the locator: what finds stays as
+it is, and so does its calibration. One command and a seed make the whole run; `--resume` goes on from the newest
+checkpoint; `log.tsv` is a table of it.
 """
 
 from __future__ import annotations
@@ -91,12 +93,30 @@ def trained(net: EmbeddedNet) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
 
 
-def save(net: EmbeddedNet, config: dict, out: Path, shard_bytes: int = 16_000_000) -> None:
-    """Write config.json and trained-0000i.safetensors in bf16."""
+def finished(folder: Path) -> dict[str, Tensor]:
+    """The trained weights a run has left."""
+    return {n: t for file in sorted(folder.glob("trained-*.safetensors")) for n, t in load_file(file).items()}
+
+
+def start_from(net: EmbeddedNet, folder: Path, reader_only: bool) -> dict[str, Tensor]:
+    """Put a finished run's weights into the network; with `reader_only` freeze what finds. Returns what is frozen."""
+    net.load_state_dict({n: t.float() for n, t in finished(folder).items()}, strict=False)
+    if not reader_only:
+        return {}
+    below = tuple(f"vamba.model.layers.{i}." for i in range(net.cfg.locate_layer))
+    mixers = tuple(f"vamba.model.layers.{i}.vision_mixer" for i in net.cfg.vamba.cross_layers[: net.cfg.locate_depth])
+    frozen = {n: p.detach() for n, p in trained(net).items() if n.startswith(("frames.", "locator.", *below, *mixers))}
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
+def save(net: EmbeddedNet, config: dict, out: Path, also: dict | None = None, shard_bytes: int = 16_000_000) -> None:
+    """Write config.json and trained-0000i.safetensors in bf16: what was trained, and `also` some more."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     group, size, number = {}, 0, 1
-    for name, p in trained(net).items():
+    for name, p in (trained(net) | (also or {})).items():
         tensor = p.to("cpu", torch.bfloat16).contiguous()
         if group and size + tensor.nbytes > shard_bytes:
             save_file(group, out / f"trained-{number:05d}.safetensors")
@@ -133,11 +153,12 @@ def run(args: argparse.Namespace) -> None:
     config, net = build(args.twin, not args.no_mixers, args.seed)
     frozen = torch.bfloat16 if device.type == "cuda" else torch.float32
     with_lora(net.vamba, frozen)
+    frozen_parts = start_from(net, Path(args.start), args.reader_only) if args.start else {}
     net.to(device)
     loaders = make_loaders(args, world, known, table)
     trainer = Trainer(net, flat_table(table, device)).to(device)
     print(f"{sum(p.numel() for p in trained(net).values()) / 1e6:.1f} M trained parameters", flush=True)
-    train(args, config, trainer, loaders, device)
+    train(args, config, trainer, loaders, device, frozen_parts)
 
 
 def features_table(args, known, device) -> dict[str, Tensor]:
@@ -161,7 +182,7 @@ def make_loaders(args, world: World, known, table: dict[str, Tensor]) -> tuple[D
     notes = flat_table({n: t for n, t in table.items() if n not in ("grid", "pooled", "det")}, "cpu")
     split = np.array([p.split for p in known])
     loaders = []
-    for held, workers, scale in (("train", args.workers, args.scale), ("dev", min(2, args.workers), args.scale * 0.5)):
+    for held, workers, scale in (("train", args.workers, args.scale), ("dev", min(2, args.workers), args.scale)):
         chosen = np.flatnonzero(split == held)
         scribe = Scribe(world, notes, tokenizer, Split(chosen, held == "train"))
         pairs = args.pairs if held == "train" else min(128, args.pairs)
@@ -172,7 +193,7 @@ def make_loaders(args, world: World, known, table: dict[str, Tensor]) -> tuple[D
     return loaders[0], loaders[1], len(scribe.head)
 
 
-def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -> None:
+def train(args, config: dict, trainer: Trainer, loaders, device: torch.device, frozen: dict | None = None) -> None:
     out, progress = Path(args.out), Progress(args.steps, args.minutes)
     out.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(groups(trainer.net, args.lr), betas=(0.9, 0.98), fused=device.type == "cuda")
@@ -189,6 +210,8 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
         average.judge(row["answer"])
         table.write(step, time.monotonic() - progress.began, row, "dev")
 
+    if step == 0:
+        judge()
     while progress.share(step) < 1:
         losses = step_once(trainer, optimiser, next(batches), progress.factor(step), head, device)
         step += 1
@@ -206,7 +229,12 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device) -
             saved = time.monotonic()
     judge()
     average.finish()
-    save(trainer.net, config | {"steps": step, "seed": args.seed, "dev_answer_loss": round(average.lowest, 4)}, out)
+    save(
+        trainer.net,
+        config | {"steps": step, "seed": args.seed, "dev_answer_loss": round(average.lowest, 4)},
+        out,
+        frozen,
+    )
 
 
 def step_once(trainer, optimiser, batch, factor: float, head: int, device) -> dict[str, Tensor]:
@@ -214,7 +242,7 @@ def step_once(trainer, optimiser, batch, factor: float, head: int, device) -> di
     for group in optimiser.param_groups:
         group["lr"] = group["base"] * factor
     losses = measure(trainer, batch, head, device)
-    loss = sum(weight * losses[name] for name, weight in WEIGHTS.items())
+    loss = sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
@@ -250,7 +278,9 @@ class Table:
             print("\t".join(("split", "step", "seconds", *self.COLUMNS)))
 
     def write(self, step: int, seconds: float, values: dict[str, float], split: str) -> None:
-        line = "\t".join([split, str(step), f"{seconds:.0f}", *(f"{values[c]:.3f}" for c in self.COLUMNS)])
+        line = "\t".join(
+            [split, str(step), f"{seconds:.0f}", *(f"{values.get(c, math.nan):.3f}" for c in self.COLUMNS)]
+        )
         with self.path.open("a") as file:
             file.write(line + "\n")
         print(line, flush=True)
@@ -284,6 +314,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", help="folder of a finished run to go on from")
+    parser.add_argument("--reader-only", action="store_true", help="with --start: leave what finds as it is")
     parser.add_argument("--twin", action="store_true", help="train the transformer twin instead")
     parser.add_argument("--no-mixers", action="store_true", help="ablation: a video column without mixers")
     parser.add_argument("--pictures", type=int, default=0, help="use only about so many pictures (smoke run)")
