@@ -1,6 +1,7 @@
 """The front door: flags, models, page. No logic.
 
-Where flags cannot be given (a Space), the environment variables VAMBA_MODEL and VAMBA_COMPARE_MODEL take their place.
+Where flags cannot be given (a Space), environment variables take their place: VAMBA_MODEL, VAMBA_COMPARE_MODEL and, for
+a Vamba checkpoint, VAMBA_EIGHT_BIT=1, VAMBA_INT8=1, VAMBA_RETRIEVE and VAMBA_GPU_MEMORY.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ def flags() -> argparse.Namespace:
         default=os.environ.get("VAMBA_COMPARE_MODEL"),
         help='the model to compare with, or "none"; beside the embedded model it is its transformer twin',
     )
+    for flag, kept in (("--eight-bit", "the memory's keys and values"), ("--int8", "the weights of linear layers")):
+        given = os.environ.get("VAMBA_" + flag[2:].upper().replace("-", "_"), "0") not in ("", "0") or None
+        parser.add_argument(flag, action="store_true", default=given, help=f"a Vamba checkpoint: {kept} in 8 bits")
+    parser.add_argument(
+        "--retrieve", type=int, default=os.environ.get("VAMBA_RETRIEVE") or None, metavar="N",
+        help="a Vamba checkpoint: an answer reads only the N frames that fit its question best",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu-memory", type=float, default=os.environ.get("VAMBA_GPU_MEMORY") or None, metavar="GB",
+        help="a Vamba checkpoint: of a video's memory on the GPU; what is older lies in the computer's",
+    )  # fmt: skip
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--visitors", type=int, default=8, help="streams at once")
@@ -42,7 +54,9 @@ def serve(chosen: argparse.Namespace) -> None:
     from pipeline import Engine, UserError, load
 
     rival = None if chosen.compare_model == "none" else Engine(load(chosen.compare_model))
-    sessions = Sessions(Engine(load(chosen.model)), rival, places=chosen.visitors)
+    given = {name: getattr(chosen, name) for name in ("eight_bit", "int8", "retrieve", "gpu_memory")}
+    options = {name: value for name, value in given.items() if value is not None}  # other models take none of these
+    sessions = Sessions(Engine(load(chosen.model, **options)), rival, places=chosen.visitors)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         page.launch(server_name=chosen.host, server_port=chosen.port, share=chosen.share, **launch_options())

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline ask | probe | bench | verify`. Heavy imports wait until a command needs them.
+"""The command line: `python -m pipeline ask | probe | bench | verify | fidelity`. Heavy imports wait for their command.
 
 Exit codes: 0 done; 1 a command ran and its check failed; 2 a mistake of the user's, told in one sentence on stderr;
 130 Ctrl-C.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import itertools
 import json
 import sys
@@ -52,7 +53,8 @@ def _parser(argv: Sequence[str]) -> Parser:
     _add_ask(commands.add_parser("ask", help="watch a file, then answer a question about it"))
     _add_probe(commands.add_parser("probe", help="say what is in a video file, or why it cannot be read"))
     _add_bench(commands.add_parser("bench", help="what an hour costs: the model and its baseline over growing video"))
-    _add_verify(commands.add_parser("verify", help="recompute golden tensors and print the differences"), argv)
+    _add_heavy(commands.add_parser("verify", help="recompute golden tensors and print the differences"), argv)
+    _add_heavy(commands.add_parser("fidelity", help="how far saving memory or time strays from exact answers"), argv)
     return parser
 
 
@@ -68,6 +70,13 @@ def _add_ask(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of the answer at most")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the answer")
+    group = parser.add_argument_group("Vamba checkpoints only")
+    group.add_argument(
+        "--eight-bit", action="store_true", default=None, help="keep the memory's keys and values in 8 bits"
+    )
+    group.add_argument("--int8", action="store_true", default=None, help="keep the weights of linear layers in 8 bits")
+    group.add_argument("--retrieve", type=int, metavar="N", help="answer from the N frames that fit best")
+    group.add_argument("--gpu-memory", type=float, metavar="GB", help="of the memory that stay on the GPU")
     parser.set_defaults(command=ask)
 
 
@@ -98,12 +107,12 @@ def _add_bench(parser: Parser) -> None:
     parser.set_defaults(command=bench)
 
 
-def _add_verify(parser: Parser, argv: Sequence[str]) -> None:
-    if list(argv[:1]) == ["verify"]:  # its arguments live beside its code, which needs torch
-        from pipeline import verify
-
-        verify.add_arguments(parser)
-        parser.set_defaults(command=verify.run)
+def _add_heavy(parser: Parser, argv: Sequence[str]) -> None:
+    name = parser.prog.split()[-1]
+    if list(argv[:1]) == [name]:  # its arguments live beside its code, which needs torch
+        module = importlib.import_module(f"pipeline.{name}")
+        module.add_arguments(parser)
+        parser.set_defaults(command=module.run)
 
 
 # --- ask -------------------------------------------------------------------------------------------------------------
@@ -130,7 +139,7 @@ def ask(args: argparse.Namespace) -> int:
     sampling = Sampling(max_tokens=args.max_tokens)
     question = checked(Question(args.question), sampling)  # before the video is watched for nothing
     _check_file(args.video, args.fps)
-    columns = [_column(name) for name in (args.model, args.compare) if name]
+    columns = [_column(args.model, **_options(args)), *([_column(args.compare)] if args.compare else [])]
     _watch_file(columns, args, until)
     answers = [(column, _answer(column, question, sampling, args, len(columns) > 1)) for column in columns]
     if args.json:
@@ -152,10 +161,16 @@ def _check_fps(fps: float) -> None:
         raise UserError(f"{fps:g} pictures a second cannot be watched; choose more than 0 and at most 60.")
 
 
-def _column(name: str) -> Column:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `pipeline.load` is told of the model: only what was given, since other models take none of it."""
+    given = {name: getattr(args, name) for name in ("eight_bit", "int8", "retrieve", "gpu_memory")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _column(name: str, **options: Any) -> Column:
     import pipeline
 
-    engine = pipeline.Engine(pipeline.load(name))
+    engine = pipeline.Engine(pipeline.load(name, **options))
     return Column(engine, engine.start())
 
 
@@ -255,7 +270,12 @@ def _document(column: Column, answer: Answer) -> dict[str, Any]:
         "dropped": state.dropped,
         "dropped_note": state.dropped_note,
         "timings": _timings(column, answer),
-        "bytes": {"state": state.state_bytes, "memory": state.memory_bytes, **peak_memory()},
+        "bytes": {
+            "state": state.state_bytes,
+            "memory": state.memory_bytes,
+            "memory_on_host": getattr(state.memory, "host_nbytes", 0),
+            **peak_memory(),
+        },
     }
 
 

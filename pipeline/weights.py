@@ -8,6 +8,7 @@ Vamba calls itself `qwen2_vl`, and they would load a plain Qwen2-VL from it with
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def load(
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
     options: of a Vamba checkpoint only: `int8` keeps the weights of its linear layers in 8 bits (int8.py); `eight_bit`,
-    `policy` and `retrieve`: models/vamba.py, `VambaModel`.
+    `policy`, `retrieve` and `gpu_memory`: models/vamba.py, `VambaModel`.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -79,6 +80,9 @@ def _check_options(options: dict[str, Any], is_vamba: bool) -> None:
         raise UserError(
             f"Only a Vamba checkpoint takes {', '.join(options)}, so this model was not loaded; leave that out."
         )
+    given = [options[name] for name in ("retrieve", "gpu_memory") if options.get(name) is not None]
+    if not all(0 < amount < math.inf for amount in given):
+        raise UserError("Frames to retrieve and GB of GPU memory must be more than 0, so no model was loaded.")
 
 
 def load_net(

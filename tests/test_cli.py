@@ -60,7 +60,7 @@ def opened(monkeypatch):
     return seen
 
 
-def named_model(name: str) -> ColourModel:
+def named_model(name: str, **options) -> ColourModel:
     if name == "missing":
         raise UserError("There is no such model.")
     model = ColourModel()
@@ -89,6 +89,7 @@ def test_json_is_one_document_with_every_figure(opened, capsys):
     assert all(value > 0 for value in document["timings"].values())
     assert document["timings"]["realtime_factor"] == pytest.approx(119 / document["timings"]["watch_s"])
     assert document["bytes"]["state"] == 64 and document["bytes"]["memory"] == 32 * 120
+    assert document["bytes"]["memory_on_host"] == 0
     assert document["bytes"]["peak_rss"] > 1 << 20
 
 
@@ -105,6 +106,19 @@ def test_at_stops_watching_there(opened, capsys):
     assert (document["asked_at"], document["seen_until"], document["frames"]) == (30, 30, 31)
     assert not any(41 <= moment["time"] <= 42 for moment in document["evidence"])
     assert all(video.closed for video, _ in opened)
+
+
+def test_ways_to_save_reach_the_model_and_only_it(opened, monkeypatch, capsys):
+    """Only those that were given: other models take none. The one beside it is left as it is."""
+    told, real = [], pipeline.weights.load
+    monkeypatch.setattr(pipeline, "load", lambda name, **options: told.append(options) or named_model(name))
+    assert ask("--compare") == 0 and told == [{}, {}]
+    assert ask("--eight-bit", "--int8", "--retrieve", "64", "--gpu-memory", "2.5", "--compare") == 0
+    assert told[2:] == [{"eight_bit": True, "int8": True, "retrieve": 64, "gpu_memory": 2.5}, {}]
+    assert ask("--retrieve", "many") == 2
+    capsys.readouterr()
+    monkeypatch.setattr(pipeline, "load", real)
+    assert ask("--retrieve", "4") == 2 and capsys.readouterr().err.startswith("Only a Vamba checkpoint takes retrieve")
 
 
 def test_fps_reaches_the_source(opened, capsys):

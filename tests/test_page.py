@@ -150,6 +150,21 @@ def test_the_front_door_chooses_by_where_it_runs(monkeypatch):
     assert front_door().flags().compare_model == "embedded-twin"
 
 
+def test_a_space_is_told_how_to_save(monkeypatch):
+    names = ("eight_bit", "int8", "retrieve", "gpu_memory")
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    for name in names:
+        monkeypatch.delenv(f"VAMBA_{name.upper()}", raising=False)
+    plain = front_door().flags()
+    assert [getattr(plain, name) for name in names] == [None] * 4
+    for name, value in zip(names, ("1", "0", "64", "20.5")):
+        monkeypatch.setenv(f"VAMBA_{name.upper()}", value)
+    told = front_door().flags()
+    assert [getattr(told, name) for name in names] == [True, None, 64, 20.5]
+    monkeypatch.setattr(sys, "argv", ["app.py", "--int8", "--retrieve", "8"])
+    assert (front_door().flags().int8, front_door().flags().retrieve) == (True, 8)
+
+
 def test_a_model_that_is_not_there_ends_in_a_sentence(tmp_path):
     command = [sys.executable, "app.py", "--model", str(tmp_path / "nothing"), "--compare-model", "none"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -266,3 +266,14 @@ def test_published_size_builds_without_memory() -> None:
         net = weights._skeleton(config)
     assert sum(p.numel() for p in net.parameters()) == 11_309_837_020
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+
+
+AMOUNTS = [{"retrieve": 0}, {"retrieve": -3}, {"gpu_memory": 0.0}, {"gpu_memory": float("nan")}]
+
+
+@pytest.mark.parametrize("options", AMOUNTS, ids=str)
+def test_amounts_must_be_positive(tmp_path, options) -> None:
+    write(tmp_path, VAMBA, tokenizer=True)
+    with pytest.raises(UserError, match="more than 0"):
+        weights.load(str(tmp_path), "cpu", **options)
+    assert weights.load(str(tmp_path), "cpu", retrieve=None, gpu_memory=1).tier.nbytes == 1e9
