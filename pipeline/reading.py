@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
 # is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
 UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+LEAST_ROOM = 256  # tokens
 QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 
 
@@ -60,7 +61,7 @@ class TextCache:
         """The room, for that many tokens at least. It doubles, so a token is copied once on average."""
         if self.room is None or slots > self.room.shape[4]:
             B, K, _, P = like_BKQP.shape
-            grown = like_BKQP.new_empty(len(self.used), 2, B, K, max(256, 2 * slots), P)
+            grown = like_BKQP.new_empty(len(self.used), 2, B, K, max(LEAST_ROOM, 2 * slots), P)
             if self.room is not None:
                 kept = max(self.used)
                 grown[..., :kept, :] = self.room[..., :kept, :]
@@ -187,3 +188,11 @@ def until(memory: Memory, second: float) -> Memory:
     """What the memory held at that second; its first moment at least, so that there is something to answer from."""
     times = memory.times
     return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))
+
+
+def shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
+    shares = None if weights is None else weights.cpu().numpy()
+    if shares is None or not (total := shares.sum()) > 0:
+        return None
+    return times, shares / total

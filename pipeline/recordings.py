@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ LEAST_SLOTS = 1 << 20  # 117 minutes of 640x360; doubles when a memory outgrows 
 LIVE_TOKENS = 2400  # of a recorded chunk: 16 frames of 640x360; more keep a GPU busy longer than a processor
 LIVE_KINDS = 3  # lengths of chunks whose recordings are kept
 LIVE_USES = 1  # of a length until it is recorded
+ONE_SLOT = torch.zeros(1)  # its time
 LENGTH, COUNT, SPANS, IDS = 0, 1, 4, 8  # places in `Fixed.step`; 2 and 3: the cache's room and its address
 
 
@@ -181,6 +183,21 @@ class Recordings:
         self.net, self.places = net, sorted(set(places))
         self.tapes = Tapes(net.model.embed_tokens.weight.device)
         self._fixed: Fixed | None = None
+        self._prepared = False
+
+    @torch.no_grad()
+    def prepare(self, memory: Memory) -> None:
+        """Compiles and records every pass, once, over one slot: so that no question waits for it. memory: any."""
+        from pipeline.reading import Reader
+
+        if self._prepared or not gpu_kernels(self.net.model.embed_tokens.weight):
+            return
+        self._prepared, cfg = True, self.net.cfg
+        memory, write = replace(memory, log=replace(memory.log, blocks=(), length=0, block_slots=64)).append(ONE_SLOT)
+        kind = self.net.model.embed_tokens.weight
+        write(slice(None), *kind.new_zeros(2, len(cfg.cross_layers), cfg.n_kv_heads, 1, cfg.head_dim))
+        for rows in (*ROWS, *ROWS):
+            Reader(self.net, memory, self.places, self).feed([0] * rows)
 
     def feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
         """Logits (V,) and gazes (spans, places, moments) as of `Reader`'s plain pass, or None where it must do it."""
@@ -195,7 +212,7 @@ class Recordings:
 
     def _fits(self, reader: Reader, spans: Sequence[range]) -> bool:
         weight, memory, cfg = self.net.model.embed_tokens.weight, reader.memory, self.net.cfg
-        if self.tapes.off or memory is None or reader.watch_layers != self.places or len(spans) > 2:
+        if self.tapes.off or not reader.moments or reader.watch_layers != self.places or len(spans) > 2:
             return False
         if memory.host_slots or not (fast := gpu_kernels(weight)):
             return False

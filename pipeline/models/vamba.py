@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from pipeline.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels, sent
 from pipeline.memory import Memory, Policy
-from pipeline.reading import Reader, until
+from pipeline.reading import Reader, shares, until
 from pipeline.recordings import LiveRecordings, Recordings
 from pipeline.stream import Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.tiers import Tier
@@ -362,6 +361,7 @@ class VambaModel:
             len(cfg.cross_layers), cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device,
             eight_bit=self.eight_bit, policy=self.policy, block_slots=self.block_slots, tier=self.tier,
         )  # fmt: skip
+        self._recordings.prepare(memory)
         states = self.net.start()
         return StreamState(backbone=states, memory=memory, state_bytes=sum(s.nbytes for s in states))
 
@@ -413,7 +413,7 @@ class VambaModel:
             token = sample(logits, sampling, chance)
             if token in self._prompt.stops:
                 break
-            yield Token(token, stream.push(token), _shares(times, looked))
+            yield Token(token, stream.push(token), shares(times, looked))
             logits = reader.feed([token])
             # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
             looked = None if looked is None else looked + reader.looked
@@ -438,11 +438,3 @@ class VambaModel:
             return state
         fill = (state.held[-1],) * (self.unit_frames - len(state.held))
         return self._encode(state.held + fill, state)
-
-
-def _shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
-    shares = None if weights is None else weights.cpu().numpy()
-    if shares is None or not (total := shares.sum()) > 0:
-        return None
-    return times, shares / total
