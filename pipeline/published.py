@@ -177,7 +177,8 @@ def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machin
         floor = machine.floor_s(flops, read + state.state_bytes)
         chunks[str(count)] = beside(_chunk_s(model, state, shapes, count), floor)
     ids = range(1, 1 + QUESTION_TOKENS)
-    readers = iter([Reader(model.net, state.memory, model.watch_layers) for _ in range(REPEATS + 1)])
+    about = model.net, state.memory, model.watch_layers, model._recordings  # as `ask` reads
+    readers = iter([Reader(*about) for _ in range(REPEATS + 1)])
     question = _median_s(lambda: int(next(readers).feed(ids).argmax()))
     first, later = _answer(model, state)
     bare_question, bare_token = _bare_tokens(model, state)
@@ -217,7 +218,7 @@ def _answer(model: VideoModel, state: StreamState) -> tuple[float, float]:
 
 
 def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
-    """The same of the network alone: nobody asks where it looked, and the next id is all that leaves the GPU."""
+    """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
     reader = Reader(model.net, state.memory)
     first, token = timed(lambda: int(reader.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
     spent = []

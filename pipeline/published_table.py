@@ -6,10 +6,10 @@ from typing import Any
 
 ROWS = {
     "question": "the question in one pass, with evidence",
-    "question_without_evidence": "the same without evidence",
+    "question_without_evidence": "the same without evidence, launch by launch",
     "first_token": "first token of an answer, all in",
     "token": "a later token of an answer, all in",
-    "token_without_evidence": "a later token, the network alone",
+    "token_without_evidence": "a later token without evidence, launch by launch",
 }
 
 
