@@ -13,9 +13,10 @@ lie in the computer's memory instead of the GPU's (pipeline/tiers.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -341,7 +342,8 @@ class Memory:
         60 MB for every query.
         """
         if self.host_slots:
-            return tiers.attend(self, layer, q_HQP, want_weights)
+            out, weights = tiers.attend(self, layer, q_HQP, [range(q_HQP.shape[1])] * want_weights)
+            return out, weights[0] if want_weights else None
         fast, outputs, weights = gpu_kernels(q_HQP), [], None
         for q in q_HQP.split(QUERIES_PER_PASS, dim=1):
             if fast and fast.fits_attention(self, q):
@@ -353,6 +355,18 @@ class Memory:
                 looked = looked * (q.shape[1] / q_HQP.shape[1])
                 weights = looked if weights is None else weights + looked
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), weights
+
+    def attend_spans(self, layer: int, q_HQP: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
+        """`attend` with weights (spans, slots): a row for each span of queries, or None. Spans ascend, disjoint."""
+        if self.host_slots:
+            return tiers.attend(self, layer, q_HQP, spans)
+        outputs, found = [], []
+        for start, stop in pairwise(sorted({0, q_HQP.shape[1]} | {i for s in spans for i in (s.start, s.stop)})):
+            out, weights = self.attend(layer, q_HQP[:, start:stop], want_weights=range(start, stop) in spans)
+            outputs.append(out)
+            found += [] if weights is None else [weights]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return out, torch.stack(found) if found else None
 
     def _attend(self, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """The plain code, which is always right."""

@@ -179,30 +179,42 @@ def free_host_bytes() -> float:
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def attend(memory: Memory, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """`Memory.attend` where a part lies on the host. That part is copied once, however many queries there are.
+def attend(memory: Memory, layer: int, q_HQP: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
+    """`Memory.attend_spans` where a part lies on the host. That part is copied once, however many queries there are.
 
     The weights need the sum over all pieces, which is known at the end. Few queries' scores are kept until then (4
     bytes a row and slot); for many the keys are read a second time.
     """
     scan, weigh = _means(memory, q_HQP)
-    asked = q_HQP.split(QUERIES_PER_PASS, dim=1)
-    keep = want_weights and q_HQP[..., 0].numel() // memory.log.columns["k"].shape[1] < ROWS_AGAIN
+    passes = [range(i, min(i + QUERIES_PER_PASS, q_HQP.shape[1])) for i in range(0, q_HQP.shape[1], QUERIES_PER_PASS)]
+    keep = bool(spans) and q_HQP[..., 0].numel() // memory.log.columns["k"].shape[1] < ROWS_AGAIN
     with memory.tier.lock:
         pieces = memory.tier.pieces(memory, layer, KEYS + VALUES)
-        found = [[scan(*piece, q, keep) for q in asked] for piece in pieces]
+        found = [[scan(*piece, _of(q_HQP, part), keep) for part in passes] for piece in pieces]
         merged = [_merged(parts) for parts in zip(*found)]
-        out = torch.cat([values for values, _ in merged], dim=1).to(q_HQP.dtype)
-        if not want_weights:
+        out, total_HQ = (torch.cat(parts, dim=1) for parts in zip(*merged))
+        out = out.to(q_HQP.dtype)
+        if not spans:
             return out, None
         if keep:  # so few queries make one pass
-            (_, total_HQ), scores = merged[0], torch.cat([parts[0][2] for parts in found], dim=-1)
-            return out, (scores - total_HQ[..., None]).exp().mean((0, 1))
-        weights = [
-            sum(weigh(*piece, q, total) * (q.shape[1] / q_HQP.shape[1]) for q, (_, total) in zip(asked, merged))
+            scores = torch.cat([parts[0][2] for parts in found], dim=-1)
+            shares = (scores - total_HQ[..., None]).exp()
+            return out, torch.stack([_of(shares, span).mean((0, 1)) for span in spans])
+        rows = [
+            torch.stack([_weighed(weigh, piece, q_HQP, total_HQ, span) for span in spans])
             for piece in memory.tier.pieces(memory, layer, KEYS)
         ]
-    return out, torch.cat(weights)
+    return out, torch.cat(rows, dim=1)
+
+
+def _of(x_HQ: Tensor, queries: range) -> Tensor:
+    return x_HQ[:, queries.start : queries.stop]
+
+
+def _weighed(weigh, piece: tuple[Memory, int], q_HQP: Tensor, total_HQ: Tensor, span: range) -> Tensor:
+    """(slots,) weights of one piece, the mean over the span's queries, some of them at a time."""
+    parts = [span[i : i + QUERIES_PER_PASS] for i in range(0, len(span), QUERIES_PER_PASS)]
+    return sum(weigh(*piece, _of(q_HQP, p), _of(total_HQ, p)) * (len(p) / len(span)) for p in parts)
 
 
 def _merged(parts: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
@@ -225,6 +237,6 @@ def _means(memory: Memory, q_HQP: Tensor):
         return values.view(q.shape), total.view(q.shape[:2]), scores.view(*q.shape[:2], -1) if keep else None
 
     def weigh(piece: Memory, layer: int, q: Tensor, total_HQ: Tensor) -> Tensor:
-        return attention.slot_weights(piece, layer, q, total_HQ, None)
+        return attention.slot_weights(piece, layer, q, total_HQ.contiguous(), None)
 
     return scan, weigh

@@ -80,6 +80,25 @@ def test_attention_survives_enormous_logits() -> None:
     assert gap(out, full_attention(q, 200 * k[0], v[0])[0]) < 1e-10 and abs(float(weights.sum()) - 1) < 1e-10
 
 
+SPANS = [[], [range(0, 5)], [range(0, 7), range(50, 66)], [range(3, 4), range(4, 70)]]
+
+
+@pytest.mark.parametrize("spans", SPANS, ids=str)
+@pytest.mark.parametrize("queries", [7, 70])
+def test_every_span_of_queries_has_its_weights(queries, spans) -> None:
+    """As in one question the opening's and the last words' gaze."""
+    spans = [span for span in spans if span.stop <= queries]
+    q = 2 * torch.randn(4, queries, WIDTH, dtype=torch.float64)
+    for memory in pair(61, 9):
+        out, weights = memory.attend_spans(1, q, spans)
+        assert gap(out, memory.attend(1, q)[0]) < 1e-12
+        assert (weights is None) == (not spans)
+        for i, span in enumerate(spans):
+            k, v = (memory.log.column(name)[1] for name in "kv")
+            want = full_attention(q[:, span.start : span.stop], k, v)[1].mean((0, 1))
+            assert gap(weights[i], want) < 1e-12 and len(weights) == len(spans)
+
+
 def test_a_host_part_is_read_once_for_many_queries(monkeypatch) -> None:
     _, tiered = pair(61, 9, pieces=3)
     copied, copy = [], tiers._Line.copy
@@ -93,7 +112,8 @@ def test_a_host_part_is_read_once_for_many_queries(monkeypatch) -> None:
     blocks = tiered.log.host_blocks
     assert copied == [2 * min(3, blocks - i) for i in range(0, blocks, 3)]
     copied.clear()
-    tiered.attend(0, torch.randn(4, 100, WIDTH, dtype=torch.float64), want_weights=True)  # and then its keys again
+    q = torch.randn(4, 100, WIDTH, dtype=torch.float64)
+    tiered.attend_spans(0, q, [range(0, 9), range(40, 90)])  # and then its keys again
     assert sum(copied) == 3 * blocks
 
 
