@@ -125,6 +125,8 @@ class _Buffer:
         both = list(zip(self.room.blocks, log.blocks))
         done = line.copy([(to.tensors[n][0], of.tensors[n][layer]) for to, of in both for n in names], after)
         seen = log.first, log.length
+        if len(self._read_as) > 100:  # a window that moves on never sees the same slots twice
+            self._read_as.clear()
         return self, self._read_as.setdefault(seen, replace(self.room, first=log.first, length=log.length)), done
 
 
@@ -160,15 +162,14 @@ def _wait(device: torch.device | str, event: torch.cuda.Event | None) -> None:
         torch.cuda.current_stream(device).wait_event(event)
 
 
-def free_host_bytes() -> float:
+def free_host_bytes(machine: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes a process may still lock: what Linux calls available, within the container's limit; elsewhere unlimited."""
     try:
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        told = dict(line.split(":") for line in machine.read_text().splitlines())
         free = int(told["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return math.inf
     try:
-        group = Path("/sys/fs/cgroup")
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
         used = int((group / "memory.current").read_text()) - int(cached)
         return min(free, int((group / "memory.max").read_text()) - used)

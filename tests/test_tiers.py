@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -144,6 +145,9 @@ def test_a_block_moves_once_for_everybody() -> None:
     one, two = (grown(trunk, *rows(6), start=11.0) for _ in range(2))
     assert one.log.host_blocks == two.log.host_blocks == 3 > trunk.log.host_blocks
     assert [a is b for a, b in zip(one.log.blocks, two.log.blocks)] == [True, True, False, False, False]
+    here, there = (m.log.blocks[1] for m in (trunk, one))
+    assert there.on_host and not here.on_host and there.tensors["k"] is not here.tensors["k"]
+    assert there.tensors["time"] is here.tensors["time"]  # times stay: everybody asks for them
 
 
 def test_moved_blocks_are_freed_on_the_device() -> None:
@@ -167,14 +171,14 @@ def test_what_moves_does_not_depend_on_the_cuts(seed, cut) -> None:
     assert pieces.host_slots == whole.host_slots == 48 and same(contents(pieces), contents(whole))
 
 
-@pytest.mark.parametrize("slots", [3, 8, 30, 41, 50])
+@pytest.mark.parametrize("slots", [0, 3, 8, 30, 41, 50])
 def test_going_back_in_time_and_on_from_there(slots) -> None:
     """`until` may end inside a block on the host; what is appended then forks it, on the device."""
     plain, tiered = pair(50, 9)
     short, want = (replace(m, log=m.log.until(slots)) for m in (tiered, plain))
     assert same(contents(short), contents(want))
-    again = until(tiered, float(slots - 1))
-    assert same(contents(again), contents(want)) and short.times.tolist() == list(range(slots))
+    assert same(contents(until(tiered, float(slots - 1))), contents(until(plain, float(slots - 1))))
+    assert short.times.tolist() == list(range(slots))
     more = rows(7)
     q = torch.randn(4, 3, WIDTH, dtype=torch.float64)
     one, two = (grown(m, *more, start=100.0) for m in (short, want))
@@ -219,8 +223,18 @@ def test_a_full_computer_is_told_and_costs_nothing(monkeypatch, tiny_model, clip
     assert same(contents(state.memory), was)
 
 
-def test_free_memory_is_that_of_this_machine() -> None:
+def test_free_memory_is_what_the_machine_and_the_container_leave(tmp_path) -> None:
     assert 100e6 < tiers.free_host_bytes() < 100e12
+    machine = tmp_path / "meminfo"
+    assert tiers.free_host_bytes(machine, tmp_path) == math.inf  # not Linux
+    machine.write_text("MemTotal:       4000 kB\nMemAvailable:   3000 kB\n")
+    assert tiers.free_host_bytes(machine, tmp_path) == 3000 * 1024
+    told = {"memory.current": "1000000", "memory.stat": "anon 5\ninactive_file 200000\n", "memory.max": "max"}
+    for name, text in told.items():
+        (tmp_path / name).write_text(text)
+    assert tiers.free_host_bytes(machine, tmp_path) == 3000 * 1024
+    (tmp_path / "memory.max").write_text("2000000\n")  # files the system keeps at hand may go
+    assert tiers.free_host_bytes(machine, tmp_path) == 1_200_000
 
 
 # A model
