@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,14 +126,9 @@ class Reader:
         """The same; where the place is watched, the weights (spans, slots) are added to `looks`."""
         if place not in self.watch_layers:
             return self._cross(place, q_BHQP)
-        outputs, found, ends = [], [], sorted({0, q_BHQP.shape[2]} | {i for s in spans for i in (s.start, s.stop)})
-        for start, stop in pairwise(ends):
-            wanted = range(start, stop) in spans
-            out, weights = self.memory.attend(place, q_BHQP[0, :, start:stop], want_weights=wanted)
-            outputs.append(out)
-            found += [weights] if weights is not None else []
-        looks += [torch.stack(found)] if found else []
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))[None]
+        out, weights = self.memory.attend_spans(place, q_BHQP[0], spans)
+        looks += [] if weights is None else [weights]
+        return out[None]
 
     @property
     def looked(self) -> Tensor | None:
@@ -192,7 +186,7 @@ def until(memory: Memory, second: float) -> Memory:
 
 def shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
     """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
-    shares = None if weights is None else weights.cpu().numpy()
-    if shares is None or not (total := shares.sum()) > 0:
+    looked = None if weights is None else weights.cpu().numpy()
+    if looked is None or not (total := looked.sum()) > 0:
         return None
-    return times, shares / total
+    return times, looked / total

@@ -293,8 +293,9 @@ def test_ask_and_watch_at_the_same_time(options, tiny_vamba, monkeypatch):
         later = model.watch(frames(i, i + 2), later)
     for thread in threads:
         thread.join()
-    assert not model._recordings.tapes.off and not model._live.tapes.off
+    assert not model._recordings.tapes.off and not model._live.tapes.off and "recorded" in model.backend
     monkeypatch.setattr(model._recordings.tapes, "off", True)
+    assert "recorded" not in model.backend
     monkeypatch.setattr(model._live.tapes, "off", True)
     for (q, s, sampling), got in zip(asked, found):
         want = said(model, s, q, sampling)

@@ -346,9 +346,10 @@ class VambaModel:
 
     @property
     def backend(self) -> str:
-        return (
-            f"{self.device.type}, {self.net.model.embed_tokens.weight.dtype}".replace("torch.", "") + f"; {backend()}"
-        )
+        kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend()
+        if "Triton" in used and self.device.type == "cuda" and not self._recordings.tapes.off:
+            used += ", recorded"
+        return f"{self.device.type}, {kind}; {used}"
 
     def chunk_frames(self, backlog: int) -> int:
         """Live: one unit. Catching up: the more the better until the kernels are full (4,800 tokens on an H100)."""
