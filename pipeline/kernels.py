@@ -23,14 +23,14 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.attention import TILE, attend, fits_attention, gpu_size, precision
-from pipeline.int8_kernels import fits_int8, int8_linear
+from pipeline.int8_kernels import int8_linear
 from pipeline.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
 
 if TYPE_CHECKING:
     from pipeline.mamba2 import Mamba2Mixer, MixerState
 
 __all__ = [
-    "add_layer_norm", "attend", "blend", "causal_conv", "fits_attention", "fits_int8", "fits_mixer", "gated_norm",
+    "add_layer_norm", "attend", "blend", "causal_conv", "fits_attention", "fits_mixer", "gated_norm",
     "int8_linear", "mixer", "quick_gelu", "rms_norm", "rotate", "scaled_rows", "ssd",
 ]  # fmt: skip
 

@@ -63,21 +63,31 @@ on_gpu = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), 
 
 @on_gpu
 @pytest.mark.cuda
-@pytest.mark.parametrize("rows", [1, 2, 7, 32, 33, 64])
+@pytest.mark.parametrize("rows", [1, 2, 7, 32, 33, 64, 128, 300])
 @pytest.mark.parametrize(("wide", "tall"), [(512, 40), (1000, 33), (24, 5)])
 def test_the_kernels_are_nearer_to_the_codes_than_restored_weights(rows, wide, tall, kernels):  # noqa: F811
-    if INTERPRETED and (rows, wide) not in [(1, 1000), (7, 24), (33, 512)]:
+    if INTERPRETED and (rows, wide) not in [(1, 1000), (7, 24), (33, 512), (300, 24)]:
         pytest.skip("the interpreter is slow")
     codes, scale = (t.to(DEVICE) for t in rounded(torch.randn(tall, wide)))
     x, bias = torch.randn(1, rows, wide, device=DEVICE), torch.randn(tall, device=DEVICE)
     exact = F.linear(x.double(), restored(codes, scale, torch.float64), bias.double())
-    assert kernels.fits_int8(x, codes) and not kernels.fits_int8(x.expand(65, -1, -1), codes)
     assert gap(kernels.int8_linear(x, codes, scale, bias).double(), exact) < 1e-4
     assert gap(kernels.int8_linear(x, codes, scale, None).double(), exact - bias) < 1e-4
     small, exact = x.to(HALF), F.linear(x.to(HALF).double(), restored(codes, scale, torch.float64))
     theirs = F.linear(small, restored(codes, scale, HALF)).double()
     ours = kernels.int8_linear(small.expand(2, -1, -1)[:1], codes, scale, None).double()
     assert (ours - exact).abs().mean() <= (theirs - exact).abs().mean() * 1.01 + 1e-9
+
+
+@on_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("wide", [32, 5000])
+def test_weights_are_restored_as_by_torch(wide, kernels):  # noqa: F811
+    from pipeline.int8_kernels import restored as restored_here
+
+    codes, scale = (t.to(DEVICE) for t in rounded(torch.randn(7, wide)))
+    for dtype in (HALF, torch.float32):
+        assert torch.equal(restored_here(codes, scale, dtype), restored(codes, scale, dtype))
 
 
 @on_gpu
