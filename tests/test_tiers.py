@@ -221,6 +221,8 @@ def test_a_full_computer_is_told_and_costs_nothing(monkeypatch, tiny_model, clip
     with pytest.raises(UserError, match="Memory ran out"):
         engine.watch(VideoChunk(video[8:]), state)
     assert same(contents(state.memory), was)
+    monkeypatch.undo()  # and when there is room again it goes on
+    assert engine.watch(VideoChunk(video[8:]), state).memory.host_slots
 
 
 def test_free_memory_is_what_the_machine_and_the_container_leave(tmp_path) -> None:
