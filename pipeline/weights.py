@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EMBEDDED = {"embedded": False, "embedded-twin": True}  # name: whether it is the transformer twin
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt"]
 INDEX = "model.safetensors.index.json"
-READERS = 4  # files read side by side
+READERS = 8  # files read side by side
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
