@@ -44,15 +44,10 @@ LENGTH, COUNT, SPANS, IDS = 0, 1, 4, 8  # places in `Fixed.step`; 2 and 3: the c
 
 
 class Tapes:
-    """What some recordings share: the stream they are made on, and the memory between their kernels.
-
-    They may share that memory because none leaves anything in it that is read later (outputs are held, so they are not
-    given to others), and because they are played one after the other.
-    """
+    """What some recordings share: the stream they are made on, and turns."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.pool = torch.cuda.graph_pool_handle() if self.stream else None
         self.off = False  # set for good by the first failure
         self._lock, self._done = Lock(), torch.cuda.Event() if self.stream else None
 
@@ -81,10 +76,12 @@ class Tape:
     """A function without arguments whose tensors lie at fixed places: run plainly once, then recorded and played.
 
     The plain run compiles kernels and fills caches, which must not happen inside a recording, and its result counts.
+    pool: of tapes that share the memory between their kernels. They may where nothing in it is read after a tape has
+    played, since tapes play one after the other. A pool that no recording uses any more must not be used again.
     """
 
-    def __init__(self, run: Callable[[], None], shared: Tapes):
-        self._run, self._shared, self._graph, self._met = run, shared, None, False
+    def __init__(self, run: Callable[[], None], shared: Tapes, pool: tuple[int, int] | None = None):
+        self._run, self._shared, self._pool, self._graph, self._met = run, shared, pool, None, False
 
     def play(self) -> None:
         if self._shared.stream is None:  # as under Triton's interpreter
@@ -110,7 +107,7 @@ class Tape:
         Other threads may go on using the GPU meanwhile (`thread_local`).
         """
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self._shared.pool, capture_error_mode="thread_local")
+        graph.capture_begin(self._pool, capture_error_mode="thread_local")
         try:
             self._run()
         finally:
@@ -136,7 +133,8 @@ class Fixed:
         self.step, self.book = new(IDS + ROWS[-1], dtype=torch.int64), new(3 + most, dtype=torch.int64)
         self.gaze, self.logits = new(len(places), 2, self.slots, dtype=torch.float32), new(net.cfg.vocab)
         self._view = _slots(memory, self.book, self.slots)
-        self.tapes = {rows: Tape(lambda rows=rows: self._pass(rows), shared) for rows in ROWS}
+        pool = torch.cuda.graph_pool_handle() if shared.stream else None
+        self.tapes = {rows: Tape(lambda rows=rows: self._pass(rows), shared, pool) for rows in ROWS}
 
     def holds(self, memory: Memory) -> bool:
         return len(memory) <= self.slots and len(memory.log.book) <= len(self.book)

@@ -10,13 +10,14 @@ import logging
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_MIXER, Letters, gap
 
-from pipeline import reading, recordings
+from pipeline import reading, recordings, verify
 from pipeline.memory import Memory
 from pipeline.models.vamba import Seen, Vamba, VambaModel
 from pipeline.reading import Reader
@@ -34,6 +35,7 @@ gpu_only = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark
 WIDE = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "n_layers": 2, "cross_layers": (0, 1)}
 WIDE |= {"mixer": replace(TINY_MIXER, d_model=64, d_state=16, headdim=16)}
 PLACES = (1,)
+GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("vamba-*"))
 
 
 def apply(marks):
@@ -247,6 +249,26 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
 
 
 # The whole model
+
+
+@apply(gpu_only)
+@pytest.mark.skipif(not GOLDEN, reason="the golden folders are not here")
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_golden_checkpoints_are_recorded(folder):
+    """Other shapes and switches, frame by frame: chunks of one length and answers, recorded and plain."""
+    golden = verify.read(folder, torch.device("cuda"), torch.float32)
+    model = VambaModel(golden.net, verify._GoldenVision(golden), None, block_slots=64)
+    state, whole = model.start(), [Frame(np.zeros((1, 1, 3), np.uint8), float(n)) for n in range(2 * golden.grid[0][0])]
+    for i in range(0, len(whole), 2):
+        state = model.watch(VideoChunk(tuple(whole[i : i + 2])), state)
+    at_once = model.watch(VideoChunk(tuple(whole)), model.start())
+    assert gap(state.memory.log.column("k"), at_once.memory.log.column("k")) < 1e-3
+    about, ids = (model.net, state.memory, model.watch_layers), golden.prompt
+    for _ in range(3):
+        ours, plain = Reader(*about, model._recordings), Reader(*about)
+        alike(ours, plain, *(r.question(ids[:4], ids[4:]) for r in (ours, plain)))
+        alike(ours, plain, *(r.feed([ids[-1]]) for r in (ours, plain)))
+    assert not model._live.tapes.off and not model._recordings.tapes.off and model._recordings._fixed
 
 
 class Pairs:
