@@ -86,7 +86,7 @@ def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Ten
     """As `mamba2.causal_conv`, from any rows that are contiguous in C (a slice of the in-projection, uncopied)."""
     batch, T, channels = x_BTC.shape
     out, tail_BKC = x_BTC.new_empty(batch, T, channels), tail_BKC.contiguous()
-    newest, rows, columns = torch.empty_like(tail_BKC), 16, min(1024, triton.next_power_of_2(channels))
+    newest, rows, columns = torch.empty_like(tail_BKC), 32, min(512, triton.next_power_of_2(channels))
     _conv[(triton.cdiv(T, rows), triton.cdiv(channels, columns), batch)](
         x_BTC, tail_BKC, weight_C1W, weight_C1W if bias_C is None else bias_C, out, newest,
         T, channels, x_BTC.stride(0), x_BTC.stride(1), bias_C is not None, weight_C1W.shape[-1], rows, columns,
@@ -100,41 +100,55 @@ def _tap(weight, c, inside, BACK: tl.constexpr, WIDTH: tl.constexpr):
     return tl.load(weight + c * WIDTH + (WIDTH - 1 - BACK), inside & (BACK < WIDTH), 0.0).to(tl.float32)
 
 
+@triton.jit
+def _above(x, tail, row, T, x_row, channels, c, inside, BEFORE: tl.constexpr):
+    """A row of the chunk, or of the tail above it; zeros above both."""
+    value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row >= 0) & (row < T), 0.0)
+    return value + tl.load(tail + (row + BEFORE) * channels + c, inside & (row < 0) & (row >= -BEFORE), 0.0)
+
+
+@triton.jit
+def _silu(place, value, inside):
+    tl.store(place, (value / (1 + tl.exp(-value))).to(place.dtype.element_ty), inside)
+
+
 @triton.jit(do_not_specialize=["T"])
 def _conv(
     x, tail, weight, bias, out, newest, T, channels, x_batch, x_row,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of ROWS rows. Each row is read once: the three before it (one, two, three ago) stay in registers.
+    """Some columns of ROWS rows, each read once: those before it stay in registers (row_3 is three above the next).
 
-    Rows above the chunk come from the tail; the last rows are the next tail.
+    Four are read before the first is written, because no load overtakes a store. The last rows are the next tail.
     """
-    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS
+    batch, start, before = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS, WIDTH - 1
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside, before = c < channels, WIDTH - 1
+    inside = c < channels
     x += batch * x_batch
     tail += batch * before * channels
-    newest += (batch * before + before - T) * channels
-    weight_0, weight_1 = _tap(weight, c, inside, 0, WIDTH), _tap(weight, c, inside, 1, WIDTH)
-    weight_2, weight_3 = _tap(weight, c, inside, 2, WIDTH), _tap(weight, c, inside, 3, WIDTH)
-    one = tl.zeros([COLUMNS], tl.float32)
-    two, three = one, one
-    offset = tl.load(bias + c, inside, 0.0).to(tl.float32) if HAS_BIAS else one
-    for k in tl.static_range(WIDTH - 1):
-        row = start + k - before
-        value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row >= 0) & (row < T), 0.0)
-        value += tl.load(tail + (row + before) * channels + c, inside & (row < 0), 0.0)
-        tl.store(newest + row * channels + c, value, inside & (row < 0) & (row >= T - before))
-        three, two, one = two, one, value.to(tl.float32)
-    for k in tl.static_range(ROWS):
-        row = start + k
-        value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row < T), 0.0)
-        tl.store(newest + row * channels + c, value, inside & (row < T) & (row >= T - before))
-        now = value.to(tl.float32)
-        total = now * weight_0 + one * weight_1 + two * weight_2 + three * weight_3 + offset
-        total = total / (1 + tl.exp(-total))
-        tl.store(out + (batch * T + row) * channels + c, total.to(out.dtype.element_ty), inside & (row < T))
-        three, two, one = two, one, now
+    w0, w1 = _tap(weight, c, inside, 0, WIDTH), _tap(weight, c, inside, 1, WIDTH)
+    w2, w3 = _tap(weight, c, inside, 2, WIDTH), _tap(weight, c, inside, 3, WIDTH)
+    offset = tl.load(bias + c, inside, 0.0).to(tl.float32) if HAS_BIAS else w0 * 0
+    row_3 = _above(x, tail, start - 3, T, x_row, channels, c, inside, before).to(tl.float32)
+    row_2 = _above(x, tail, start - 2, T, x_row, channels, c, inside, before).to(tl.float32)
+    row_1 = _above(x, tail, start - 1, T, x_row, channels, c, inside, before).to(tl.float32)
+    for k in tl.static_range(0, ROWS, 4):
+        here = x + (start + k).to(tl.int64) * x_row + c
+        a = tl.load(here, inside & (start + k < T), 0.0).to(tl.float32)
+        b = tl.load(here + x_row, inside & (start + k + 1 < T), 0.0).to(tl.float32)
+        d = tl.load(here + 2 * x_row, inside & (start + k + 2 < T), 0.0).to(tl.float32)
+        e = tl.load(here + 3 * x_row, inside & (start + k + 3 < T), 0.0).to(tl.float32)
+        there = out + (batch * T + start + k) * channels + c
+        _silu(there, a * w0 + row_1 * w1 + row_2 * w2 + row_3 * w3 + offset, inside & (start + k < T))
+        _silu(there + channels, b * w0 + a * w1 + row_1 * w2 + row_2 * w3 + offset, inside & (start + k + 1 < T))
+        _silu(there + 2 * channels, d * w0 + b * w1 + a * w2 + row_1 * w3 + offset, inside & (start + k + 2 < T))
+        _silu(there + 3 * channels, e * w0 + d * w1 + b * w2 + a * w3 + offset, inside & (start + k + 3 < T))
+        row_3, row_2, row_1 = b, d, e
+    for k in tl.static_range(before):
+        row = T - before + k
+        mine = inside & (row < start + ROWS) & ((row >= start) | ((row < 0) & (start == 0)))
+        value = _above(x, tail, row, T, x_row, channels, c, mine, before)
+        tl.store(newest + (batch * before + k) * channels + c, value, mine)
 
 
 # --- the scan --------------------------------------------------------------------------------------------------------
@@ -164,10 +178,12 @@ def ssd(
     _steps[(blocks, triton.cdiv(heads, 8), batch)](
         dt_BTH, dt_bias_H, A_log_H, dt, sums, T, heads, *dt_BTH.stride()[:2], *dt_limit, L, 8
     )
-    part = min(n, 64)
+    # H100, 9,568 tokens: 0.117 ms, with steps and parts of 64 0.162. No room for it in fp32 and on small GPUs.
+    large = x_BTHP.itemsize == 2 and p <= 64 and gpu_size(x_BTHP.device)[1]
+    part, step = (min(n, 128), min(L, 128)) if large else (min(n, 64), TILE)
     _states[(n // part, heads, batch)](
         x_BTHP, B_BTGN, dt, sums, ssm_BHPN, starts, ssm, T, heads, *x_strides, *b_strides, blocks, heads // groups,
-        P, N, L, TILE, p, part, digits, num_stages=3,
+        P, N, L, step, p, part, digits, num_stages=3,
     )  # fmt: skip
     _products[((L // TILE) ** 2, blocks, batch * groups)](
         B_BTGN, C_BTGN, CB, T, groups, blocks, *b_strides, *c_strides, N, L, TILE, n, digits
@@ -211,9 +227,10 @@ def _states(
     P: tl.constexpr, N: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One head's state (or some columns of it) walks through the chunk, tile by tile, in fp32 registers."""
-    batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    p, n = tl.arange(0, BP), tl.program_id(0) * BN + tl.arange(0, BN)
+    """One head's state (or some rows and columns of it) walks through the chunk, step by step, in fp32 registers."""
+    batch, head, halves = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.cdiv(P, BP)
+    p = tl.program_id(0) % halves * BP + tl.arange(0, BP)
+    n = tl.program_id(0) // halves * BN + tl.arange(0, BN)
     in_p, in_n = p < P, n < N
     at = p[:, None] * N + n[None, :]
     inside = in_p[:, None] & in_n[None, :]
@@ -277,6 +294,9 @@ def _outputs(
     dt += (batch * heads + head) * blocks * L + block * L
     sums += (batch * heads + head) * blocks * L + block * L
     CB += ((batch * blocks + block) * (heads // per_group) + group) * L * L
+    if GATED:  # read long before it is needed, so that nobody waits for it
+        z_place = z + batch * z_batch + row[:, None].to(tl.int64) * z_row + head * P + p[None, :]
+        gate = tl.load(z_place, here[:, None] & in_p[None, :], 0.0)
     sum_m, sum_i = tl.load(sums + m), tl.load(sums + i * ROWS - 1, i > 0, 0.0)
     c_place = C + batch * c_batch + row[:, None].to(tl.int64) * c_row + group * N + n[None, :]
     c_tile = tl.load(c_place, here[:, None] & in_n[None, :], 0.0)
@@ -297,14 +317,14 @@ def _outputs(
         x_place = x + (block * L + k)[:, None].to(tl.int64) * x_row + p[None, :]
         x_tile = tl.load(x_place, (block * L + k < T)[:, None] & in_p[None, :], 0.0)
         weights = tl.load(CB + m[:, None] * L + k[None, :]).to(tl.float32) * tl.exp(decay) * tl.load(dt + k)[None, :]
+        if HAS_D and not D_PER_CHANNEL:  # D x, as part of what the token gets from itself
+            weights += tl.where(m[:, None] == k[None, :], tl.load(D + head).to(tl.float32), 0.0)
         total += tl.dot(weights.to(x_tile.dtype), x_tile, input_precision=PRECISION)
-    if HAS_D:
-        skip = tl.load(D + head * P + p, in_p, 0.0) if D_PER_CHANNEL else tl.load(D + head + p * 0)
+    if D_PER_CHANNEL:
         x_own = tl.load(x + row[:, None].to(tl.int64) * x_row + p[None, :], here[:, None] & in_p[None, :], 0.0)
-        total += x_own.to(tl.float32) * skip.to(tl.float32)[None, :]
+        total += x_own.to(tl.float32) * tl.load(D + head * P + p, in_p, 0.0).to(tl.float32)[None, :]
     if GATED:
-        z_place = z + batch * z_batch + row[:, None].to(tl.int64) * z_row + head * P + p[None, :]
-        gate = tl.load(z_place, here[:, None] & in_p[None, :], 0.0).to(tl.float32)
+        gate = gate.to(tl.float32)
         total *= gate / (1 + tl.exp(-gate))
         tl.store(squares + (batch * T + row) * heads + head, tl.sum(total * total, 1), here)
         total *= tl.load(weight + head * P + p, in_p, 0.0).to(tl.float32)[None, :]

@@ -94,7 +94,7 @@ def add_layer_norm(x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: f
     x, more, width = x.contiguous(), more.contiguous(), x.shape[-1]
     total, normed = torch.empty_like(x), torch.empty_like(x)
     _add_layer_norm[(x.numel() // width,)](
-        x, more, weight, bias, total, normed, width, eps, triton.next_power_of_2(width), num_warps=4
+        x, more, weight, bias, total, normed, width, eps, triton.next_power_of_2(width), num_warps=2
     )
     return total, normed
 
