@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline import floors, loading
 from pipeline.bench import conditions, peak_memory, reset_peak_memory, timed
 from pipeline.floors import bytes_of
+from pipeline.int8 import to_int8
 from pipeline.models.vamba import Vamba, VambaModel
 from pipeline.published_baseline import compared, measure_baseline, measure_one_pass
 from pipeline.published_shapes import (
@@ -48,6 +50,7 @@ from pipeline.vision import Patching, QwenVision, build_tower
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
 ANSWER_TOKENS = 16
+LED_WORDS = 48
 REPEATS = 5
 OPTIONS = {
     "minutes": (1, 15, 60),
@@ -94,6 +97,8 @@ def measure(
         "baseline": lambda: measure_baseline(shapes, machine, _doublings(baseline_frames), frames),
         "one_pass": lambda: measure_one_pass(shapes, machine, _doublings(baseline_frames)),
     }
+    if int8:
+        parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
     question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
     document = {
         "conditions": conditions(frames, list(shapes.picture)) | question,
@@ -226,6 +231,34 @@ def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
         seconds, token = timed(lambda token=token: int(reader.feed([token]).argmax()))
         spent.append(seconds)
     return first, statistics.median(spent)
+
+
+def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
+    """How far a network with 8-bit weights strays from the one it was rounded from, both watching and answering.
+
+    It is led along the exact answer's words, so that one slip does not spoil what follows.
+    """
+    net, eyes = machine.build(lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
+    model = VambaModel(net, eyes, Words(shapes.vamba.vocab))
+    exact, words = _led(model, shapes, per_chunk, None)
+    to_int8(net)
+    rounded, _ = _led(model, shapes, per_chunk, words)
+    apart, same = (rounded - exact) / exact.std(), rounded.argmax(-1) == exact.argmax(-1)
+    return {
+        "words": len(same), "rms_in_std": float(apart.square().mean().sqrt()), "most_in_std": float(apart.abs().max()),
+        "same_word": float(same.float().mean()), "same_answer_for": int(same.long().cumprod(0).sum()),
+    }  # fmt: skip
+
+
+def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:
+    """Logits (words, V) of a greedy answer, or along given words, after watching so many frames; and the words."""
+    state = model.watch(VideoChunk(frames_of(shapes, 0, frames)), model.start())
+    reader, ids, logits, led = Reader(model.net, state.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
+    for n in range(LED_WORDS):
+        logits.append(reader.feed(ids).float())
+        led.append(words[n] if words else int(logits[-1].argmax()))
+        ids = led[-1:]
+    return torch.stack(logits), led
 
 
 def measure_all_in(

@@ -13,6 +13,10 @@ ROWS = {
 }
 
 
+ROUNDING = (
+    "logits {rms_in_std:.1%} of their std from the exact ones (most {most_in_std:.1%}), "
+    "the same word {same_word:.0%} of {words} times, the same answer for {same_answer_for} words"
+)
 BASELINES = {"baseline": "Qwen2-VL in chunks", "one_pass": "Qwen2-VL in one pass"}
 
 
@@ -29,6 +33,8 @@ def table(document: dict[str, Any]) -> str:
         for row in document[f"vamba_over_{part}"]:
             above = f", memory above weights {row['above_weights']:.2f}x" if "above_weights" in row else ""
             lines.append(f"Vamba / {name} at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
+    if found := document.get("rounding"):
+        lines.append("weights in 8 bits: " + (found.get("stopped") or ROUNDING.format(**found)))
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
 
 

@@ -29,6 +29,7 @@ from pipeline.weights import DTYPES, load_net, read_config
 # Largest difference allowed, in standard deviations of the tensor: (from the golden tensors, between two cuttings).
 # The golden tensors are fp32 themselves, so fp64 cannot come closer to them than fp32 does.
 TOLERANCES = {"float64": (1e-3, 1e-9), "float32": (1e-3, 1e-4), "bfloat16": (0.25, 0.25), "float16": (0.05, 0.05)}
+ROUNDED = 0.25  # the first of them with 8-bit weights
 
 BLOCK_SLOTS = 48  # of the memory: so small that tiny golden videos span several blocks
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="what to compute in (default: float32)"
     )
+    parser.add_argument("--int8", action="store_true", help="with the weights of linear layers in 8 bits")
     parser.add_argument("--chunks", type=int, default=6, metavar="N", help="random cuts to try (default: 6)")
     parser.add_argument("--device", help="where to compute (default: the GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of the random cuts")
@@ -60,19 +62,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints one line a tensor and a last line of JSON. Returns 0, or 1 past a tolerance."""
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    golden = read(Path(args.golden), device, DTYPES[args.dtype])
-    rows = list(compare(golden, args.chunks, args.seed, *TOLERANCES[args.dtype]))
+    golden = read(Path(args.golden), device, DTYPES[args.dtype], args.int8)
+    exact, between = TOLERANCES[args.dtype]
+    rows = list(compare(golden, args.chunks, args.seed, ROUNDED if args.int8 else exact, between))
     print(f"{'tensor':<34} {'largest difference':>18} {'in std':>10} {'allowed':>9}")
     for row in rows:
         mark = "" if row["ok"] else "  <- too far"
         print(f"{row['tensor']:<34} {row['difference']:>18.3e} {row['in_std']:>10.2e} {row['allowed']:>9.0e}{mark}")
     ok = all(row["ok"] for row in rows)
-    report = {"golden": Path(args.golden).name, "dtype": args.dtype, "device": device.type, "ok": ok, "tensors": rows}
+    report = {
+        "golden": Path(args.golden).name,
+        "dtype": args.dtype,
+        "int8": args.int8,
+        "device": device.type,
+        "ok": ok,
+        "tensors": rows,
+    }
     print(json.dumps(report))
     return 0 if ok else 1
 
 
-def read(folder: Path, device: torch.device, dtype: torch.dtype) -> Golden:
+def read(folder: Path, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Golden:
     """A golden folder of Vamba, the network in `dtype`; UserError where it is none."""
     try:
         expected = load_file(folder / "expected.safetensors")
@@ -85,7 +95,7 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype) -> Golden:
     config = read_config(folder)
     if "vision_mamba_mixer_config" not in config or not needed <= set(expected):
         raise UserError("These golden tensors are not Vamba's, so they cannot be compared yet; name a Vamba folder.")
-    net = load_net(folder, config, device, dtype)
+    net = load_net(folder, config, device, dtype, int8=int8)
     grid = tuple(tuple(row) for row in expected["video_grid_thw"].tolist())
     return Golden(net, expected, expected["pixel_values_videos"].to(device, dtype), grid)
 

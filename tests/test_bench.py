@@ -137,6 +137,16 @@ def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
     found = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "int8": True, "tower": False})
     assert found["vamba"]["int8"] and found["vamba"]["weights"] == bytes_of(small) and found["vamba"]["finite"]
     assert found["baseline"]["weights"] == measured["baseline"]["weights"]
+    rounding = found["rounding"]
+    assert 1e-4 < rounding["rms_in_std"] < 0.05 and rounding["rms_in_std"] < rounding["most_in_std"] < 0.5
+    assert rounding["same_answer_for"] <= rounding["words"] * rounding["same_word"] + 1e-6
+    assert f"of {published.LED_WORDS} times" in table(found) and "rounding" not in measured
+
+
+def test_nothing_strays_that_was_not_rounded(shapes, monkeypatch):
+    monkeypatch.setattr(published, "to_int8", lambda net: net)
+    found = published.measure_rounding(shapes, Machine(CPU, torch.float32, 1e9, 1e9), 4)
+    assert found["rms_in_std"] == 0 and found["same_answer_for"] == found["words"] == published.LED_WORDS
 
 
 def test_running_out_of_memory_is_a_row(shapes, monkeypatch):

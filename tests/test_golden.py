@@ -54,6 +54,15 @@ def test_equal_to_the_published_system_however_the_video_is_cut(capsys, name, dt
         assert len(cut) >= 8 and max(row["in_std"] for row in cut) < (1e-9 if dtype == "float64" else 1e-4)
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_weights_in_8_bits_stay_near_and_give_the_same_answer(capsys, name) -> None:
+    code, report = run(capsys, golden(name), "--int8", "--chunks", "3")
+    tensors = {row["tensor"]: row for row in report["tensors"]}
+    assert code == 0 and report["int8"], [row for row in report["tensors"] if not row["ok"]]
+    assert tensors["greedy_ids"]["difference"] == 0 and tensors["visual_embeds"]["in_std"] < 1e-4
+    assert 0.01 < tensors["logits"]["in_std"] < 0.25  # else nothing was rounded, or too much
+
+
 def copied(name: str, to: Path, change) -> Path:
     """A golden folder whose weights or config `change` has touched."""
     for file in golden(name).iterdir():
