@@ -31,6 +31,7 @@ def test_what_is_written_is_a_checkpoint_in_shards(tmp_path):
     assert len(files) > 2 and {file.name for file in files} == set(index.values())
     model = weights.load(str(tmp_path / "new"), "cpu", int8=True)
     kinds = [type(module) for module in model.net.modules()]
+    assert "weights in 8 bits" in model.backend
     assert kinds.count(Int8Linear) > 10 and all(p.isfinite().all() for p in model.net.parameters())
     assert (model.net.model.norm.weight == 1).all() and model.net.lm_head.weight.float().std() > 0
 

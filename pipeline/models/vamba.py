@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.int8 import Int8Linear
 from pipeline.mamba2 import Mamba2Mixer, MixerConfig, MixerState, backend, gpu_kernels, sent
 from pipeline.memory import Memory, Policy
 from pipeline.reading import Reader, shares, until
@@ -329,10 +330,10 @@ class VambaModel:
         self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
         self.retrieve, self.tier = retrieve, None if gpu_memory is None else Tier(gpu_memory * 1e9)
         self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
-        if retrieve:
-            self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
         if self.tier:
             self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
+        if retrieve:
+            self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         n = len(net.cfg.cross_layers)
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
@@ -347,6 +348,7 @@ class VambaModel:
     @property
     def backend(self) -> str:
         kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend()
+        kind += ", weights in 8 bits" if isinstance(self.net.lm_head, Int8Linear) else ""
         if "Triton" in used and self.device.type == "cuda" and not self._recordings.tapes.off:
             used += ", recorded"
         return f"{self.device.type}, {kind}; {used}"
