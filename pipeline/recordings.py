@@ -58,12 +58,17 @@ class Tapes:
 
     @contextmanager
     def turn(self, what: str) -> Iterator[None]:
-        """One pass at a time, and each after the one before, on whatever streams. Failures are logged, once."""
+        """One pass at a time, and each after the one before, on whatever streams. No failure gets out of it.
+
+        Running out of memory may have passed by the next time; the plain code needs less. Others are told, once.
+        """
         with self._lock:
             try:
                 if self._done:
                     self._done.wait()
                 yield
+            except torch.OutOfMemoryError:
+                pass
             except Exception:  # whatever a driver finds wrong with recording
                 self.off = True
                 log.warning("Recording %s failed; from here on it runs unrecorded.", what, exc_info=True)
