@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +38,12 @@ def run(folder: Path, config: dict[str, Any], device: torch.device, int8: bool, 
     """The command."""
     if not (folder / "config.json").is_file():
         print(f"writing a random checkpoint into {folder.name}", file=sys.stderr, flush=True)
-        written(folder, config, device)
+        try:
+            written(folder, config, device)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                "The random checkpoint could not be written there, so nothing was measured; name a folder of your own."
+            ) from error
     found = measured(folder, device, int8)
     print(table(found), file=sys.stderr if only_json else sys.stdout)
     print(json.dumps(found))

@@ -67,6 +67,12 @@ print(json.dumps(loading.measured(pathlib.Path({str(tmp_path)!r}), torch.device(
     assert found["cold"]["s"] > 0 and "GB/s" in loading.table(found)
 
 
+def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="could not be written"):
+        loading.run(tmp_path / "file" / "new", VAMBA, CPU, False, True)
+
+
 def test_memory_is_seen_while_it_is_held():
     with loading.anonymous_memory() as peak:
         held = bytearray(b"x" * 50_000_000)
