@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -176,15 +176,19 @@ class Patching:
             tall, wide = (math.ceil(side * grow / unit) * unit for side in (height, width))
         return tall, wide
 
-    def patches(self, rgb_FHWC: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Patches (t*h*w, C*2*patch*patch), fp32, and their grid (t, h, w), of an even number of equal uint8 frames.
+    def patches(
+        self, rgb_FHWC: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """Patches (t*h*w, C*2*patch*patch) and their grid (t, h, w), of an even number of equal uint8 frames.
 
         Resized on the frames' own device, so that only uint8 pixels travel.
         """
         height, width = self.size(*rgb_FHWC.shape[1:3])
         frames_FCHW = resize(rgb_FHWC.permute(0, 3, 1, 2).float(), height, width)
-        mean, std = (sent(torch.tensor(c), frames_FCHW.device).view(1, 3, 1, 1) for c in (CLIP_MEAN, CLIP_STD))
-        frames_FCHW = frames_FCHW.div_(255).sub_(mean).div_(std)
+        mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+        # (level / 255 - mean) / std in one pass, rounded to `dtype` before the patches are laid out and not after
+        shift, scale = sent(torch.stack([-mean / std, 1 / (255 * std)]), frames_FCHW.device).view(2, 3, 1, 1)
+        frames_FCHW = torch.addcmul(shift, frames_FCHW, scale).to(dtype)
         t, h, w, m, p = len(rgb_FHWC) // 2, height // self.patch, width // self.patch, self.merge, self.patch
         windows = frames_FCHW.view(t, 2, 3, h // m, m, p, w // m, m, p)
         # pair, window row, window column, row and column in the window, colour, frame of the pair, pixel row and column
@@ -219,7 +223,9 @@ class QwenVision:
             run = list(run)
             rows, columns = (side // self.patching.unit for side in self.patching.size(*shape))
             group = max(1, PATCHES_PER_CALL // (rows * columns * self.patching.merge**2))
-            tokens += [self._encode(run[start : start + group]) for start in range(0, len(run), group)]
+            # The rest goes first: a GPU that is idle begins as soon as these few pictures are gathered.
+            bounds = [0, *range(len(run) % group or group, len(run) + 1, group)]
+            tokens += [self._encode(run[start:stop]) for start, stop in pairwise(bounds)]
             seconds = torch.tensor([first.time for first, _ in run], dtype=torch.float64)
             times.append(seconds.repeat_interleave(rows * columns))
             axes = torch.arange(done, done + len(run)), torch.arange(rows), torch.arange(columns)
@@ -233,13 +239,13 @@ class QwenVision:
 
         Gathered in page-locked memory, so that a GPU fetches them when it comes to it and nobody waits.
         """
-        device = self.tower.patch_embed.proj.weight.device
+        weight = self.tower.patch_embed.proj.weight
         pictures = [picture for a, b in pairs for picture in (a.rgb, _like(b.rgb, a.rgb))]
         rgb_FHWC = torch.empty(
-            len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=device.type == "cuda"
+            len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=weight.is_cuda
         )  # fmt: skip
         np.stack(pictures, out=rgb_FHWC.numpy())
-        patches, grid = self.patching.patches(sent(rgb_FHWC, device))
+        patches, grid = self.patching.patches(sent(rgb_FHWC, weight.device), weight.dtype)
         return encode_pairs(self.tower, patches, torch.tensor([grid]))
 
 
