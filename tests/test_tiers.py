@@ -320,6 +320,6 @@ def test_copies_and_computing_wait_for_each_other() -> None:
         for queries in (1, 40):
             q = 2 * torch.randn(28, queries, 128, device="cuda", dtype=torch.bfloat16)
             (out, weights), (want, want_weights) = (m.attend(layer, q, True) for m in (tiered, plain))
-            assert gap(out, want) < 0.01 and gap(weights, want_weights) < 0.01
+            assert gap(out, want) < 0.02 and gap(weights, want_weights) < 0.02  # bf16 has 8 bits
     assert torch.equal(tiered.log.column("k"), plain.log.column("k"))
     assert torch.equal(states[20].log.column("v"), plain.log.until(14_700).column("v"))
