@@ -28,6 +28,8 @@ from pipeline.named_times import named_time
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
 LONG_TAKE = 15  # frames from which a shot is looked at in parts
+PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
+UNPEOPLED = 0.4  # people seen with less confidence than this seldom are people
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
 # What a question asks the model to do. "find" looks for what is described, "about" does so too but prefers the present;
@@ -138,6 +140,7 @@ def asked_about(said: list[str], text: str) -> list[str]:
     return [phrase for phrase in said if re.fullmatch(rf"(maybe )?(\d+ )?({wanted})( left| right)?", phrase)] or said
 
 
+_VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
 # Wordings that leave no doubt about the plan, whatever the trained head makes of them.
 _WORDINGS = (
     (r"\b(when|what time|at which)\b.*\bfirst\b(?! (thing|scene|shot))", "find"),
@@ -148,7 +151,13 @@ _WORDINGS = (
     (r"\bhow many (scenes|shots|cuts)\b(?!.*\b(show|have|contain|with|is there|do you see|can you see)\b)", "count"),
     (r"\b(number of|how many) (?!scenes|shots|cuts|times|days|minutes|legs|of the)", "about"),
     (r"^(what|which) (is the )?colou?r\b", "about"),
+    (
+        r"^\W*(how|what) (does|do|did) (it|this|that|the (video|clip|film))( one)? (open|begin|start)( with)?\W*$",
+        "first",
+    ),
+    (r"\b(when (it|this|the (video|clip|film)) ends|how (does|did) (it|this|the (video|clip|film)) end)\b", "last"),
 )
+_SO_FAR = re.compile(r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b", re.IGNORECASE)
 
 
 def wording_plan(text: str) -> str | None:
@@ -166,11 +175,15 @@ _SAME = {
     "cell phone": "phone smartphone", "dining table": "table", "potted plant": "plant", "airplane": "plane",
     "handbag": "purse", "cup": "mug", "teddy bear": "teddy", "mouse": "", "dog": "puppy", "cat": "kitten",
 }  # fmt: skip
-_KINDS = {"animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle"}
+_KINDS = {
+    "animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle",
+    "vegetable": "broccoli carrot", "fruit": "banana apple orange",
+}  # fmt: skip
 _CLASSES = {  # ImageNet's order of animals: first class, one past the last
     "dog": ((151, 269),), "cat": ((281, 286),), "bird": ((7, 25), (80, 101), (127, 147)), "fish": ((0, 7), (389, 398)),
     "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
     "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
+    "vegetable": ((936, 948),), "fruit": ((948, 958),),
 }  # fmt: skip
 _NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
 
@@ -296,10 +309,10 @@ class Planner:
         self.locator, self.calibration = locator, calibration
 
     def plan(self, text: str, located: Located, index: Index) -> Verdict:
-        name, time = (
-            wording_plan(text) or PLANS[int(located.plan[0].argmax())],
-            named_time(text, float(index.times[-1])),
-        )
+        name = wording_plan(text) or PLANS[int(located.plan[0].argmax())]
+        if name == "yesno_now" and _SO_FAR.search(text):  # "has anybody come by now?" is not about now
+            name = "yesno"
+        time = named_time(text, float(index.times[-1]))
         if time is not None and name not in ("chat", "yesno", "count", "count_of"):
             return self._at(time, index)
         if name in ("find", "about", "yesno", "yesno_now", "after", "before", "count_of"):
@@ -319,6 +332,8 @@ class Planner:
         if (shown := named_things(text).shown(index.features)) is not None:
             gain, loss = self.calibration.get("towers", (0.0, 0.0))
             frames = frames + gain * shown - loss
+            if named_things(text).coco == (PERSON,) and shown.max() < UNPEOPLED:
+                frames = frames - gain
         return Fit(frames, _log_mean_exp(frames, index.starts))
 
     def newest(self, index: Index) -> tuple[int, ...]:

@@ -457,3 +457,26 @@ def test_without_a_calibration_the_towers_have_no_say():
     alone = {k: v for k, v in SURE.items() if k != "towers"}
     fit = Planner(HandMade(), alone).fit("the dog", located("find"), index([1.0] * 4, seen=seen))
     assert fit.frames.tolist() == [1.0] * 4
+
+
+def test_a_video_without_people_in_the_detectors_eyes_has_none():
+    """The locator alone would say yes (5 above "nowhere"): on real clips it did, of an empty table."""
+    empty, busy = (features(4, {1: [("person", score, "left")]}) for score in (0.2, 0.8))
+    for seen, found in ((empty, False), (busy, True)):
+        idx = index([5.0] * 4, seen=seen)
+        assert plan("yesno", idx, "Has anyone shown up?").found == found
+        assert plan("yesno", idx, "Has a tree shown up?").found, "only people are missed so seldom"
+
+
+def test_what_has_come_so_far_is_not_about_now():
+    idx = shots((5.0, 4), (-9.0, 4))  # there first, gone now
+    assert not plan("yesno_now", idx, "Is there a tree now?").found
+    assert plan("yesno_now", idx, "Has a tree come by now?").found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("How does this one open?", "first"), ("What did the video start with?", "first"),
+                           ("What is there when it ends?", "last"), ("How do you open a bottle?", None)],
+)  # fmt: skip
+def test_wordings_of_the_two_ends(text, expected):
+    assert wording_plan(text) == expected

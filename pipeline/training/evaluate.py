@@ -39,6 +39,7 @@ from pipeline.training.train import features_table
 MINUTES = (1, 5, 15, 60)
 EPISODES = {1: (88, 40), 5: (36, 100), 15: (20, 180), 60: (14, 320)}  # minutes: (videos, questions of each)
 CALIBRATION = ((1, 30, 40), (5, 12, 80), (15, 8, 120), (60, 4, 200))  # minutes, videos, questions of each
+LONGEST_TWIN = 5  # minutes: its context holds 13, and costs their square
 ROWS = 384  # token rows a batch
 
 
@@ -259,6 +260,8 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
     rng, rows = np.random.default_rng(seed), defaultdict(list)
     e.cut = fit_cut(e, split, np.random.default_rng(seed))
     for minutes, count, questions in CALIBRATION:
+        if e.net.cfg.twin and minutes > LONGEST_TWIN:
+            continue
         for _ in range(count):
             episode = generate(e.world, split, rng, 60 * minutes, questions, "dev")
             frames = episode.frames[:, 0].astype(np.int64) * VIEWS + episode.frames[:, 1]
