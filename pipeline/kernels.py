@@ -305,24 +305,23 @@ def _outputs(
     total = tl.dot(c_tile, s_tile, input_precision=PRECISION) * tl.exp(sum_i)
     for start in range(0, i * ROWS, KEYS):
         k = start + tl.arange(0, KEYS)
+        past = k < i * ROWS  # all of them, unless KEYS are more than ROWS: C B^T of later ones was never written
         x_place = x + (block * L + k)[:, None].to(tl.int64) * x_row + p[None, :]
-        x_tile = tl.load(x_place, (block * L + k < T)[:, None] & in_p[None, :], 0.0)
-        faded = x_tile.to(tl.float32) * (tl.load(dt + k) * tl.exp(sum_i - tl.load(sums + k)))[:, None]
-        cb_tile = tl.load(CB + m[:, None] * L + k[None, :])
-        total += tl.dot(cb_tile, faded.to(x_tile.dtype), input_precision=PRECISION)
+        x_tile = tl.load(x_place, (past & (block * L + k < T))[:, None] & in_p[None, :], 0.0)
+        fade = tl.where(past, tl.load(dt + k) * tl.exp(sum_i - tl.load(sums + k)), 0.0)
+        cb_tile = tl.load(CB + m[:, None] * L + k[None, :], past[None, :], 0.0)
+        faded = (x_tile.to(tl.float32) * fade[:, None]).to(x_tile.dtype)
+        total += tl.dot(cb_tile, faded, input_precision=PRECISION)
     total *= tl.exp(sum_m - sum_i)[:, None]
-    for start in range(i * ROWS, (i + 1) * ROWS, KEYS):
-        k = start + tl.arange(0, KEYS)
-        decay = tl.where(m[:, None] >= k[None, :], sum_m[:, None] - tl.load(sums + k)[None, :], float("-inf"))
-        x_place = x + (block * L + k)[:, None].to(tl.int64) * x_row + p[None, :]
-        x_tile = tl.load(x_place, (block * L + k < T)[:, None] & in_p[None, :], 0.0)
-        weights = tl.load(CB + m[:, None] * L + k[None, :]).to(tl.float32) * tl.exp(decay) * tl.load(dt + k)[None, :]
-        if HAS_D and not D_PER_CHANNEL:  # D x, as part of what the token gets from itself
-            weights += tl.where(m[:, None] == k[None, :], tl.load(D + head).to(tl.float32), 0.0)
-        total += tl.dot(weights.to(x_tile.dtype), x_tile, input_precision=PRECISION)
+    x_place = x + row[:, None].to(tl.int64) * x_row + p[None, :]
+    x_tile = tl.load(x_place, here[:, None] & in_p[None, :], 0.0)
+    decay = tl.where(m[:, None] >= m[None, :], sum_m[:, None] - tl.load(sums + m)[None, :], float("-inf"))
+    weights = tl.load(CB + m[:, None] * L + m[None, :]).to(tl.float32) * tl.exp(decay) * tl.load(dt + m)[None, :]
+    if HAS_D and not D_PER_CHANNEL:  # D x, as part of what the token gets from itself
+        weights += tl.where(m[:, None] == m[None, :], tl.load(D + head).to(tl.float32), 0.0)
+    total += tl.dot(weights.to(x_tile.dtype), x_tile, input_precision=PRECISION)
     if D_PER_CHANNEL:
-        x_own = tl.load(x + row[:, None].to(tl.int64) * x_row + p[None, :], here[:, None] & in_p[None, :], 0.0)
-        total += x_own.to(tl.float32) * tl.load(D + head * P + p, in_p, 0.0).to(tl.float32)[None, :]
+        total += x_tile.to(tl.float32) * tl.load(D + head * P + p, in_p, 0.0).to(tl.float32)[None, :]
     if GATED:
         gate = gate.to(tl.float32)
         total *= gate / (1 + tl.exp(-gate))
