@@ -10,7 +10,6 @@ Everything runs in large batches through `student.Trainer`, whose modules are th
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
@@ -25,145 +24,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.convnets import ASSETS, FrameFeatures, labels
-from pipeline.locate import READ, Index, Located, Planner, Verdict, note, spoken
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedConfig
+from pipeline.locate import READ, Verdict, spread
+from pipeline.models.embedded import END, EmbeddedConfig
 from pipeline.quant import load_trained
 from pipeline.shipped import lm_weights, merged
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
 from pipeline.training.episodes import VIEWS, Episode, World, generate
+from pipeline.training.evaluator import Evaluator, upto
 from pipeline.training.metrics import binomial_error, bleu4, cider
-from pipeline.training.student import Trainer, flat_table
+from pipeline.training.student import flat_table
 from pipeline.training.train import features_table
 
 MINUTES = (1, 5, 15, 60)
 EPISODES = {1: (88, 40), 5: (36, 100), 15: (20, 180), 60: (14, 320)}  # minutes: (videos, questions of each)
 CALIBRATION = ((1, 30, 40), (5, 12, 80), (15, 8, 120), (60, 4, 200))  # minutes, videos, questions of each
 LONGEST_TWIN = 5  # minutes: its context holds 13, and costs their square
-ROWS = 384  # token rows a batch
-
-
-class Evaluator:
-    """A network, the features of all views (the last row is blank), and what turns text into rows."""
-
-    def __init__(self, net, table: FrameFeatures, small: FrameFeatures, world: World, tokenizer, device):
-        self.trainer = Trainer(net, table).to(device).eval()
-        self.net, self.world, self.tokenizer, self.device, self.small = net, world, tokenizer, device, small
-        self.head = self.ids(HEAD)
-        self.planner = Planner(copy.deepcopy(net.locator).cpu(), net.cfg.calibration)  # decides on the CPU
-        self.blank, self.cut = len(table.grid) - 1, net.cfg.cut
-        pooled = table.pooled.float()
-        self.pooled = F.normalize(pooled, dim=-1)
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def watch(self, rows_F: np.ndarray) -> tuple[list, Index]:
-        """Keys and values of a video given by its view rows, and the planner's index of it."""
-        rows = torch.from_numpy(rows_F).to(self.device)
-        with torch.no_grad(), self.autocast():
-            tokens = self.trainer.tokens(rows, torch.arange(len(rows), device=self.device))
-            kept, keys = self.trainer.see(tokens.flatten(0, 1)[None])
-        novelty = 1 - (self.pooled[rows][1:] * self.pooled[rows][:-1]).sum(-1)
-        cuts = torch.cat([torch.ones(1, device=self.device), novelty]) > self.cut
-        chosen = rows.cpu()
-        features = FrameFeatures(*(c[chosen] if len(c) else c for c in self.small))
-        starts = np.flatnonzero(cuts.cpu().numpy())
-        return kept, Index(np.arange(len(rows), dtype=float), keys[0].float().cpu(), starts, features)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-
-    @torch.no_grad()
-    def locate(self, texts: Sequence[str], seen: Sequence[int], kept: list) -> list[Located]:
-        """What the locator reads from each question (on the CPU, fp32). The twin's text stands behind the video."""
-        out = []
-        for part in range(0, len(texts), ROWS):
-            asked = [self.ids(TURN.format(question=t)) for t in texts[part : part + ROWS]]
-            ids = self.padded([self.head + a for a in asked])
-            q0 = torch.full((len(asked),), len(self.head), device=self.device)
-            q1 = torch.tensor([len(self.head) + len(a) for a in asked], device=self.device)
-            batch = self.batch(len(asked), seen[part : part + ROWS])
-            with self.autocast():
-                own, _, rope = self.trainer._attention(kept, batch, 0, ids)
-                _, located = self.trainer.question(ids, q0, q1, own, rope)
-            located = Located(*(x.float().cpu() for x in located))
-            out += [Located(*(x[i : i + 1] for x in located)) for i in range(len(asked))]
-        return out
-
-    def batch(self, count: int, seen: Sequence[int], read: Tensor | None = None) -> dict[str, Tensor]:
-        zeros = torch.zeros(count, dtype=torch.long, device=self.device)
-        read = torch.zeros(count, READ, dtype=torch.long, device=self.device) if read is None else read
-        return {"episode": zeros, "asked_at": torch.tensor(list(seen), device=self.device), "read": read}
-
-    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=self.device)
-        for i, row in enumerate(rows):
-            out[i, : len(row)] = torch.tensor(row)
-        return out
-
-    @torch.no_grad()
-    def hidden(self, ids: Tensor, kept: list, frames: int, seen: Sequence[int], read: Tensor) -> Tensor:
-        with self.autocast():
-            own, cross, rope = self.trainer._attention(kept, self.batch(len(ids), seen, read), frames, ids)
-            h = self.net.vamba.model.embed_tokens(ids)
-            lower = self.net.cfg.locate_layer
-            h = self.net.vamba.read(h, rope, own, None, range(lower))
-            return self.net.vamba.read(h, rope, own, cross, range(lower, self.net.cfg.vamba.n_layers))
-
-    @torch.no_grad()
-    def likelihood(self, prompts, answers, kept, frames: int, seen, reads) -> tuple[np.ndarray, np.ndarray]:
-        """Summed log-probability of each answer behind its prompt, and its number of tokens."""
-        total, count = [], []
-        for part in range(0, len(prompts), ROWS):
-            at = slice(part, part + ROWS)
-            rows = [p + a for p, a in zip(prompts[at], answers[at])]
-            ids, first = self.padded(rows), torch.tensor([len(p) for p in prompts[at]], device=self.device)
-            length = torch.tensor([len(r) for r in rows], device=self.device)
-            h = self.hidden(ids, kept, frames, seen[at], self.reads(reads[at]))
-            place = torch.arange(ids.shape[1] - 1, device=self.device) + 1
-            wanted = (place >= first[:, None]) & (place < length[:, None])
-            with self.autocast():
-                logits = self.net.vamba.logits(h[:, :-1][wanted]).float()
-            logp = -F.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
-            row = wanted.nonzero()[:, 0]
-            total.append(torch.zeros(len(rows), device=self.device).index_add(0, row, logp).cpu())
-            count.append(wanted.sum(1).cpu())
-        return torch.cat(total).numpy(), torch.cat(count).numpy()
-
-    def reads(self, frames: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor([[*f[:READ], *[-1] * (READ - len(f[:READ]))] for f in frames], device=self.device)
-
-    @torch.no_grad()
-    def write(self, prompts, kept, frames: int, seen, reads, longest: int = 28) -> list[str]:
-        """Greedy answers, all rows at once (no cache: a few hundred short rows)."""
-        rows, done = [list(p) for p in prompts], [False] * len(prompts)
-        end, read = self.ids(END)[0], self.reads(reads)
-        for _ in range(longest):
-            ids, last = self.padded(rows), torch.tensor([len(r) - 1 for r in rows], device=self.device)
-            h = torch.cat(
-                [self.hidden(ids[i : i + ROWS], kept, frames, seen[i : i + ROWS], read[i : i + ROWS])
-                 for i in range(0, len(rows), ROWS)]
-            )  # fmt: skip
-            with self.autocast():
-                picked = self.net.vamba.logits(h[torch.arange(len(rows)), last]).argmax(-1).tolist()
-            for i, token in enumerate(picked):
-                done[i] = done[i] or token == end
-                if not done[i]:
-                    rows[i].append(token)
-            if all(done):
-                break
-        return [self.tokenizer.decode(r[len(p) :], skip_special_tokens=True).strip() for r, p in zip(rows, prompts)]
-
-    def prompt(self, text: str, verdict: Verdict, index: Index, now: float, words: Sequence[str] | None = None):
-        said = spoken(index.features, verdict.frames) if words is None else list(words)
-        return self.head + self.ids(TURN.format(question=text)) + self.ids(note(verdict, said, now) + ANSWER)
-
-
-def upto(index: Index, frames: int) -> Index:
-    """The index as it was when so many frames had been seen."""
-    features = FrameFeatures(*(c[:frames] if len(c) else c for c in index.features))
-    return Index(index.times[:frames], index.keys[:frames], index.starts[index.starts < frames], features)
 
 
 def with_blank(flat: FrameFeatures) -> FrameFeatures:
@@ -229,7 +105,8 @@ def judge_verdict(q, verdict: Verdict, episode: Episode, cells: dict[str, Cell])
 
 
 def judge_choices(e, episode, asked, verdicts, kept, index, cells, rng, variants: bool) -> None:
-    """Which of eight answers is likeliest, after subtracting what is likely with nothing to look at."""
+    """Which of eight answers is likeliest, less what is likely with nothing to look at, and (`judge_shots`) less
+    what is likely at eight moments of the same video."""
     frames, blank = len(episode.frames), len(episode.frames)
     chosen = [i for i, q in enumerate(asked) if q.recipe in ("at", "after", "before") and len(q.choices) == 8]
     jobs: dict[str, list] = defaultdict(list)
@@ -253,6 +130,35 @@ def judge_choices(e, episode, asked, verdicts, kept, index, cells, rng, variants
             right = scored[name][row] - (scored["blank"][row] if name != "blank" else 0)
             label = asked[i].recipe + ("" if name == "full" else f"_{name}")
             cells[label].values.append(int(right.argmax()) == 0)
+    if not e.net.cfg.twin:
+        for i in chosen:
+            judge_shots(e, episode, asked[i], verdicts[i], kept, index, cells, rng)
+
+
+def judge_shots(e, episode, q, verdict: Verdict, kept, index, cells, rng) -> None:
+    """The same answers by log p(answer | moment found) - log mean p(answer | moment) over eight moments of the video.
+
+    The others are the shots that the wrong answers tell of, and any more that are needed. A caption that is likely at
+    many moments says little about one (Li et al. 2016, arXiv 1510.03055); the blank memory, which no training has seen,
+    measures that worse.
+    """
+    now, told = upto(index, q.asked_at + 1), {}
+    for s in episode.shots:
+        picture = e.world.pictures[s.picture]
+        told |= dict.fromkeys(picture.captions or (e.world.label(s.picture).lower() + ".",), s)
+    others = [told.get(c, told.get(c.lower())) for c in q.choices[1:]]
+    firsts = [min(s.start, q.asked_at) for s in others if s is not None and s.start <= q.asked_at]
+    firsts += rng.integers(0, q.asked_at + 1, 7 - len(firsts)).tolist()
+    moments = [verdict]
+    for first in firsts:
+        frames = now.frames_of(now.shot_of(int(first)))
+        moments.append(Verdict("at", spread(frames, READ), float(now.times[frames.start])))
+    put = [verdict._replace(frames=m.frames, time=m.time) for m in moments]
+    prompts = [e.prompt(q.text, m, now, float(q.asked_at)) for m in put]
+    answers, reads = [e.ids(c + END) for c in q.choices], [m.frames for m in moments]
+    scores = e.matrix(prompts, answers, kept, len(episode.frames) + 1, q.asked_at, reads)
+    owed = scores[0] - np.logaddexp.reduce(scores, 0)
+    cells[f"{q.recipe}_of_shots"].values.append(int(owed.argmax()) == 0)
 
 
 def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[float, float, float]]:
