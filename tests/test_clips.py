@@ -110,7 +110,7 @@ def test_the_command_ends_in_a_line_of_json(clip, flags, monkeypatch, capsys, tm
     source = tmp_path / "questions.json"
     source.write_text(json.dumps({"questions": [record(3, "4 frames"), record(3, "a bird")]}))
     by_clip = clips.read_questions(clip.parent, source)
-    monkeypatch.setattr(clips, "read_questions", lambda videos: by_clip)
+    monkeypatch.setattr(clips, "read_questions", lambda videos, source: by_clip)
     monkeypatch.setattr(clips, "load", lambda name: FakeModel())
     monkeypatch.setattr("sys.argv", ["clips", "--videos", str(clip.parent), *flags])
     clips.main()
