@@ -121,7 +121,8 @@ def _conv(
 
     Four are read before the first is written, because no load overtakes a store. The last rows are the next tail.
     """
-    batch, start, before = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS, WIDTH - 1
+    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS
+    before: tl.constexpr = WIDTH - 1
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = c < channels
     x += batch * x_batch
