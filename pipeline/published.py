@@ -224,9 +224,9 @@ def _answer(model: VideoModel, state: StreamState) -> tuple[float, float]:
 
 def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
     """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
-    reader = Reader(model.net, state.memory)
-    first, token = timed(lambda: int(reader.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
-    spent = []
+    for _ in range(2):  # the first compiles: 1.7 s
+        reader, spent = Reader(model.net, state.memory), []
+        first, token = timed(lambda reader=reader: int(reader.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
     for _ in range(ANSWER_TOKENS):
         seconds, token = timed(lambda token=token: int(reader.feed([token]).argmax()))
         spent.append(seconds)
@@ -288,6 +288,3 @@ def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int)
         found[str(count)] = beside(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
     best, chunks = found[str(per_chunk)], frames / per_chunk
     return {"chunks": found, "frames": frames, "watch": beside(best["s"] * chunks, best["floor_s"] * chunks)}
-
-
-_frames, _watch_to, _pictures = frames_of, watch_to, pictures_of  # their former names
