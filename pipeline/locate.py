@@ -30,6 +30,7 @@ LISTED = 6  # moments a summary names
 LONG_TAKE = 15  # frames from which a shot is looked at in parts
 PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
 UNPEOPLED = 0.4  # people seen with less confidence than this seldom are people
+MAYBE = "maybe "  # before a word the towers doubt
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
 # What a question asks the model to do. "find" looks for what is described, "about" does so too but prefers the present;
@@ -124,7 +125,7 @@ def spoken(features: FrameFeatures, rows: Sequence[int], at_most: int = 5) -> li
 
 def _phrase(word: str, score: float, place: str, count: int) -> Iterator[str]:
     if score < 0.4:
-        yield "maybe"
+        yield MAYBE.strip()
     if count > 1:
         yield str(count)
     yield word

@@ -13,6 +13,7 @@ from pipeline.convnets import ASSETS, FrameTower
 from pipeline.engine import Engine
 from pipeline.locate import Locator, Planner
 from pipeline.memory import Policy
+from pipeline.models import embedded
 from pipeline.models.embedded import ANSWER, END, HEAD, TOKENS, TURN, EmbeddedModel, EmbeddedTwin, Reading
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
 
@@ -338,8 +339,22 @@ def test_a_missing_file_is_named(tmp_path, missing):
 
 def test_the_same_question_gets_the_same_answer(vamba, seen):
     chance = Sampling(max_tokens=12, temperature=1.0, top_p=0.9, seed=3)
-    question = Question("What is on the screen now?")
+    question = Question("Give me a summary.")
     first, again, other = (
         [t.id for t in vamba.ask(question, seen, s)] for s in (chance, chance, replace(chance, seed=4))
     )
     assert first == again and first != other
+
+
+def test_where_the_towers_are_sure_of_nothing_so_is_the_answer(vamba, seen, monkeypatch):
+    """It named a galaxy "a young girl playing in a pool": what has no words is guessed at, and said to be a guess."""
+    words = ["maybe yurt left", "maybe seashore"]
+    monkeypatch.setattr(embedded, "spoken", lambda features, frames: words)
+    doubted = ask(vamba, seen, AT_FIVE)
+    assert doubted.text == "I am not sure what this is. My best guesses: yurt left, seashore."
+    assert [e.time for e in doubted.evidence] == [5.0]
+    assert "not sure" not in ask(vamba, seen, "How many scenes are there?").text, "counts need no words"
+    words.append("dog")
+    assert "not sure" not in ask(vamba, seen, AT_FIVE).text, "of the dog it is"
+    words.clear()
+    assert ask(vamba, seen, AT_FIVE).text == "I am not sure what this is."

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from pipeline.convnets import FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
-from pipeline.locate import Locator, Planner, asked_about, index_log, note, read_index, spoken
+from pipeline.locate import MAYBE, Locator, Planner, asked_about, index_log, note, read_index, spoken
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
 from pipeline.reading import TextCache
 from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
 
+DESCRIBED = ("now", "at", "first", "last", "about", "after", "before")  # plans whose answers tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
 TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
 SYSTEM = "You watch a video and answer briefly."
@@ -185,6 +186,9 @@ class EmbeddedModel:
     def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
+        if doubt := reading.doubt():
+            yield from (Token(token, stream.push(token), reading.looked) for token in reading.tokens(doubt)[:left])
+            return
         for i, prompt in enumerate(reading.prompts()):
             logits, gap, looked = reading.feed(prompt), " " if i else "", reading.looked
             while left > 0:
@@ -337,6 +341,20 @@ class Reading:
         times = np.unique(np.append(self.index.times[list(frames)], [] if time is None else [time]))
         weights = np.where(times == time, 1.5, 1.0)
         return times, weights / weights.sum()
+
+    def doubt(self) -> str:
+        """What is said instead of a description where the towers are sure of nothing: else the reader, which has never
+        been shown anything it has no words for, makes something up (of a galaxy: "A young girl is playing in a pool.").
+        Empty where they are sure of something."""
+        v = self.verdict
+        if v.plan not in DESCRIBED or not v.found or v.late:
+            return ""
+        said = spoken(self.index.features, v.frames)
+        if any(not phrase.startswith(MAYBE) for phrase in said):
+            return ""
+        self.looked = self._evidence(v.frames, v.time)
+        guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in said[:3])
+        return "I am not sure what this is." + f" My best guesses: {guesses}." * bool(guesses)
 
     def prompts(self) -> Iterator[list[int]]:
         """What is put before the model writes, after it looked: the note; for a summary, moment by moment."""
