@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -74,13 +75,14 @@ def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path):
 
 
 def test_memory_is_seen_while_it_is_held():
+    gc.collect()  # what earlier tests left behind must not go while this looks
     with loading.anonymous_memory() as peak:
-        held = bytearray(b"x" * 50_000_000)
+        held = bytearray(b"x" * 200_000_000)
         ends, before = time.monotonic() + 10, len(peak)
         while len(peak) < before + 2 and time.monotonic() < ends:
             time.sleep(0.01)
         del held
-    assert max(peak) - peak[0] > 45e6
+    assert max(peak) - peak[0] > 150e6
 
 
 def test_the_command_writes_once_and_loads(tmp_path, capsys):
