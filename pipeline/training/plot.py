@@ -1,4 +1,7 @@
-"""Recall by age as a picture: `python -m pipeline.training.plot RESULT.json OUT.svg`, from evaluate's JSON line."""
+"""Recall by age as a picture: `python -m pipeline.training.plot RESULT.json [MORE.json ...] OUT.svg`.
+
+From evaluate's JSON lines; where two hold the same measure, the one of more questions is drawn.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,23 @@ from pathlib import Path
 
 SHOWN = {  # measure: (words, colour)
     "evidence_inside": ("evidence inside the right shot", "#0d9488"),
-    "at": ('"at mm:ss", right of 8', "#2563eb"),
+    "at_of_shots": ('"at mm:ss", right of 8', "#2563eb"),
     "yesno_balanced": ("yes or no, balanced", "#7c3aed"),
     "when": ('"when", within 5 s', "#c2410c"),
-    "after": ('"after", right of 8', "#a16207"),
-    "before": ('"before", right of 8', "#64748b"),
+    "after_of_shots": ('"after", right of 8', "#a16207"),
+    "before_of_shots": ('"before", right of 8', "#64748b"),
 }
 LEFT, TOP, WIDTH, HEIGHT = 48, 16, 380, 240
+
+
+def merged(lines: list[dict[str, dict]]) -> dict[str, dict]:
+    """minute -> measure -> cell, of several evaluations."""
+    out: dict[str, dict] = {}
+    for minute, cells in (item for line in lines for item in line.items()):
+        for name, cell in cells.items():
+            held = out.setdefault(minute, {}).get(name)
+            out[minute][name] = cell if held is None or cell["n"] > held["n"] else held
+    return out
 
 
 def svg(recall: dict[str, dict]) -> str:
@@ -49,5 +62,5 @@ def svg(recall: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-    result = json.loads(Path(sys.argv[1]).read_text().strip().splitlines()[-1])
-    Path(sys.argv[2]).write_text(svg(result["recall"]))
+    lines = [json.loads(Path(file).read_text().strip().splitlines()[-1])["recall"] for file in sys.argv[1:-1]]
+    Path(sys.argv[-1]).write_text(svg(merged(lines)))
