@@ -148,6 +148,21 @@ def test_cutting_changes_nothing(vamba, film, cut, seen, fine_keys):
     ]
 
 
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU does not compute in bf16")
+def test_in_bf16_cuts_differ_by_rounding_alone(film):
+    """As shipped on such a CPU: a batch of another size is summed in another order, and 8 bits keep the difference."""
+    model = shipped.load_embedded()
+    whole, cut = watched(model, film, [slice(0, FRAMES)]), watched(model, film, by(3))
+    assert model.net.vamba.model.embed_tokens.weight.dtype == torch.bfloat16
+    for name in ("k", "v"):
+        one, other = (state.memory.log.column(name).float() for state in (whole, cut))
+        assert (one - other).abs().max() < 0.01 * one.abs().max()
+    one, other = (state.extra["index"].column("key").float() for state in (whole, cut))
+    assert gap(one, other) < 1e-2
+    asked = [ask(model, state, AT_FIVE) for state in (whole, cut)]
+    assert [e.time for e in asked[0].evidence] == [e.time for e in asked[1].evidence] == [5.0]
+
+
 def test_what_is_carried_matters(vamba, film, seen):
     """The property above can fail: a chunk that starts from nothing leaves other keys and values."""
     second = watched(vamba, film, [slice(12, FRAMES)])
