@@ -205,7 +205,9 @@ def test_the_question_has_its_tokens():
     assert len(ChatPrompt(Words(1000)).after_video(published.QUESTION)) == published.QUESTION_TOKENS
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be measured")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU, so the refusal without one cannot be seen"
+)
 def test_without_a_gpu_it_says_so(capsys):
     assert main(["bench", "--size", "published"]) == 2
     out = capsys.readouterr()

@@ -89,7 +89,7 @@ def test_the_mixer_goes_through_them(kernels, monkeypatch):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_mixer_in_fp32(options, T, kernels):
     if INTERPRETED and T not in (2, 65):
-        pytest.skip("the interpreter is slow")
+        pytest.skip("on a GPU only: Triton's interpreter takes minutes at this size")
     mixer = random_mixer(torch.float32, **options).to(DEVICE)
     u, state = torch.randn(2, T, TINY_MIXER.d_model, device=DEVICE), carried(mixer, 2)
     out, new = kernels.mixer(mixer, u, state)
@@ -137,7 +137,7 @@ def test_mixer_in_bf16(T, kernels):
 def test_cutting_tokens_in_bf16(cuts, kernels):
     """Aligned with the SSD blocks and not. The state is carried in fp32, so cuts cost rounding and nothing more."""
     if INTERPRETED and len(cuts) > 1:
-        pytest.skip("the interpreter is slow")
+        pytest.skip("on a GPU only: Triton's interpreter takes minutes at this size")
     T = 130 if INTERPRETED else 700
     mixer = random_mixer(torch.float32).to(DEVICE, HALF)
     u, state = torch.randn(1, T, TINY_MIXER.d_model, device=DEVICE).to(HALF), mixer.start()
@@ -257,7 +257,7 @@ def test_attention_over_the_memory(dropped, queries, eight_bit, dtype, kernels):
     From 32 rows of one key head on, that is 11 queries, the weights come from a second look at the keys.
     """
     if INTERPRETED and (dropped in (0, 64) or queries > 11):
-        pytest.skip("the interpreter is slow")
+        pytest.skip("on a GPU only: Triton's interpreter takes minutes at this size")
     memory = Memory.empty(2, 2, 32, dtype, DEVICE, block_slots=64, eight_bit=eight_bit)
     for _ in range(4):  # freed memory is full of NaN: what nobody wrote must not be read
         torch.full((2, 2, 64, 32), torch.nan, dtype=dtype, device=DEVICE)

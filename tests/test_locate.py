@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.convnets import FrameFeatures, labels
-from pipeline.engine import mmss
 from pipeline.locate import (
     ALIKE,
     LISTED,
@@ -29,7 +28,6 @@ from pipeline.locate import (
     spread,
     wording_plan,
 )  # fmt: skip
-from pipeline.named_times import named_time
 
 COCO = {word: i for i, word in enumerate(labels()["coco"])}
 IMAGENET = {word: i for i, word in enumerate(labels()["imagenet"])}
@@ -85,38 +83,6 @@ def shots(*scores_and_lengths) -> Index:
 
 
 # ---------------------------------------------------------------- what a question names
-
-
-@pytest.mark.parametrize(
-    ("text", "second"),
-    [
-        ("What do you see at 12:40?", 760), ("1:02:03", 3723), ("at 0:05?", 5), ("what is at 00:00", 0),
-        ("35 seconds in", 35), ("the 2 minute mark", 120), ("the 2-minute mark", 120), ("1 min 5 s", 65),
-        ("after 1.5 minutes", 90), ("1 hour and 2 minutes in", 3720), ("90s in", 90), ("(0:35)", 35),
-        ("What happened?", None), ("How many dogs?", None), ("Show me 3 dogs", None), ("is it 4K?", None),
-        ("a ratio of 1:2", None), ("", None), ("the first 7 people", None), ("2 mice", None),
-        ("at second 35", 35), ("in second 35", 35), ("At minute 2, what was on?", 120), ("minute 1 second 5", 65),
-        ("at the 35th second", 35), ("two minutes in", 120), ("at the one minute mark", 60), ("@1:05", 65),
-        ("forty-five seconds in", 45), ("a minute and a half in", 90), ("one and a half minutes in", 90),
-        ("half a minute in", 30), ("a minute in", 60), ("at 1m05s", 65), ("at 2 mins", 120), ("35secs", 35),
-        ("00:01:05", 65), ("10 seconds ago", 10), ("was there a second dog?", None), ("the second man", None),
-        ("5 men", None), ("two women", None), ("a minute later", None),
-    ],
-)  # fmt: skip
-def test_named_time(text, second):
-    assert named_time(text) == second
-
-
-def test_some_time_ago_counts_from_now():
-    assert named_time("What was there 10 seconds ago?", 65.0) == 55
-    assert named_time("and a minute ago", 65.0) == 5 and named_time("what did you see 2 minutes back?", 65.0) == 0
-    assert named_time("at 0:20", 65.0) == 20
-
-
-@given(st.integers(0, 9 * 3600))
-@settings(max_examples=60, deadline=None)
-def test_every_time_a_note_writes_is_read_back(second):
-    assert named_time(f"What was shown at {mmss(second)}?") == second
 
 
 def coco(*words):
