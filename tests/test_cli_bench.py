@@ -43,6 +43,7 @@ class MatrixModel(ColourModel):
 @pytest.fixture(scope="module")
 def benched():
     """One short bench of the matrix model against one that keeps 90 frames, as the command runs it."""
+    torch.set_num_threads(1)  # as every test does, but this comes before the first
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline, "load", lambda name: MatrixModel(90 if name == "small" else None))
     patch.setattr("pipeline.weights.check", lambda name: None)
