@@ -218,3 +218,9 @@ def test_odd_chunks_are_refused(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main(["bench", "--size", "published", "--frames", "7"]) == 2
     assert "even" in capsys.readouterr().err
+
+
+def test_the_towers_hour_is_what_queued_chunks_take(shapes, monkeypatch):
+    monkeypatch.setattr(published, "_median_s", lambda call: call() and 8.0)
+    found = published.measure_tower(shapes, Machine(CPU, torch.float32, 1e12, 1e10), 60, 4)
+    assert found["watch"]["s"] == 8.0 / published.QUEUED * 60 / 4
