@@ -368,6 +368,7 @@ def test_where_the_towers_are_sure_of_nothing_so_is_the_answer(vamba, seen, monk
     doubted = ask(vamba, seen, AT_FIVE)
     assert doubted.text == "I am not sure what this is. My best guesses: yurt left, seashore."
     assert [e.time for e in doubted.evidence] == [5.0]
+    assert doubted.tokens_per_s is None, "nothing was written: it once claimed 8,183 tokens a second"
     assert "not sure" not in ask(vamba, seen, "How many scenes are there?").text, "counts need no words"
     words.append("dog")
     assert "not sure" not in ask(vamba, seen, AT_FIVE).text, "of the dog it is"

@@ -187,7 +187,7 @@ class EmbeddedModel:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
         if doubt := reading.doubt():
-            yield from (Token(token, stream.push(token), reading.looked) for token in reading.tokens(doubt)[:left])
+            yield Token(self.end_id, doubt, reading.looked)  # one step: it was not written, so it has no speed
             return
         for i, prompt in enumerate(reading.prompts()):
             logits, gap, looked = reading.feed(prompt), " " if i else "", reading.looked
