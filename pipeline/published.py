@@ -52,7 +52,6 @@ LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` t
 ANSWER_TOKENS = 16
 LED_WORDS = 48
 REPEATS = 5
-QUEUED = 4  # chunks of the tower in a row
 OPTIONS = {
     "minutes": (1, 15, 60),
     "frames": 64,
@@ -188,12 +187,17 @@ def _late_over_early(
 
 
 def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
-    """Chunks and answers from one snapshot, and the peak of all that."""
-    chunks = {}
+    """Answers and chunks from one snapshot. The peak is that of watching so far and answering."""
+    answers, chunks = _answers(model, state, machine), {}
+    peak = peak_memory().get("peak_gpu")  # the chunks go on watching for some minutes
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         flops, read = floors.column_flops(model.net) * count // 2 * shapes.pair_tokens, floors.column_bytes(model.net)
         floor = machine.floor_s(flops, read + state.state_bytes)
         chunks[str(count)] = beside(_chunk_s(model, state, shapes, count), floor)
+    return {"frames": state.frames, "slots": len(state.memory), "chunks": chunks, **answers, "peak": peak}
+
+
+def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[str, dict[str, float]]:
     ids = range(1, 1 + QUESTION_TOKENS)
     about = model.net, state.memory, model.watch_layers, model._recordings  # as `ask` reads
     readers = iter([Reader(*about) for _ in range(REPEATS + 1)])
@@ -203,11 +207,9 @@ def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machin
     read = floors.text_bytes(model.net) + state.memory_bytes
     many, one = (machine.floor_s(floors.answer_flops(model.net, n, state), read) for n in (QUESTION_TOKENS, 1))
     return {
-        "frames": state.frames, "slots": len(state.memory), "chunks": chunks,
         "question": beside(question, many), "question_without_evidence": beside(bare_question, many),
         "first_token": beside(first, many),
         "token": beside(later, one), "token_without_evidence": beside(bare_token, one),
-        "peak": peak_memory().get("peak_gpu"),
     }  # fmt: skip
 
 
@@ -292,14 +294,18 @@ def measure_all_in(
 
 
 def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int) -> dict[str, Any]:
-    """The tower alone, pixels included; the time of `frames` frames is that of a few chunks in a row, multiplied."""
+    """The tower alone, pixels included: single chunks, and `frames` frames as catching up takes them, without waits."""
     tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
     eyes, found = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"])), {}
+    flops, pictures = floors.tower_flops(tower, shapes.pair_tokens), pictures_of(shapes, per_chunk)
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         chunk = frames_of(shapes, 0, count, pictures_of(shapes, count))
-        floor = machine.floor_s(floors.tower_flops(tower, shapes.pair_tokens) * count // 2, bytes_of(tower))
+        floor = machine.floor_s(flops * count // 2, bytes_of(tower))
         found[str(count)] = beside(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
-    chunk, chunks = frames_of(shapes, 0, per_chunk, pictures_of(shapes, per_chunk)), frames / per_chunk
-    queued = _median_s(lambda: [eyes.tokens(chunk) for _ in range(QUEUED)]) / QUEUED  # as catching up does: no waits
-    floor = found[str(per_chunk)]["floor_s"]
-    return {"chunks": found, "frames": frames, "watch": beside(queued * chunks, floor * chunks)}
+
+    def watch() -> None:
+        for start in range(0, frames, per_chunk):
+            eyes.tokens(frames_of(shapes, start, min(per_chunk, frames - start), pictures))
+
+    floor = machine.floor_s(flops * frames // 2, bytes_of(tower))
+    return {"chunks": found, "frames": frames, "watch": beside(timed(watch)[0], floor)}

@@ -1,4 +1,4 @@
-"""Passes of both columns recorded once and played again (CUDA graphs): a token is one launch instead of 750.
+"""Passes of both columns and of the tower recorded once and played again (CUDA graphs): a token is one launch, not 750.
 
 On an H100 at minute 60 a token's kernels run for 17 ms and take a processor 45 ms to launch; a live chunk of two frames
 runs for 4.5 ms and takes 25. A recording repeats the same kernels on the same addresses, so everything that changes
@@ -7,20 +7,20 @@ lie (`step`), how many slots the memory has and where they lie (`book`). One rec
 length of a conversation and every memory up to `Fixed.slots`. Of an answer or a stream nothing stays in a recording: a
 pass copies in, plays and copies out under a lock, in one stream's order.
 
-Needs CUDA and the kernels of pipeline/attention.py. What cannot be recorded goes through the plain code of `Reader` and
-`Vamba.watch`, which is always right.
+Needs CUDA and this repository's kernels. What cannot be recorded goes through the plain code of `Reader`, `Vamba.watch`
+and the tower, which is always right.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 ROWS = (1, 64, 128)  # tokens of a recorded pass; fewer are filled up, more take several passes
 LEAST_SLOTS = 1 << 20  # 117 minutes of 640x360; doubles when a memory outgrows it, and passes are recorded anew
 LIVE_TOKENS = 2400  # of a recorded chunk: 16 frames of 640x360; more keep a GPU busy longer than a processor
-LIVE_KINDS = 3  # lengths of chunks whose recordings are kept
-LIVE_USES = 1  # of a length until it is recorded
+LIVE_PATCHES = 5000  # of a recorded walk through the tower: 4 pairs of 640x360, for the same reason
+LIVE_KINDS = 3  # lengths of chunks, and sizes of pictures, whose recordings are kept
+LIVE_USES = 1  # of a kind until it is recorded
 ONE_SLOT = torch.zeros(1)  # its time
 LENGTH, COUNT, SPANS, IDS = 0, 1, 4, 8  # places in `Fixed.step`; 2 and 3: the cache's room and its address
 
@@ -307,39 +308,85 @@ def _copy(to: Sequence[MixerState], of: Sequence[MixerState]) -> None:
         torch._foreach_copy_(ours, theirs)
 
 
-class LiveRecordings:
+class Live:
+    """Recordings of short passes, one for each kind (a length, a size) that comes again and again."""
+
+    def __init__(self, device: torch.device):
+        self.tapes = Tapes(device)
+        self._kept: dict[Hashable, Any] = {}  # the one used last at the end
+        self._met: Counter[Hashable] = Counter()
+
+    def _again(self, kind: Hashable) -> bool:
+        """Whether this kind came before and can be recorded."""
+        self._met[kind] += 1
+        return not self.tapes.off and self._met[kind] > LIVE_USES
+
+    def _of(self, kind: Hashable, make: Callable[[], Any]) -> Any:
+        """Its recording; the one that was not used for longest gives way."""
+        found = self._kept.pop(kind, None)
+        if found is None and len(self._kept) == LIVE_KINDS:
+            self.tapes.wait()
+            self._kept.pop(next(iter(self._kept))).tape = None
+        self._kept[kind] = found = found or make()
+        return found
+
+
+class LiveRecordings(Live):
     """The recorded passes of one network's video column, for short chunks of the same length again and again."""
 
     def __init__(self, net: Vamba):
-        self.net, self.tapes = net, Tapes(net.model.embed_tokens.weight.device)
-        self._chunks: dict[int, Chunk] = {}  # by tokens, the one used last at the end
-        self._met: Counter[int] = Counter()
+        super().__init__(net.model.embed_tokens.weight.device)
+        self.net = net
 
     def watch(
         self, v_BTD: Tensor, states: tuple[MixerState, ...], write: Callable, positions: Tensor | None
     ) -> tuple[MixerState, ...]:
         """As `Vamba.watch`, but `write` is that of `Memory.append`: all layers are written at once where it can be."""
-        new = None
-        if self._fits(v_BTD):
+        new, T = None, v_BTD.shape[1]
+        if len(v_BTD) == 1 and T <= LIVE_TOKENS and gpu_kernels(v_BTD) and self._again(T):
             with self.tapes.turn("live chunks"):
-                chunk = self._chunk(v_BTD, states, positions)
+                chunk = self._of(T, lambda: Chunk(self.net, v_BTD, states, positions, self.tapes))
                 new = chunk.play(v_BTD, states, positions)
                 write(slice(None), chunk.keys, chunk.values)
         if new is None:
             new = self.net.watch(v_BTD, states, lambda place, k, v: write(place, k[0], v[0]), positions)
         return new
 
-    def _fits(self, v_BTD: Tensor) -> bool:
-        if self.tapes.off or len(v_BTD) > 1 or v_BTD.shape[1] > LIVE_TOKENS or not gpu_kernels(v_BTD):
-            return False
-        self._met[v_BTD.shape[1]] += 1
-        return self._met[v_BTD.shape[1]] > LIVE_USES
 
-    def _chunk(self, v_BTD: Tensor, states: Sequence[MixerState], positions: Tensor | None) -> Chunk:
-        T = v_BTD.shape[1]
-        chunk = self._chunks.pop(T, None)
-        if chunk is None and len(self._chunks) == LIVE_KINDS:
-            self.tapes.wait()
-            self._chunks.pop(next(iter(self._chunks))).tape = None
-        self._chunks[T] = chunk = chunk or Chunk(self.net, v_BTD, states, positions, self.tapes)
-        return chunk
+# --- the vision tower ------------------------------------------------------------------------------------------------
+
+
+class Glance:
+    """The fixed places of a recorded walk of some pairs' patches through a tower."""
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], pairs_NLC: Tensor, shared: Tapes):
+        self.pairs, self.tokens = torch.empty_like(pairs_NLC, memory_format=torch.contiguous_format), None
+        self._encode, self.tape = encode, Tape(self._walk, shared)
+
+    def _walk(self) -> None:
+        self.tokens = self._encode(self.pairs)
+
+    def play(self, pairs_NLC: Tensor) -> Tensor:
+        self.pairs.copy_(pairs_NLC)
+        self.tape.play()
+        return self.tokens.clone()
+
+
+class LiveTower(Live):
+    """The recorded walks through one vision tower, for few pairs of the same size again and again.
+
+    One pair keeps an H100 busy for 4 ms and a processor, with 450 launches, for 18 to 40.
+    """
+
+    def __init__(self, encode: Callable[[Tensor, int, int], Tensor], device: torch.device):
+        super().__init__(device)
+        self._encode = encode
+
+    def encode(self, pairs_NLC: Tensor, h: int, w: int) -> Tensor:
+        """Tokens of pairs of h x w patches each, as `encode` gives them."""
+        found, kind = None, (len(pairs_NLC), h, w)
+        if pairs_NLC[..., 0].numel() <= LIVE_PATCHES and gpu_kernels(pairs_NLC) and self._again(kind):
+            with self.tapes.turn("live pictures"):
+                glance = self._of(kind, lambda: Glance(lambda x: self._encode(x, h, w), pairs_NLC, self.tapes))
+                found = glance.play(pairs_NLC)
+        return self._encode(pairs_NLC, h, w) if found is None else found

@@ -26,6 +26,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 from pipeline.mamba2 import gpu_kernels, sent
 from pipeline.models.vamba import Seen
+from pipeline.recordings import LiveTower
 from pipeline.stream import Frame
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which Qwen2-VL's image processor keeps
@@ -103,6 +104,8 @@ def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torc
     qkv_NHLP = attn.qkv(x_NLE).unflatten(-1, (3 * attn.num_heads, -1)).transpose(1, 2)
     q_and_k, v = qkv_NHLP.split([2 * attn.num_heads, attn.num_heads], dim=1)
     q, k = _rotate(q_and_k, *turn).chunk(2, dim=1)
+    if (fast := gpu_kernels(q)) and fast.fits_pairs(q):
+        return attn.proj(fast.attend_pairs(q, k, v))
     out_NHLP = F.scaled_dot_product_attention(q, k, v)
     return attn.proj(out_NHLP.transpose(1, 2).flatten(2))
 
@@ -209,6 +212,8 @@ class QwenVision:
         self.tower = tower
         self.patching = patching or Patching(tower.config.patch_size, tower.spatial_merge_size)
         self.long_side = long_side
+        weight = tower.patch_embed.proj.weight
+        self._live = LiveTower(lambda pairs, h, w: _encode_equal(tower, pairs, h, w), weight.device)
 
     @torch.no_grad()
     def tokens(self, frames: Sequence[Frame]) -> Seen:
@@ -247,8 +252,8 @@ class QwenVision:
             len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=weight.is_cuda
         )  # fmt: skip
         np.stack(pictures, out=rgb_FHWC.numpy())
-        patches, grid = self.patching.patches(sent(rgb_FHWC, weight.device), weight.dtype)
-        return encode_pairs(self.tower, patches, torch.tensor([grid]))
+        patches, (N, h, w) = self.patching.patches(sent(rgb_FHWC, weight.device), weight.dtype)
+        return self._live.encode(patches.view(N, h * w, -1), h, w)
 
 
 def _like(rgb: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -220,7 +220,12 @@ def test_odd_chunks_are_refused(capsys, monkeypatch):
     assert "even" in capsys.readouterr().err
 
 
-def test_the_towers_hour_is_what_queued_chunks_take(shapes, monkeypatch):
-    monkeypatch.setattr(published, "_median_s", lambda call: call() and 8.0)
-    found = published.measure_tower(shapes, Machine(CPU, torch.float32, 1e12, 1e10), 60, 4)
-    assert found["watch"]["s"] == 8.0 / published.QUEUED * 60 / 4
+def test_the_towers_hour_is_watched_whole(shapes, monkeypatch):
+    """Not a chunk's time, multiplied: every picture goes through once, the last chunk is a short one."""
+    seen = []
+    monkeypatch.setattr(published.QwenVision, "tokens", lambda self, frames: seen.append([f.time for f in frames]))
+    monkeypatch.setattr(published, "_median_s", lambda call: 8.0)
+    monkeypatch.setattr(published, "timed", lambda call: (3.0, call()))
+    found = published.measure_tower(shapes, Machine(CPU, torch.float32, 1e12, 1e10), 62, 4)
+    assert found["watch"]["s"] == 3.0 and found["chunks"]["4"]["s"] == 8.0
+    assert [time for chunk in seen for time in chunk] == list(range(62)) and len(seen) == 16

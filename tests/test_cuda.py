@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, TINY_MIXER, gap
+from conftest import TINY, TINY_MIXER, TINY_VISION, gap
 from test_mamba2 import OPTIONS, random_mixer
 
 from pipeline import vision
@@ -34,10 +34,6 @@ HALF = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's mat
 if not INTERPRETED:
     pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("vamba-*"))
-TINY_VISION = {
-    "depth": 1, "embed_dim": 64, "hidden_size": 96, "hidden_act": "quick_gelu", "mlp_ratio": 2, "num_heads": 4,
-    "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-}  # fmt: skip
 gpu_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter sees no CUDA tensors")
 
 
@@ -186,10 +182,27 @@ def test_adding_with_a_layer_norm(dtype, kernels):
     assert normed.dtype == dtype and gap(normed.float(), want) < (1e-5 if dtype == torch.float32 else 0.005)
 
 
+@pytest.mark.parametrize("width", [80, 96, 24])
+@pytest.mark.parametrize("patches", [1, 64, 65, 150])
+def test_attention_inside_pairs(patches, width, kernels):
+    """Nothing of another pair or head, nor of what lies behind the last patch, gets in."""
+    qkv = 2 * torch.randn(3, patches, 6, width, device=DEVICE).to(HALF).transpose(1, 2)  # two heads, as projected
+    q, k, v = (x.contiguous() if i < 2 else x for i, x in enumerate(qkv.chunk(3, 1)))
+    if not kernels.fits_pairs(q):
+        return pytest.skip("not this GPU, or not this width") if width != 24 else None
+    want = F.scaled_dot_product_attention(*(x.double() for x in (q, k, v))).transpose(1, 2).flatten(2)
+    by_torch = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    got = kernels.attend_pairs(q, k, v)
+    assert width != 24 and got.dtype == HALF and got.shape == want.shape
+    assert (got - want).norm() < 1.2 * (by_torch - want).norm() + 1e-5 * want.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-def test_the_tower_goes_through_them(dtype, kernels, monkeypatch):
+@pytest.mark.parametrize("width", [64, 160])  # heads of 16 and 80 at most
+def test_the_tower_goes_through_them(width, dtype, kernels, monkeypatch):
     """With its kernels and without, from the same patches."""
-    tower = vision.build_tower({**TINY_VISION, "depth": 2}).to(DEVICE, torch.float32)
+    sizes = {"depth": 2, "embed_dim": width, "num_heads": width // 80 or 4}
+    tower = vision.build_tower({**TINY_VISION, **sizes}).to(DEVICE, torch.float32)
     for p in tower.parameters():
         torch.nn.init.normal_(p, 0.1, 0.2)
     patches, grid = torch.randn(2 * 24, 3 * 2 * 14 * 14, device=DEVICE), torch.tensor([[2, 4, 6]])

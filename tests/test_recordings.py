@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MIXER, Letters, gap
+from conftest import TINY_MIXER, TINY_VISION, Letters, gap
 
-from pipeline import reading, recordings, verify
+from pipeline import reading, recordings, verify, vision
 from pipeline.memory import Memory
 from pipeline.models.vamba import Seen, Vamba, VambaModel
 from pipeline.reading import Reader
-from pipeline.recordings import LiveRecordings, Recordings
+from pipeline.recordings import LiveRecordings, LiveTower, Recordings
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 
 CUDA = torch.cuda.is_available()
@@ -243,7 +243,7 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
             states = live.watch(v, states, write, None)
             plain_states = net.watch(v, plain_states, lambda j, k, x, w=plain_write: w(j, k[0], x[0]))
             kept.append((states, [t.clone() for s in states for t in s]))
-    assert len(live._chunks) == recordings.LIVE_KINDS and not live.tapes.off
+    assert len(live._kept) == recordings.LIVE_KINDS and not live.tapes.off
     for ours, want in zip(states, plain_states):
         assert gap(ours.ssm, want.ssm) < 1e-4 and gap(ours.conv, want.conv) < 1e-4
     for name in ("k", "v"):
@@ -251,6 +251,26 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
         assert gap(ours, want) < (0.02 if eight_bit else 1e-4)
     for given, copies in kept:
         assert all(torch.equal(a, b) for a, b in zip((t for s in given for t in s), copies))
+
+
+def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
+    """Pictures of five kinds in turn, too many for one among them. No tokens that were given out are written again."""
+    if not CUDA:
+        monkeypatch.setattr(recordings, "gpu_kernels", lambda x: recordings)
+    tower = vision.build_tower({**TINY_VISION, "embed_dim": 160, "num_heads": 2}).to(DEVICE)
+    plain, met, kept = vision._encode_equal, [], []
+    monkeypatch.setattr(recordings, "LIVE_PATCHES", 50)
+    live = LiveTower(lambda pairs, h, w: met.append(len(pairs)) or plain(tower, pairs, h, w), torch.device(DEVICE))
+    with torch.no_grad():
+        for turn in range(24):
+            one, two, turned = (1, 2, 4), (2, 2, 4), (1, 4, 2)
+            pairs, h, w = (one, one, two, one, turned, two, (3, 4, 2), one, (9, 2, 4))[turn % 9]
+            patches = torch.randn(pairs, h * w, 3 * 2 * 14 * 14, device=DEVICE)
+            tokens = live.encode(patches, h, w)
+            assert gap(tokens, plain(tower, patches, h, w)) < 1e-4
+            kept.append((tokens, tokens.clone()))
+    assert not live.tapes.off and all(torch.equal(a, b) for a, b in kept)
+    assert len(live._kept) == recordings.LIVE_KINDS and met.count(9) == 2
 
 
 # The whole model

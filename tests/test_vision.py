@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_VISION
 
 from pipeline import vision
 from pipeline.mamba2 import sent
 from pipeline.stream import Frame
 
-CONFIG = {
-    "depth": 2, "embed_dim": 64, "hidden_size": 96, "hidden_act": "quick_gelu", "mlp_ratio": 2, "num_heads": 4,
-    "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-}  # fmt: skip
+CONFIG = {**TINY_VISION, "depth": 2}
 
 
 @pytest.fixture(scope="module")
