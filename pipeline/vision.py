@@ -32,9 +32,10 @@ from pipeline.stream import Frame
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which Qwen2-VL's image processor keeps
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROTARY_BASE = 10_000.0  # of the tower's 2-D rotary positions
-# 16 pairs of 644x364; the widest activation is then 196 MB in bf16. A call is some 470 launches, 20 to 40 ms of a
-# processor. With three calls for 64 frames a slow one could not keep up: 145 ms, where the GPU needs 121.
-PATCHES_PER_CALL = 20_000
+# 22 pairs of 644x364; the widest activation is then 269 MB in bf16. A call is some 450 launches, 18 to 40 ms of a
+# processor: with three calls for 64 frames a slow one could not keep up (145 ms, where the GPU needs 121). An H100 is
+# at its best with this many, by 1 to 2 % against 8 or 16: few multiprocessors are idle in a product's last round.
+PATCHES_PER_CALL = 26_500
 _ARCHITECTURE = ("depth", "embed_dim", "hidden_size", "hidden_act", "mlp_ratio", "num_heads", "in_channels")
 _PATCHING = ("patch_size", "spatial_merge_size", "temporal_patch_size")
 
