@@ -24,15 +24,14 @@ from torch import Tensor
 
 from pipeline.attention import TILE, attend, fits_attention, gpu_size, precision
 from pipeline.int8_kernels import int8_linear
-from pipeline.pair_attention import attend_pairs, fits_pairs
 from pipeline.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
 
 if TYPE_CHECKING:
     from pipeline.mamba2 import Mamba2Mixer, MixerState
 
 __all__ = [
-    "add_layer_norm", "attend", "attend_pairs", "blend", "causal_conv", "fits_attention", "fits_mixer", "fits_pairs",
-    "gated_norm", "int8_linear", "mixer", "quick_gelu", "rms_norm", "rotate", "scaled_rows", "ssd",
+    "add_layer_norm", "attend", "blend", "causal_conv", "fits_attention", "fits_mixer", "gated_norm",
+    "int8_linear", "mixer", "quick_gelu", "rms_norm", "rotate", "scaled_rows", "ssd",
 ]  # fmt: skip
 
 LARGEST_P, LARGEST_N = 128, 256  # wider heads or states do not fit one tile

@@ -105,8 +105,6 @@ def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torc
     qkv_NHLP = attn.qkv(x_NLE).unflatten(-1, (3 * attn.num_heads, -1)).transpose(1, 2)
     q_and_k, v = qkv_NHLP.split([2 * attn.num_heads, attn.num_heads], dim=1)
     q, k = _rotate(q_and_k, *turn).chunk(2, dim=1)
-    if (fast := gpu_kernels(q)) and fast.fits_pairs(q):
-        return attn.proj(fast.attend_pairs(q, k, v))
     out_NHLP = F.scaled_dot_product_attention(q, k, v)
     return attn.proj(out_NHLP.transpose(1, 2).flatten(2))
 

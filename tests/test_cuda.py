@@ -182,27 +182,10 @@ def test_adding_with_a_layer_norm(dtype, kernels):
     assert normed.dtype == dtype and gap(normed.float(), want) < (1e-5 if dtype == torch.float32 else 0.005)
 
 
-@pytest.mark.parametrize("width", [80, 96, 24])
-@pytest.mark.parametrize("patches", [1, 64, 65, 150])
-def test_attention_inside_pairs(patches, width, kernels):
-    """Nothing of another pair or head, nor of what lies behind the last patch, gets in."""
-    qkv = 2 * torch.randn(3, patches, 6, width, device=DEVICE).to(HALF).transpose(1, 2)  # two heads, as projected
-    q, k, v = (x.contiguous() if i < 2 else x for i, x in enumerate(qkv.chunk(3, 1)))
-    if not kernels.fits_pairs(q):
-        return pytest.skip("not this GPU, or not this width") if width != 24 else None
-    want = F.scaled_dot_product_attention(*(x.double() for x in (q, k, v))).transpose(1, 2).flatten(2)
-    by_torch = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    got = kernels.attend_pairs(q, k, v)
-    assert width != 24 and got.dtype == HALF and got.shape == want.shape
-    assert (got - want).norm() < 1.2 * (by_torch - want).norm() + 1e-5 * want.norm()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("width", [64, 160])  # heads of 16 and 80 at most
-def test_the_tower_goes_through_them(width, dtype, kernels, monkeypatch):
+def test_the_tower_goes_through_them(dtype, kernels, monkeypatch):
     """With its kernels and without, from the same patches."""
-    sizes = {"depth": 2, "embed_dim": width, "num_heads": width // 80 or 4}
-    tower = vision.build_tower({**TINY_VISION, **sizes}).to(DEVICE, torch.float32)
+    tower = vision.build_tower({**TINY_VISION, "depth": 2}).to(DEVICE, torch.float32)
     for p in tower.parameters():
         torch.nn.init.normal_(p, 0.1, 0.2)
     patches, grid = torch.randn(2 * 24, 3 * 2 * 14 * 14, device=DEVICE), torch.tensor([[2, 4, 6]])
