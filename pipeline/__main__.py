@@ -99,6 +99,8 @@ def _add_bench(parser: Parser) -> None:
     group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
     group.add_argument("--eight-bit", action="store_true", help="keep the memory's keys and values in 8 bits")
     group.add_argument("--int8", action="store_true", help="keep the weights of linear layers in 8 bits")
+    group.add_argument("--retrieve", type=int, metavar="N", help="answer from the N frames that fit best")
+    group.add_argument("--gpu-memory", type=float, metavar="GB", help="of the memory that stay on the GPU")
     group.add_argument(
         "--loading", metavar="FOLDER", help="only load the checkpoint there; where there is none, write a random one"
     )

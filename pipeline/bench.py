@@ -320,6 +320,13 @@ def copy_rate(device: torch.device) -> float:
     return 2 * source.numel() / min(timed(lambda: target.copy_(source))[0] for _ in range(6))
 
 
+def bus_rate(device: torch.device) -> float:
+    """Bytes/s of a large copy from the host's memory, page-locked, to the device, best of five."""
+    source = torch.ones(256 << 20, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    target = torch.empty_like(source, device=device)
+    return source.numel() / min(timed(lambda: target.copy_(source))[0] for _ in range(6))
+
+
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The bench at the published size: Vamba's 11.3 B shapes and Qwen2-VL-7B's, random weights, one GPU, one run.
 
     python -m pipeline bench --size published [--minutes 1 60] [--frames 64] [--baseline-frames 1024] [--eight-bit]
-                                                  [--int8] [--no-tower]
+                                                  [--int8] [--gpu-memory GB] [--retrieve FRAMES] [--no-tower]
 
 Weights do not matter for speed, so none are loaded. The pictures are noise, already decoded. Everything is measured
 through the models' own faces (`watch`, `ask`) from snapshots of one growing stream; beside each time stands its floor,
@@ -47,6 +47,7 @@ from pipeline.published_table import table
 from pipeline.reading import Reader
 from pipeline.stream import Sampling, StreamState, UserError, VideoChunk, VideoModel
 from pipeline.vision import Patching, QwenVision, build_tower
+from pipeline.weights import check_amounts
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
 ANSWER_TOKENS = 16
@@ -58,6 +59,8 @@ OPTIONS = {
     "baseline_frames": 1024,
     "eight_bit": False,
     "int8": False,
+    "gpu_memory": None,
+    "retrieve": None,
     "tower": True,
 }
 
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
     if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
         raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
+    check_amounts(vars(args))
     device = torch.device("cuda", torch.cuda.current_device())
     if args.loading:
         return loading.run(Path(args.loading), PUBLISHED.config, device, args.int8, args.json)
@@ -82,17 +86,18 @@ def run(args: argparse.Namespace) -> int:
 @torch.no_grad()
 def measure(
     shapes: Shapes, device: torch.device, dtype: torch.dtype, *, minutes: Sequence[int], frames: int,
-    baseline_frames: int, eight_bit: bool, int8: bool, tower: bool,
+    baseline_frames: int, eight_bit: bool, int8: bool, tower: bool, gpu_memory: float | None, retrieve: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
+    saving = {"eight_bit": eight_bit, "gpu_memory": gpu_memory, "retrieve": retrieve}
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
     with_tower = {
         "tower": lambda: measure_tower(shapes, machine, marks[-1], frames),
-        "all_in": lambda: measure_all_in(shapes, machine, marks[-1], frames, eight_bit, int8),
+        "all_in": lambda: measure_all_in(shapes, machine, marks[-1], frames, saving, int8),
     }
     parts = {
-        "vamba": lambda: measure_vamba(shapes, machine, marks, shared, frames, eight_bit, int8),
+        "vamba": lambda: measure_vamba(shapes, machine, marks, shared, frames, saving, int8),
         **(with_tower if tower else {}),
         "baseline": lambda: measure_baseline(shapes, machine, _doublings(baseline_frames), frames),
         "one_pass": lambda: measure_one_pass(shapes, machine, _doublings(baseline_frames)),
@@ -102,7 +107,11 @@ def measure(
     question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
     document = {
         "conditions": conditions(frames, list(shapes.picture)) | question,
-        "machine": {"matmul FLOP/s": machine.flops, "copy bytes/s": machine.bytes},
+        "machine": {
+            "matmul FLOP/s": machine.flops,
+            "copy bytes/s": machine.bytes,
+            "bytes/s from the host": machine.bus,
+        },
         "tower": None,
         "all_in": None,
     }
@@ -143,15 +152,16 @@ def _median_s(call: Callable[[], Any]) -> float:
 
 
 def measure_vamba(
-    shapes: Shapes, machine: Machine, marks: list[int], shared: list[int], per_chunk: int, eight_bit: bool, int8: bool
-) -> dict[str, Any]:
+    shapes: Shapes, machine: Machine, marks: list[int], shared: list[int], per_chunk: int, saving: dict[str, Any],
+    int8: bool,
+) -> dict[str, Any]:  # fmt: skip
     """The column and its memory, frame by frame to the last mark; chunks and questions from snapshots at the marks.
 
     The peak beside what was watched is that of watching alone, as the baseline's is; questions have their own.
     """
     net = machine.build(lambda: Vamba(shapes.vamba), int8)
     eyes = ReadyTokens(shapes, machine, max(per_chunk, *LIVE_FRAMES))
-    model = VambaModel(net, eyes, Words(shapes.vamba.vocab), name="Vamba, published shapes", eight_bit=eight_bit)
+    model = VambaModel(net, eyes, Words(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
     for count in {per_chunk, *LIVE_FRAMES}:  # compile, and warm up
         model.watch(VideoChunk(frames_of(shapes, 0, count)), model.start())
     state, spent, most, watched, rows, first = model.start(), 0.0, 0, [], [], None
@@ -160,7 +170,7 @@ def measure_vamba(
         seconds, state = watch_to(model, state, shapes, stop, per_chunk)
         spent += seconds
         floor = machine.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
-        kept = sizes(net, state.state_bytes, state.memory_bytes, most)
+        kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.memory.host_nbytes)
         watched.append({"frames": stop, "watch": beside(spent, floor), **kept})
         most = kept["peak"] or 0
         if stop in marks:
@@ -169,7 +179,7 @@ def measure_vamba(
     growth = _late_over_early(model, first, state, shapes, per_chunk)
     finite = model.is_finite(state)
     return {
-        "name": model.name, "backend": model.backend, "eight_bit": eight_bit, "int8": int8,
+        "name": model.name, "backend": model.backend, **saving, "int8": int8,
         "weights": bytes_of(net),
         "watched": watched, "marks": rows, "chunk_last_over_first": growth, "finite": finite, **peak_memory(),
     }  # fmt: skip
@@ -204,12 +214,16 @@ def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[st
     question = _median_s(lambda: int(next(readers).feed(ids).argmax()))
     first, later = _answer(model, state)
     bare_question, bare_token = _bare_tokens(model, state)
-    read = floors.text_bytes(model.net) + state.memory_bytes
-    many, one = (machine.floor_s(floors.answer_flops(model.net, n, state), read) for n in (QUESTION_TOKENS, 1))
+    weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.memory.host_nbytes
+    flops = [floors.answer_flops(model.net, tokens, state) for tokens in (QUESTION_TOKENS, 1)]
+    many, bare = (machine.floor_s(count, weights + kept - host, host) for count in flops)
+    one = bare
+    if model.retrieve and model.retrieve < state.frames:  # the answer itself reads a part of the memory, on the GPU
+        one = machine.floor_s(0.0, weights + kept * model.retrieve / state.frames)
     return {
         "question": beside(question, many), "question_without_evidence": beside(bare_question, many),
         "first_token": beside(first, many),
-        "token": beside(later, one), "token_without_evidence": beside(bare_token, one),
+        "token": beside(later, one), "token_without_evidence": beside(bare_token, bare),
     }  # fmt: skip
 
 
@@ -277,19 +291,19 @@ def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None
 
 
 def measure_all_in(
-    shapes: Shapes, machine: Machine, frames: int, per_chunk: int, eight_bit: bool, int8: bool
+    shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], int8: bool
 ) -> dict[str, Any]:
     """Pictures in, memory out: the tower, the column and the memory over the whole video, each picture uploaded."""
     tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
     net = machine.build(lambda: Vamba(shapes.vamba, tower), int8)
     patching = Patching(shapes.baseline["vision_config"]["patch_size"])
-    model = VambaModel(net, QwenVision(net.visual, patching), None, eight_bit=eight_bit)
+    model = VambaModel(net, QwenVision(net.visual, patching), None, **saving)
     pictures = pictures_of(shapes, per_chunk)
     model.watch(VideoChunk(frames_of(shapes, 0, per_chunk, pictures)), model.start())
     seconds, state = watch_to(model, model.start(), shapes, frames, per_chunk, pictures)
     flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(net.visual, shapes.pair_tokens)
     floor = machine.floor_s(flops * (frames // 2))
-    kept = sizes(net, state.state_bytes, state.memory_bytes)
+    kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.memory.host_nbytes)
     return {"frames": frames, "watch": beside(seconds, floor), **kept, **peak_memory()}
 
 

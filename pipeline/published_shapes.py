@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from pipeline.bench import copy_rate, matmul_rate, peak_memory, timed
+from pipeline.bench import bus_rate, copy_rate, matmul_rate, peak_memory, timed
 from pipeline.floors import bytes_of
 from pipeline.int8 import Int8Linear
 from pipeline.mamba2 import MixerConfig
@@ -70,19 +70,24 @@ PUBLISHED = Shapes(
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs, and the rates of a large matrix product (FLOP/s) and a large copy (bytes/s) there."""
+    """Where it runs, and the rates there of a large matrix product (FLOP/s) and of large copies (bytes/s).
+
+    bus: of a copy from the host's page-locked memory.
+    """
 
     device: torch.device
     dtype: torch.dtype
     flops: float
     bytes: float
+    bus: float = math.inf
 
     @classmethod
     def measured(cls, device: torch.device, dtype: torch.dtype) -> Machine:
-        return cls(device, dtype, matmul_rate(device, dtype), copy_rate(device))
+        return cls(device, dtype, matmul_rate(device, dtype), copy_rate(device), bus_rate(device))
 
-    def floor_s(self, flops: float, read: float = 0.0) -> float:
-        return max(flops / self.flops, read / self.bytes)
+    def floor_s(self, flops: float, read: float = 0.0, fetched: float = 0.0) -> float:
+        """Seconds that so many operations, bytes read there and bytes from the host take at least, side by side."""
+        return max(flops / self.flops, read / self.bytes, fetched / self.bus)
 
     def build(self, make: Callable[[], nn.Module], int8: bool = False) -> nn.Module:
         """A module with random weights, made where and as it will be used: 10.6 B parameters in 0.1 s on an H100.
@@ -180,13 +185,13 @@ def beside(seconds: float, floor: float) -> dict[str, float]:
     return {"s": seconds, "floor_s": floor, "ratio": seconds / floor}
 
 
-def sizes(net: nn.Module, state_bytes: int, memory_bytes: int, most: int = 0) -> dict[str, Any]:
+def sizes(net: nn.Module, state_bytes: int, memory_bytes: int, most: int = 0, host: int = 0) -> dict[str, Any]:
     """What is kept, and on a GPU the peak beside its floor, weights and what is kept; above_weights: without the model.
 
-    most: the peak of earlier parts, if higher than what the GPU tells now.
+    most: the peak of earlier parts, if higher than what the GPU tells now. host: bytes of the memory that lie there.
     """
     peak = max(most, peak_memory().get("peak_gpu", 0)) or None
     return {
-        "state_bytes": state_bytes, "memory_bytes": memory_bytes, "peak": peak,
-        "peak_floor": bytes_of(net) + state_bytes + memory_bytes, "above_weights": peak and peak - bytes_of(net),
+        "state_bytes": state_bytes, "memory_bytes": memory_bytes, "host_bytes": host, "peak": peak,
+        "peak_floor": bytes_of(net) + state_bytes + memory_bytes - host, "above_weights": peak and peak - bytes_of(net),
     }  # fmt: skip

@@ -62,7 +62,8 @@ def _of_stream(name: str, found: dict[str, Any]) -> list[str]:
         kept, peak = f"  memory {row['memory_bytes'] / 1e9:.2f} GB", ""
         if row["peak"]:
             peak = f", peak {row['peak'] / 1e9:.1f} GB (weights and what is kept: {row['peak_floor'] / 1e9:.1f} GB)"
-        lines.append(_line(f"{name}{row['frames']:,} frames watched", row["watch"]) + kept + peak)
+        host = f", {row['host_bytes'] / 1e9:.2f} GB of it on the host" if row["host_bytes"] else ""
+        lines.append(_line(f"{name}{row['frames']:,} frames watched", row["watch"]) + kept + host + peak)
     return lines + ([name + found["stopped"]] if found.get("stopped") else [])
 
 

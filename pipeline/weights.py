@@ -80,9 +80,14 @@ def _check_options(options: dict[str, Any], is_vamba: bool) -> None:
         raise UserError(
             f"Only a Vamba checkpoint takes {', '.join(options)}, so this model was not loaded; leave that out."
         )
+    check_amounts(options)
+
+
+def check_amounts(options: dict[str, Any]) -> None:
+    """UserError where one of them cannot be."""
     given = [options[name] for name in ("retrieve", "gpu_memory") if options.get(name) is not None]
     if not all(0 < amount < math.inf for amount in given):
-        raise UserError("Frames to retrieve and GB of GPU memory must be more than 0, so no model was loaded.")
+        raise UserError("Frames to retrieve and GB of GPU memory must be more than 0, so nothing was loaded.")
 
 
 def load_net(

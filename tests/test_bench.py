@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pipeline.published import Machine, Shapes, Words, measure
 from pipeline.published_table import table
 
 CPU = torch.device("cpu")
-OPTIONS = {"minutes": [1, 2], "frames": 16, "baseline_frames": 64, "eight_bit": False, "int8": False, "tower": True}
+OPTIONS = published.OPTIONS | {"minutes": [1, 2], "frames": 16, "baseline_frames": 64}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,28 @@ def test_eight_bits_keep_less(measured, shapes):
     assert small["vamba"]["watched"][0]["memory_bytes"] < 0.5 * measured["vamba"]["watched"][0]["memory_bytes"]
 
 
+def test_a_memory_on_two_floors(measured, shapes, monkeypatch):
+    """What lies on the host is not counted as kept on the GPU, and its way from there is a floor of its own."""
+    monkeypatch.setattr(published, "VambaModel", partial(VambaModel, block_slots=64))
+    monkeypatch.setattr(published.Machine, "measured", lambda *_: Machine(CPU, torch.float32, 1e15, 1e15, bus=1e6))
+    given = {"minutes": [2], "tower": False, "gpu_memory": 1e-4}
+    found = measure(shapes, CPU, torch.float32, **OPTIONS | given)
+    (part,), (before,) = found["vamba"]["watched"][-1:], measured["vamba"]["watched"][-1:]
+    assert 0 < part["host_bytes"] < part["memory_bytes"] == before["memory_bytes"] and before["host_bytes"] == 0
+    assert part["peak_floor"] == before["peak_floor"] - part["host_bytes"] and found["vamba"]["gpu_memory"] == 1e-4
+    (mark,) = found["vamba"]["marks"]
+    assert mark["token"]["floor_s"] == mark["question"]["floor_s"] == part["host_bytes"] / 1e6
+    assert "of it on the host" in table(found) and "on the host" not in table(measured)
+
+
+def test_an_answer_that_reads_a_part_has_a_lower_floor(shapes):
+    """Not its question, which reads all."""
+    found = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [2], "tower": False, "retrieve": 8})
+    (mark,) = found["vamba"]["marks"]
+    assert mark["token"]["floor_s"] < 0.9 * mark["token_without_evidence"]["floor_s"]
+    assert mark["first_token"]["floor_s"] >= mark["token_without_evidence"]["floor_s"]
+
+
 def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
     machine = Machine(CPU, torch.float32, 1e9, 1e9)
     whole, small = (machine.build(lambda: Vamba(shapes.vamba), int8) for int8 in (False, True))
@@ -214,10 +237,12 @@ def test_without_a_gpu_it_says_so(capsys):
     assert out.err.count("\n") == 1 and "NVIDIA" in out.err and not out.out
 
 
-def test_odd_chunks_are_refused(capsys, monkeypatch):
+def test_what_cannot_be_measured_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main(["bench", "--size", "published", "--frames", "7"]) == 2
     assert "even" in capsys.readouterr().err
+    assert main(["bench", "--size", "published", "--gpu-memory", "0"]) == 2
+    assert "more than 0" in capsys.readouterr().err
 
 
 def test_the_towers_hour_is_watched_whole(shapes, monkeypatch):
