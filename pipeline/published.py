@@ -176,7 +176,7 @@ def measure_vamba(
         if stop in marks:
             first = first or state
             rows.append(_mark(model, state, shapes, machine, per_chunk))
-    growth = _late_over_early(model, first, state, shapes, per_chunk)
+    growth = _late_over_early(model, first, state, shapes, per_chunk) if len(rows) > 1 else None
     finite = model.is_finite(state)
     return {
         "name": model.name, "backend": model.backend, **saving, "int8": int8,

@@ -45,7 +45,7 @@ def _of_vamba(found: dict[str, Any]) -> list[str]:
         lines += [_line(f"{at}a chunk of {n} frames", beside) for n, beside in mark["chunks"].items()]
         lines += [_line(at + words, mark[name]) for name, words in ROWS.items()]
         lines += [f"{at}peak of watching and answering {mark['peak'] / 1e9:.1f} GB"] if mark["peak"] else []
-    if "marks" in found:
+    if found.get("chunk_last_over_first"):
         lines.append(f"Vamba: chunk at the last mark / at the first {found['chunk_last_over_first']:.3f}")
     return lines
 

@@ -139,6 +139,8 @@ def test_a_memory_on_two_floors(measured, shapes, monkeypatch):
     assert part["peak_floor"] == before["peak_floor"] - part["host_bytes"] and found["vamba"]["gpu_memory"] == 1e-4
     (mark,) = found["vamba"]["marks"]
     assert mark["token"]["floor_s"] == mark["question"]["floor_s"] == part["host_bytes"] / 1e6
+    assert found["vamba"]["chunk_last_over_first"] is None and "at the first" not in table(found)
+    assert "at the first" in table(measured)
     assert "of it on the host" in table(found) and "on the host" not in table(measured)
 
 
