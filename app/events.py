@@ -79,7 +79,7 @@ class Events:
         """(key, source, compare switch, both chats) after the page was loaded: a reload finds its stream again."""
         session = self.sessions.get(key, request.session_hash)
         if session is None:
-            return (gr.skip(),) * 5
+            return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 4
         session.shown.clear()
         chats = [self.chat(session, column) for column in (0, 1)]
         return key, session.source or gr.skip(), session.comparing, *chats
@@ -167,7 +167,7 @@ class Events:
         """(state line, spoken state, metrics, film, main button, key), each only where it changed."""
         session = self.sessions.get(key)
         if session is None:
-            return self._gone() if key else (gr.skip(),) * 6
+            return (gr.skip(),) * 6 if not key or self.sessions.awaits(key) else self._gone()
         player = (number(player) or 0.0) if source == session.source else 0.0
         kind, word, detail = panels.state(session.watch, player)
         spoken = f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind

@@ -29,6 +29,7 @@ KEEP_S = 3600  # one with a file goes on watching, and keeps what it saw, for so
 LEFT_S = 6  # after the page said goodbye; a reconnecting page shows itself within a second
 UNUSED_S = 30  # without a stream and without a sign of its page: gives way to a newcomer
 TURNS = 100  # kept of a conversation
+ISSUED = 10_000  # keys of pages that have not started anything; each is one short string
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 HISTORY = 4  # earlier turns a question carries along
 
@@ -306,6 +307,7 @@ class Sessions:
         self.engine, self.rival, self.places = engine, rival, places
         self._by_key: dict[str, LiveSession] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
+        self._issued: dict[str, None] = {}  # keys without a session, oldest first
         self._lock = threading.Lock()
         self._closing = threading.Event()
         threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True).start()
@@ -322,17 +324,36 @@ class Sessions:
                 self._pages[page] = key
         return session
 
-    def ensure(self, key: str | None, page: str | None = None) -> tuple[str, LiveSession]:
-        """The session of a key, or a new one under a new key. Raises UserError when every place is taken."""
-        session = self.get(key)
-        if session:
-            return key, session
+    def issue(self) -> str:
+        """A key for a page that was opened. It takes no place until something is started with it.
+
+        Without one, a question sent while a file was arriving found a session of its own, which had seen nothing.
+        """
+        key = secrets.token_urlsafe(16)
         with self._lock:
-            retired = self._make_room()
-            key, session = secrets.token_urlsafe(16), LiveSession(self.engine, self.rival)
-            self._by_key[key] = session
-            if page:
-                self._pages[page] = key
+            self._issued[key] = None
+            while len(self._issued) > ISSUED:
+                del self._issued[next(iter(self._issued))]
+        return key
+
+    def awaits(self, key: str | None) -> bool:
+        """Whether the key was issued and nothing was started with it yet."""
+        return isinstance(key, str) and key in self._issued
+
+    def ensure(self, key: str | None, page: str | None = None) -> tuple[str, LiveSession]:
+        """The session of a key; or a new one, under that key if it was issued and under a new one if not.
+
+        Raises UserError when every place is taken.
+        """
+        with self._lock:
+            session, retired = self.get(key, page), None
+            if session is None:
+                retired = self._make_room()
+                key = key if self.awaits(key) else secrets.token_urlsafe(16)
+                self._issued.pop(key, None)
+                session = self._by_key[key] = LiveSession(self.engine, self.rival)
+                if page:
+                    self._pages[page] = key
         if retired:
             retired.close()
         return key, session

@@ -208,8 +208,9 @@ def test_a_camera_is_watched_and_asked_about(visitor, sessions):
 def test_two_visitors_at_once_see_only_their_own(visitor, clip):
     one, two = visitor(), visitor()
     upload(one, clip)
+    one.wait_for_selector("#film .chip")
     two.click("#go")
-    state(two, "Watching")
+    two.wait_for_selector("#film .chip")
     mine = ask(one, "the red one")
     theirs = ask(two, "the blue one")
     assert "the red one" in mine and "the blue one" in theirs

@@ -11,7 +11,7 @@ import pytest
 from fake_model import FakeModel, fake_engine, picture, until, write_clip
 
 from app import panels, uploads
-from app.session import IDLE_S, KEEP_S, LEFT_S, LiveSession, Sessions, Turn
+from app.session import LiveSession, Turn
 from pipeline import Answer, Engine, Evidence, UserError
 
 RED, BLUE = (200, 20, 20), (20, 20, 200)
@@ -34,20 +34,6 @@ def made():
     yield make
     for session in sessions:
         session.close()
-
-
-@pytest.fixture
-def table():
-    """table(places) -> Sessions, shut afterwards."""
-    tables = []
-
-    def make(places=3, **options) -> Sessions:
-        tables.append(Sessions(fake_engine(**options), places=places))
-        return tables[-1]
-
-    yield make
-    for one in tables:
-        one.shut()
 
 
 def whole(answers) -> Answer:
@@ -435,87 +421,6 @@ def test_pieces_of_aborted_uploads_are_swept(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     assert uploads.sweep() == 0 and uploads.sweep(older_than=-1) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
-
-
-# The table of sessions
-
-
-def test_keys_are_long_and_open_one_door_only(table):
-    sessions = table()
-    (key, one), (other, two) = sessions.ensure(None), sessions.ensure(None)
-    assert len(key) >= 22 and key != other and one is not two
-    assert sessions.get(key) is one and sessions.ensure(key) == (key, one)
-    for guess in (None, "", "x" * 22, key[:-1], 7, [key]):
-        assert sessions.get(guess) is None
-
-
-def test_a_full_table_says_so_and_makes_room_by_the_longest_gone(table):
-    sessions = table(places=2)
-    first, _ = sessions.ensure(None, "page 1")
-    second, _ = sessions.ensure(None, "page 2")
-    with pytest.raises(UserError, match="All 2 places"):
-        sessions.ensure(None)
-    sessions.leave("page 2")
-    sessions.leave("page 1")
-    sessions._by_key[first].touched += 1
-    third, _ = sessions.ensure(None)
-    assert sessions.get(second) is None and sessions.get(first) and sessions.get(third) and len(sessions) == 2
-
-
-def test_an_unused_place_gives_way_but_a_used_one_does_not(table, monkeypatch):
-    sessions = table(places=2)
-    unused, _ = sessions.ensure(None)
-    used, session = sessions.ensure(None)
-    session.offer(picture(RED))
-    monkeypatch.setattr("app.session.UNUSED_S", -1)
-    new, _ = sessions.ensure(None)
-    assert sessions.get(unused) is None and sessions.get(used) is session and sessions.get(new)
-
-
-def test_who_left_a_camera_goes_soon_and_who_left_a_file_stays_an_hour(table, clip):
-    sessions = table(watch_s=0.02)
-    camera, one = sessions.ensure(None, "page 1")
-    one.offer(picture(RED))
-    file, two = sessions.ensure(None, "page 2")
-    two.open_file(clip)
-    sessions.leave("page 1")
-    sessions.leave("page 2")
-    now = time.monotonic()
-    assert sessions.reap(now + LEFT_S - 1) == 0
-    assert sessions.reap(now + LEFT_S + 1) == 1 and camera not in sessions._by_key
-    until(lambda: two.watch.ended), "it goes on being watched without its page"
-    assert sessions.reap(now + KEEP_S - 5) == 0
-    assert sessions.reap(now + KEEP_S + 5) == 1 and file not in sessions._by_key and two.watch is None
-
-
-def test_a_page_that_comes_back_keeps_its_camera(table):
-    sessions = table()
-    key, session = sessions.ensure(None, "page")
-    session.offer(picture(RED))
-    sessions.leave("page")
-    assert sessions.get(key) is session
-    assert sessions.reap(time.monotonic() + LEFT_S + 1) == 0
-    assert sessions.reap(time.monotonic() + IDLE_S + 1) == 1
-
-
-def test_the_reaper_runs_by_itself_and_the_wall_clock_has_no_say(table, monkeypatch):
-    sessions = table()
-    sessions.ensure(None)
-    monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert sessions.reap() == 0
-    key, _ = sessions.ensure(None, "page")
-    monkeypatch.setattr("app.session.LEFT_S", 0)
-    sessions.leave("page")
-    until(lambda: key not in sessions._by_key, 5)
-
-
-def test_shutting_leaves_no_thread_behind(clip):
-    before = set(threading.enumerate())
-    sessions = Sessions(fake_engine(watch_s=0.02))
-    for _ in range(2):
-        sessions.ensure(None)[1].open_file(clip)
-    sessions.shut()
-    until(lambda: set(threading.enumerate()) <= before, 5)
 
 
 # What the page shows
