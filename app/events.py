@@ -76,13 +76,13 @@ class Events:
         return panels.state_line(session), [], [], None
 
     def restore(self, key: str, request: gr.Request) -> tuple:
-        """(key, source, compare switch, both chats) after the page was loaded: a reload finds its stream again."""
+        """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
         session = self.sessions.get(key, request.session_hash)
         if session is None:
-            return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 4
+            return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 5
         session.shown.clear()
         chats = [self.chat(session, column) for column in (0, 1)]
-        return key, session.source or gr.skip(), session.comparing, *chats
+        return key, session.source or gr.skip(), session.comparing, *chats, session.upload or gr.skip()
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
         """(key, second chat, plots, plot clock, state line)."""

@@ -276,6 +276,11 @@ class LiveSession:
     # Living and ending
 
     @property
+    def upload(self) -> str | None:
+        """Where Gradio keeps the visitor's file for the player, while it is there (it cleans by age)."""
+        return str(self._upload) if self._upload and self._upload.exists() else None
+
+    @property
     def has_file(self) -> bool:
         return self.watch is not None and self.watch.path is not None
 

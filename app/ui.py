@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+from gradio.data_classes import FileData
 from starlette.middleware import Middleware
 
 from app.api import add_api
@@ -87,13 +88,15 @@ def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
 
 
 def _stage(ui: SimpleNamespace, example: Path) -> None:
-    """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg or ffprobe on an upload
-    only if `format`, `include_audio` or a returned value asks for it, and hostile files make those read others."""
+    """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if
+    `format` or `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to:
+    hostile files make those read others."""
     bare = {"show_label": False, "container": False}
     ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, label="Source", elem_id="source", **bare)
     with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
         ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
+        ui.upload.postprocess = lambda path: FileData(path=path) if path else None
         ui.camera = gr.Image(
             sources=["webcam"],
             streaming=True,
@@ -221,7 +224,7 @@ def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
     ticking.then(None, ui.key, None, js=REMEMBER)
-    restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second]
+    restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second, ui.upload]
     page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
 
 

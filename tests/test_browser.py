@@ -272,6 +272,24 @@ def test_a_reload_finds_the_stream_and_the_words_again(visitor):
     page.wait_for_selector("#film .chip")
 
 
+def test_a_reload_finds_the_uploaded_file_again(visitor, clip, folder):
+    """The player too, and no tool has looked at the file on the way."""
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    page.reload()
+    page.wait_for_function("document.querySelector('#upload video')?.duration > 0")
+    page.wait_for_selector("#line:has-text('holiday')")
+    page.click("#film .chip >> nth=2")
+    page.wait_for_function("window.vambaPlayerTime() > 0")
+    assert not (folder / "called").exists()
+    page.click("#reset")
+    state(page, "Idle")
+    page.reload()
+    page.wait_for_selector("#go")
+    assert page.locator("#upload video").count() == 0
+
+
 def test_a_page_that_slept_too_long_says_so_and_can_start_again(visitor, sessions):
     page = visitor()
     page.click("#go")
