@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.convnets import FrameFeatures, labels, words
+from pipeline.convnets import FrameFeatures, words
 from pipeline.engine import mmss
 from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
+from pipeline.named_things import Things, named_things
 from pipeline.named_times import named_time
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
 LONG_TAKE = 15  # frames from which a shot is looked at in parts
 PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
-UNPEOPLED = 0.4  # people seen with less confidence than this seldom are people
+SEEN = 0.4  # how sure the towers must be to be believed; people seen with less seldom are people
 MAYBE = "maybe "  # before a word the towers doubt
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
@@ -116,7 +116,7 @@ def spoken(features: FrameFeatures, rows: Sequence[int], at_most: int = 5) -> li
     """Words for a moment, from the tower's words on its frames: counted, placed, the doubtful ones marked."""
     best: dict[str, tuple[float, str, int]] = {}
     for i in rows:
-        for word, score, place, count in words(features, i, seen=0.4, sure=0.15):
+        for word, score, place, count in words(features, i, seen=SEEN, sure=0.15):
             if word not in best or score > best[word][0]:
                 best[word] = (score, place, count)
     ranked = sorted(best.items(), key=lambda item: -item[1][0])[:at_most]
@@ -124,7 +124,7 @@ def spoken(features: FrameFeatures, rows: Sequence[int], at_most: int = 5) -> li
 
 
 def _phrase(word: str, score: float, place: str, count: int) -> Iterator[str]:
-    if score < 0.4:
+    if score < SEEN:
         yield MAYBE.strip()
     if count > 1:
         yield str(count)
@@ -133,23 +133,42 @@ def _phrase(word: str, score: float, place: str, count: int) -> Iterator[str]:
         yield place
 
 
-def asked_about(said: list[str], text: str) -> list[str]:
-    """For a question that counts things: only the words about these things, so that the right number is copied."""
-    if not re.search(r"\b(how many|count|number of)\b", text, re.IGNORECASE):
+def asked_about(said: list[str], text: str, listed: bool = False) -> list[str]:
+    """For a question that counts things or lists them: only the words about these things, so that the right number or
+    name is copied."""
+    counts = re.search(r"\b(how many|count|number of)\b", text, re.IGNORECASE)
+    if not counts and not listed:
         return said
-    wanted = "|".join(re.escape(labels()["coco"][i]) for i in named_things(text).coco)
-    return [phrase for phrase in said if re.fullmatch(rf"(maybe )?(\d+ )?({wanted})( left| right)?", phrase)] or said
+    asked = things_asked_for(text)
+    return [phrase for phrase in said if asked.shares(named_things(phrase), detected_only=bool(counts))] or said
+
+
+def things_asked_for(text: str) -> Things:
+    """The things a question names; who asks "who" means people."""
+    return named_things("person" if re.match(r"\W*who\b", text, re.IGNORECASE) else text)
 
 
 _VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
+_SEEN = "|".join((
+    "(did|have) (you|we|i) (see|seen|miss|missed)", rf"(is|are|was|were)( there)? in {_VIDEO}",
+    "(has |have |did )?(appear(ed|s)?|happen(ed)?)", "(was|were|has been|have been) (shown|seen|there)", "went on",
+))  # fmt: skip
 # Wordings that leave no doubt about the plan, whatever the trained head makes of them.
 _WORDINGS = (
     (r"\b(when|what time|at which)\b.*\bfirst\b(?! (thing|scene|shot))", "find"),
     (r"^(please |can you |could you |do you )*(find|locate|show me|jump to|go to)\b(?!.*\d)", "find"),
     (r"\bhad been shown when\b|\b(right|just|what (came|comes|happened|was)) before\b", "before"),
     (r"^\W*(so,? |please,? |okay,? |hey,? |and )*describe (it|this|the (picture|scene|image|frame))\W*$", "now"),
-    (r"\bfrom start to end\b|\bvi?d(ie|e)o about\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
+    (r"\b(vi?d(ie|e)o|clip|film)( is)?( all)? about\b|\babout (this|the) (video|clip|film)\b", "list"),
+    (r"\bfrom start to end\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
     (r"\bhow many (scenes|shots|cuts)\b(?!.*\b(show|have|contain|with|is there|do you see|can you see)\b)", "count"),
+    (r"\bhow (often|many times)\b", "count_of"),
+    (
+        # "What did you see?", "What animals were in the video?": of all of it, not of now
+        rf"^\W*(so,? |and |okay,? )?(what|which|who)( (kinds?|sorts?|types?) of)?( (?!colou?r)\w+)?( else)? ({_SEEN})"
+        rf"( in {_VIDEO})?( (so far|until now|up to now|by now|already|overall|altogether|in total|at all))?\W*$",
+        "list",
+    ),
     (r"\b(number of|how many) (?!scenes|shots|cuts|times|days|minutes|legs|of the)", "about"),
     (r"^(what|which) (is the )?colou?r\b", "about"),
     (
@@ -163,79 +182,17 @@ _SO_FAR = re.compile(r"\b(by now|so far|yet|(up to|until) now|ever|at any (point
 
 def wording_plan(text: str) -> str | None:
     """The plan of a wording that leaves no doubt, or None."""
-    lowered = text.lower().strip()
+    lowered = re.sub(r"\b(what|who)['’]s\b", r"\1 is", text.lower().strip())
     return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
 
 
-# ---------------------------------------------------------------- things a question names that the towers know
-
-_SAME = {
-    "person": "man men woman women boy girl child children kid people someone somebody human guy lady baby worker "
-    "player pedestrian toddler adult visitor customer anyone anybody",
-    "bicycle": "bike", "motorcycle": "motorbike", "sports ball": "ball", "tv": "television", "couch": "sofa",
-    "cell phone": "phone smartphone", "dining table": "table", "potted plant": "plant", "airplane": "plane",
-    "handbag": "purse", "cup": "mug", "teddy bear": "teddy", "mouse": "", "dog": "puppy", "cat": "kitten",
-}  # fmt: skip
-_KINDS = {
-    "animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle",
-    "vegetable": "broccoli carrot", "fruit": "banana apple orange",
-}  # fmt: skip
-_CLASSES = {  # ImageNet's order of animals: first class, one past the last
-    "dog": ((151, 269),), "cat": ((281, 286),), "bird": ((7, 25), (80, 101), (127, 147)), "fish": ((0, 7), (389, 398)),
-    "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
-    "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
-    "vegetable": ((936, 948),), "fruit": ((948, 958),),
-}  # fmt: skip
-_NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
-
-
-class Things(NamedTuple):
-    """What a question names: COCO classes and ImageNet classes."""
-
-    coco: tuple[int, ...]
-    classes: tuple[int, ...]
-
-    def shown(self, features: FrameFeatures) -> np.ndarray | None:
-        """(F,) 0..1, how surely the towers see one of the things in each frame; None if the question names nothing."""
-        if not self.coco and not self.classes:
-            return None
-        found = torch.isin(features.det_ids, torch.tensor(self.coco, dtype=torch.long))
-        seen = (features.det_scores * found).amax(1)
-        named = torch.isin(features.classes, torch.tensor(self.classes, dtype=torch.long))
-        return torch.maximum(seen, (features.class_probs * named).sum(1)).double().numpy()
-
-
-@cache
-def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Word or phrase -> (COCO classes, ImageNet classes)."""
-    coco = {word: i for i, word in enumerate(labels()["coco"])}
-    found: dict[str, tuple[set[int], set[int]]] = {}
-    for word, i in coco.items():
-        for name in [word, *_SAME.get(word, "").split()]:
-            found.setdefault(name, (set(), set()))[0].add(i)
-    for word, parts in _KINDS.items():
-        found.setdefault(word, (set(), set()))[0].update(coco[p] for p in parts.split())
-    for i, word in enumerate(labels()["imagenet"]):
-        found.setdefault(word.lower(), (set(), set()))[1].add(i)
-    for word, ranges in _CLASSES.items():
-        found.setdefault(word, (set(), set()))[1].update(i for low, high in ranges for i in range(low, high))
-    return {w: (tuple(sorted(a)), tuple(sorted(b))) for w, (a, b) in found.items() if w not in _NOT_THINGS}
-
-
-def named_things(text: str) -> Things:
-    """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
-    words_of, coco, classes, i = re.findall(r"[a-z]+", text.lower()), set(), set(), 0
-    while i < len(words_of):
-        for size in (3, 2, 1):
-            phrase = " ".join(words_of[i : i + size])
-            forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"), re.sub("ies$", "y", phrase))
-            if len(words_of) - i >= size and (entry := next((_lexicon()[f] for f in forms if f in _lexicon()), None)):
-                coco.update(entry[0])
-                classes.update(entry[1])
-                i += size - 1
-                break
-        i += 1
-    return Things(tuple(sorted(coco)), tuple(sorted(classes)))
+def asks_length(text: str) -> bool:
+    """Whether the question is how long the video is."""
+    return bool(
+        re.search(
+            rf"\bhow long (is|was|are) {_VIDEO}\b(?! (in|on|there))|\b(length|duration) of {_VIDEO}\b", text.lower()
+        )
+    )
 
 
 # ---------------------------------------------------------------- what was seen, frame by frame
@@ -323,7 +280,7 @@ class Planner:
         if name == "count":
             return self._now(name, index)._replace(count=len(index.starts))
         if name == "list":
-            return self._list(index)
+            return self._list(text, index)
         return self._now("chat" if name == "chat" else "now", index)  # "last", and "at" without a time, too
 
     def fit(self, text: str, located: Located, index: Index) -> Fit:
@@ -333,7 +290,7 @@ class Planner:
         if (shown := named_things(text).shown(index.features)) is not None:
             gain, loss = self.calibration.get("towers", (0.0, 0.0))
             frames = frames + gain * shown - loss
-            if named_things(text).coco == (PERSON,) and shown.max() < UNPEOPLED:
+            if named_things(text).coco == (PERSON,) and shown.max() < SEEN:
                 frames = frames - gain
         return Fit(frames, _log_mean_exp(frames, index.starts))
 
@@ -398,22 +355,36 @@ class Planner:
         frames = tuple(index.frames_of(s).start for s in shots)
         times = tuple(float(index.times[f]) for f in frames[:LISTED])
         return self._now("count_of", index, bool(shots))._replace(
-            frames=frames[:READ] or self.newest(index), count=len(shots), times=times
+            frames=frames[:READ] or self.newest(index), time=None, count=len(shots), times=times
         )
 
     def sure(self, verdict: str, margin: float, shots: int) -> bool:
         a, b, c = self.calibration[verdict]
         return a * margin + b + c * math.log(shots) > 0
 
-    def _list(self, index: Index) -> Verdict:
-        """Shots spread evenly over the video; of fewer shots than there is room for, the longest are split."""
+    def _list(self, text: str, index: Index) -> Verdict:
+        """Shots spread evenly over the video; of fewer shots than there is room for, the longest are split.
+
+        Where the question names things ("Which animals did you see?"): the shots in which the towers see them best.
+        """
+        if (shown := things_asked_for(text).shown(index.features)) is not None:
+            return self._list_of(shown, index)
         pieces = [index.frames_of(s) for s in range(len(index.starts))]
         while len(pieces) < LISTED and len(longest := max(pieces, key=len)) > LONG_TAKE:
             at, half = pieces.index(longest), longest.start + len(longest) // 2
             pieces[at : at + 1] = [range(longest.start, half), range(half, longest.stop)]
-        chosen = [pieces[i] for i in spread(range(len(pieces)), LISTED)]
-        moments = tuple(spread(piece, READ) for piece in chosen)
-        return Verdict("list", moments[0], float(index.times[moments[0][0]]), listed=moments)
+        return self._listed([spread(pieces[i], READ) for i in spread(range(len(pieces)), LISTED)], index)
+
+    def _list_of(self, shown: np.ndarray, index: Index) -> Verdict:
+        best = np.maximum.reduceat(shown, index.starts)
+        shots = sorted(s for s in np.argsort(-best)[:LISTED] if best[s] >= SEEN)
+        if not shots:
+            return self._now("list", index, found=False)
+        peaks = [index.starts[s] + int(shown[index.frames_of(s)].argmax()) for s in shots]
+        return self._listed([spread(index.frames_of(s), READ, peak) for s, peak in zip(shots, peaks)], index)
+
+    def _listed(self, moments: Sequence[tuple[int, ...]], index: Index) -> Verdict:
+        return Verdict("list", moments[0], float(index.times[moments[0][0]]), listed=tuple(moments))
 
 
 def _log_mean_exp(scores: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -15,19 +15,21 @@ from pipeline.locate import (
     LONG_TAKE,
     PLANS,
     READ,
+    SEEN,
     Index,
     Located,
     Planner,
     Verdict,
     asked_about,
+    asks_length,
     index_log,
-    named_things,
     note,
     read_index,
     spoken,
     spread,
     wording_plan,
 )  # fmt: skip
+from pipeline.named_things import named_things
 
 COCO = {word: i for i, word in enumerate(labels()["coco"])}
 IMAGENET = {word: i for i, word in enumerate(labels()["imagenet"])}
@@ -133,15 +135,40 @@ def test_questions_that_name_nothing_leave_scores_alone():
         ("Show me 0:35", None), ("What came before the dog?", "before"), ("Describe this.", "now"),
         ("describe it", "now"),
         ("Describe the dog", None), ("Summarise it", "list"), ("Give me a recap", "list"),
-        ("What is this video about?", "list"),
+        ("What is this video about?", "list"), ("Tell me what the clip is about", "list"),
         ("How many scenes are there?", "count"), ("How many scenes show a dog?", None),
         ("How many dogs are there?", "about"),
-        ("What colour is the car?", "about"), ("what color is it", "about"), ("What happened?", None), ("", None),
-        ("What is the first thing?", None), ("Hello", None),
+        ("What colour is the car?", "about"), ("what color is it", "about"), ("", None),
+        ("What is the first thing?", None), ("Hello", None), ("How often did the dog bark?", "count_of"),
+        ("What happened?", "list"), ("What did you see?", "list"), ("So, what have I missed so far?", "list"),
+        ("What's in the video?", "list"), ("Who was shown?", "list"), ("Which animals did you see in it?", "list"),
+        ("What kinds of fruit were there?", "list"), ("What do you see?", None), ("What is in the picture?", None),
+        ("What did you see before the dog?", None), ("What colours did you see?", None), ("What was in the box?", None),
+        ("Who is in the picture?", None), ("What happened when the dog came?", None),
     ],
 )  # fmt: skip
 def test_wordings_without_doubt(text, expected):
     assert wording_plan(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("How long is the video?", True), ("how long is it", True), ("What is the length of this clip?", True),
+        ("How long is the dog in the picture?", False), ("How long is it there?", False),
+        ("How long was the dog?", False),
+    ],
+)  # fmt: skip
+def test_how_much_was_seen_is_asked(text, expected):
+    assert asks_length(text) == expected
+
+
+def test_a_list_of_things_hears_only_of_them():
+    said = ["person left", "Egyptian cat", "2 dog", "espresso"]
+    assert asked_about(said, "Which animals did you see?", listed=True) == ["Egyptian cat", "2 dog"]
+    assert asked_about(said, "Who was there?", listed=True) == ["person left"]
+    assert asked_about(said, "Which cars did you see?", listed=True) == said, "none of it: then all of it"
+    assert asked_about(said, "Which animals did you see?") == said
 
 
 def test_a_question_that_counts_hears_only_of_what_it_counts():
@@ -378,6 +405,24 @@ def test_a_list_covers_a_few_moments_in_order(lengths):
     named = {idx.shot_of(f) for f in firsts}
     left_out = [n for s, n in enumerate(lengths) if s not in named]
     assert not left_out or len(lengths) > LISTED
+
+
+def test_a_list_of_things_is_where_the_towers_see_them():
+    """Whatever the trained scores say; at most as many moments as fit, the surest, in order; the best frame leads."""
+    idx = shots(*[(9, 3)] * 10)
+    scores = torch.zeros(30, 8)
+    ids = torch.full((30, 8), COCO["person"])
+    ids[:, 0] = COCO["dog"]
+    for n, shot in enumerate((1, 3, 4, 5, 6, 7, 8)):
+        scores[3 * shot + 2, 0] = 0.5 + n / 100
+    scores[0, 0] = SEEN - 0.01
+    idx = idx._replace(features=idx.features._replace(det_ids=ids, det_scores=scores))
+    verdict = plan("list", idx, "Which animals did you see?")
+    assert [m[0] // 3 for m in verdict.listed] == [3, 4, 5, 6, 7, 8] and verdict.found
+    assert all(3 * (m[0] // 3) + 2 in m for m in verdict.listed)
+    none = plan("list", idx, "Which cars did you see?")
+    assert not none.found and not none.listed
+    assert len(plan("list", idx, "What did you see?").listed) == LISTED
 
 
 def test_a_long_take_is_listed_in_parts():

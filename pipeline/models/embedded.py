@@ -24,14 +24,26 @@ from torch import Tensor, nn
 
 from pipeline.convnets import FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
-from pipeline.locate import MAYBE, Locator, Planner, asked_about, index_log, note, read_index, spoken
+from pipeline.engine import mmss
+from pipeline.locate import (
+    MAYBE,
+    Locator,
+    Planner,
+    Verdict,
+    asked_about,
+    asks_length,
+    index_log,
+    note,
+    read_index,
+    spoken,
+)
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
 from pipeline.reading import TextCache
 from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
 
-DESCRIBED = ("now", "at", "first", "last", "about", "after", "before")  # plans whose answers tell what a moment shows
+DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
 TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
 SYSTEM = "You watch a video and answer briefly."
@@ -186,11 +198,15 @@ class EmbeddedModel:
     def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
-        if doubt := reading.doubt():
-            yield Token(self.end_id, doubt, reading.looked)  # one step: it was not written, so it has no speed
-            return
-        for i, prompt in enumerate(reading.prompts()):
-            logits, gap, looked = reading.feed(prompt), " " if i else "", reading.looked
+        for i, moment in enumerate(reading.moments()):
+            gap = " " * bool(i)
+            if composed := reading.composed(moment):
+                yield Token(self.end_id, gap + composed, reading.looked)  # not written, so it has no speed
+                continue
+            logits, looked = reading.feed(reading.prompt(moment)), reading.looked
+            if reading.verdict.listed:
+                yield Token(self.end_id, gap + (begun := mmss(moment.time)), looked)
+                logits, gap = reading.feed(reading.tokens(begun)), ""
             while left > 0:
                 token, left = sample(logits, sampling, chance), left - 1
                 if token == self.end_id:
@@ -342,28 +358,33 @@ class Reading:
         weights = np.where(times == time, 1.5, 1.0)
         return times, weights / weights.sum()
 
-    def doubt(self) -> str:
-        """What is said instead of a description where the towers are sure of nothing: else the reader, which has never
-        been shown anything it has no words for, makes something up (of a galaxy: "A young girl is playing in a pool.").
-        Empty where they are sure of something."""
+    def moments(self) -> list[Verdict]:
+        """What is answered one after the other: the verdict, or each moment of a summary."""
         v = self.verdict
-        if v.plan not in DESCRIBED or not v.found or v.late:
+        return [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in v.listed] or [v]
+
+    def composed(self, moment: Verdict) -> str:
+        """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
+        sure of nothing. The reader has never been shown anything it has no words for, and makes something up (of a
+        galaxy: "A young girl is playing in a pool."). Empty where it is to write."""
+        if asks_length(self.question.text):
+            return f"I have seen {mmss(float(self.index.times[-1]))} of the video."
+        if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
-        said = spoken(self.index.features, v.frames)
+        said = spoken(self.index.features, moment.frames)
         if any(not phrase.startswith(MAYBE) for phrase in said):
             return ""
-        self.looked = self._evidence(v.frames, v.time)
+        self.looked = self._evidence(moment.frames, moment.time)
         guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in said[:3])
+        if self.verdict.listed:
+            return f"{mmss(moment.time)} I am not sure" + f", maybe {guesses}" * bool(guesses) + "."
         return "I am not sure what this is." + f" My best guesses: {guesses}." * bool(guesses)
 
-    def prompts(self) -> Iterator[list[int]]:
-        """What is put before the model writes, after it looked: the note; for a summary, moment by moment."""
-        v, now = self.verdict, float(self.index.times[-1])
-        moments = [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in v.listed] or [v]
-        for moment in moments:
-            self.look(moment.frames, moment.time)
-            said = asked_about(spoken(self.index.features, moment.frames), self.question.text)
-            yield self.tokens(note(moment, said, now) + ANSWER)
+    def prompt(self, moment: Verdict) -> list[int]:
+        """What is put before the model writes, after it looked: the note."""
+        self.look(moment.frames, moment.time)
+        said = asked_about(spoken(self.index.features, moment.frames), self.question.text, bool(self.verdict.listed))
+        return self.tokens(note(moment, said, float(self.index.times[-1])) + ANSWER)
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tensor:
