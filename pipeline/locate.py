@@ -23,7 +23,7 @@ from pipeline.engine import mmss
 from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
 from pipeline.named_things import Things, named_things
-from pipeline.named_times import named_time
+from pipeline.named_times import named_stretch, named_time
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
@@ -209,6 +209,12 @@ class Index(NamedTuple):
     def shot_of(self, frame: int) -> int:
         return int(np.searchsorted(self.starts, frame, "right")) - 1
 
+    def cut(self, start: int, stop: int) -> Index:
+        """Some of the frames, as a video of their own."""
+        starts = self.starts[(self.starts > start) & (self.starts < stop)] - start
+        features = FrameFeatures(*(column[start:stop] for column in self.features))
+        return Index(self.times[start:stop], self.keys[start:stop], np.concatenate([[0], starts]), features)
+
     def frames_of(self, shot: int) -> range:
         end = self.starts[shot + 1] if shot + 1 < len(self.starts) else len(self.times)
         return range(int(self.starts[shot]), int(end))
@@ -267,7 +273,23 @@ class Planner:
         self.locator, self.calibration = locator, calibration
 
     def plan(self, text: str, located: Located, index: Index) -> Verdict:
-        name = wording_plan(text) or PLANS[int(located.plan[0].argmax())]
+        """Of a question about a stretch ("in the last minute"): as if there were nothing else."""
+        stretch = named_stretch(text, float(index.times[-1]))
+        name = wording_plan(stretch[2] if stretch else text) or PLANS[int(located.plan[0].argmax())]
+        if stretch is None or name == "chat":
+            return self._planned(name, text, located, index)
+        first, last, rest = stretch
+        start, stop = np.searchsorted(index.times, first), np.searchsorted(index.times, last, "right")
+        if start >= stop:
+            return self._now("at", index)._replace(late=True)
+        if name in ("now", "at") or (name in ("find", "after", "before") and not any(named_things(rest))):
+            name = "list"
+        name = "yesno" if name == "yesno_now" else name
+        verdict = self._planned(name, rest, located, index.cut(start, stop))
+        frames, *listed = (tuple(f + int(start) for f in moment) for moment in (verdict.frames, *verdict.listed))
+        return verdict._replace(frames=frames, listed=tuple(listed))
+
+    def _planned(self, name: str, text: str, located: Located, index: Index) -> Verdict:
         if name == "yesno_now" and _SO_FAR.search(text):  # "has anybody come by now?" is not about now
             name = "yesno"
         time = named_time(text, float(index.times[-1]))

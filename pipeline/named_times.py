@@ -1,11 +1,12 @@
-"""The second a question names, in the ways people name one. A clock time is certain; the rest is English."""
+"""The second or stretch a question names, in the ways people name one. A clock time is certain; the rest is English."""
 
 from __future__ import annotations
 
 import re
 
 _CLOCK = re.compile(r"(?<![\d:])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?![\d:])")
-_UNIT = r"(hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+_UNITS = "hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s"
+_UNIT = rf"({_UNITS})(?![a-z])"
 _SPOKEN = re.compile(rf"(\d+(?:\.\d+)?)(?:st|nd|rd|th)?[\s-]*{_UNIT}")  # "35 seconds", "2-minute", "35th second"
 _NUMBERED = re.compile(r"(?<!\d[ -])\b(hour|minute|min|second|sec) (\d+)\b(?:,? (?:and )?second (\d+)\b)?")
 _AGO = re.compile(r"\b(ago|earlier|back|before now)\b")
@@ -44,12 +45,54 @@ def named_time(text: str, now: float | None = None) -> float | None:
     if found := _CLOCK.search(text):
         hours, minutes, seconds = (int(part or 0) for part in found.groups())
         return hours * 3600.0 + minutes * 60 + seconds
-    text = text.lower()
+    text = _in_digits(text)
     if found := _NUMBERED.search(text):
         return float(found[2]) * _SECONDS[found[1][0]] + float(found[3] or 0)
-    for pattern, digits in _IN_DIGITS:
-        text = pattern.sub(digits, text)
     if not (found := _SPOKEN.findall(text)):
         return None
     second = sum(float(number) * _SECONDS[unit[0]] for number, unit in found)
     return max(0.0, now - second) if now is not None and _AGO.search(text) else second
+
+
+_SPAN = rf"\d+(?:\.\d+)?[\s-]*(?:{_UNITS})(?![a-z])(?: mark)?"
+_POINT = rf"(?:the )?(?:(?:\d+:)?\d+:\d\d|(?:minute|min|second|sec) \d+|{_SPAN})"
+_LENGTH = rf"(?:(?P<amount>\d+(?:\.\d+)?|few|couple of) )?(?P<unit>{_UNITS})(?![a-z])"
+_IN_THE = r"(?:\b(?:in|during|within|over|of|for|from) )?\b(?:the )?"
+_NEAR = r"(?<!right )(?<!just )(?<!shortly )(?<!directly )"  # "right before 0:30" is a moment, not all that came before
+_STRETCHES = [
+    (re.compile(pattern), ends)
+    for pattern, ends in (
+        (rf"\b(?:between|from) (?P<a>{_POINT}) (?:and|to|until|till) (?P<b>{_POINT})", ("a", "b")),
+        (rf"{_IN_THE}(?:last|past|final|previous) {_LENGTH}", ("back", "now")),
+        (rf"{_IN_THE}(?:first|opening) {_LENGTH}", ("start", "length")),
+        (rf"{_NEAR}\b(?:before|until|till|up to) (?P<a>{_POINT})", ("start", "a")),
+        (rf"{_NEAR}\b(?:since|after) (?P<a>{_POINT})", ("a", "now")),
+    )
+]
+_VAGUE = {"few": 10.0, "couple of": 2.0, None: 1.0}
+
+
+def named_stretch(text: str, now: float) -> tuple[float, float, str] | None:
+    """First and last second of a stretch a question names, and the question without it (lower case); or None.
+
+    "in the last 10 seconds", "during the first minute", "between 0:20 and 0:30", "since 1:00", "before minute 2".
+    """
+    text = _in_digits(text)
+    for pattern, (begin, end) in _STRETCHES:
+        if found := pattern.search(text):
+            parts = found.groupdict()
+            seconds = {"start": 0.0, "now": now} | {key: named_time(parts[key]) for key in "ab" if key in parts}
+            if "unit" in parts:
+                amount = _VAGUE.get(parts["amount"]) or float(parts["amount"])
+                length = amount * _SECONDS[parts["unit"][0]]
+                seconds |= {"length": length, "back": max(0.0, now - length)}
+            rest = f"{text[: found.start()].rstrip()} {text[found.end() :].lstrip(' ,')}"
+            return seconds[begin], seconds[end], rest.strip()
+    return None
+
+
+def _in_digits(text: str) -> str:
+    text = text.lower()
+    for pattern, digits in _IN_DIGITS:
+        text = pattern.sub(digits, text)
+    return text

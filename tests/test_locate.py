@@ -407,6 +407,33 @@ def test_a_list_covers_a_few_moments_in_order(lengths):
     assert not left_out or len(lengths) > LISTED
 
 
+def test_a_question_about_a_stretch_sees_nothing_else():
+    """Six shots of five seconds; the dog's score is high in the second and the fourth."""
+    idx = shots((-3, 5), (9, 5), (-3, 5), (8, 5), (-3, 5), (-3, 5))
+    assert plan("find", idx, "When was the dog there?").time == 5
+    assert plan("find", idx, "When was the dog there after 0:10?").time == 15
+    assert plan("find", idx, "When was the dog there in the last 14 seconds?").time == 15
+    assert not plan("yesno", idx, "Was there a dog in the first 4 seconds?").found
+    assert not plan("yesno_now", idx, "Is there a dog in the last 9 seconds?").found
+    assert plan("yesno", idx, "Was there a dog between 0:05 and 0:09?").found
+    assert plan("count", idx, "How many scenes are there in the first 12 seconds?").count == 3
+    listed = plan("now", idx, "What do you see in the last 12 seconds?").listed
+    assert [idx.shot_of(m[0]) for m in listed] == [3, 4, 5] and listed[0][0] >= 17
+    assert plan("at", idx, "What happened after 1:00?").late
+    assert plan("chat", idx, "Hello, in the first minute").plan == "chat"
+
+
+@given(st.integers(0, 29), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_a_cut_index_is_a_video_of_its_own(start, length):
+    idx = shots((1, 7), (2, 3), (3, 12), (4, 8))
+    stop = min(30, start + length)
+    part = idx.cut(start, stop)
+    assert part.times.tolist() == idx.times[start:stop].tolist() and torch.equal(part.keys, idx.keys[start:stop])
+    assert part.starts[0] == 0 and len(part.features.det_ids) == stop - start
+    assert all(idx.shot_of(start + f) - idx.shot_of(start) == part.shot_of(f) for f in range(stop - start))
+
+
 def test_a_list_of_things_is_where_the_towers_see_them():
     """Whatever the trained scores say; at most as many moments as fit, the surest, in order; the best frame leads."""
     idx = shots(*[(9, 3)] * 10)

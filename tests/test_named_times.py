@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import mmss
-from pipeline.named_times import named_time
+from pipeline.named_times import named_stretch, named_time
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,33 @@ def test_some_time_ago_counts_from_now():
 @settings(max_examples=60, deadline=None)
 def test_every_time_a_note_writes_is_read_back(second):
     assert named_time(f"What was shown at {mmss(second)}?") == second
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last", "rest"),
+    [
+        ("What did you see in the last 10 seconds?", 90, 100, "what did you see ?"),
+        ("What happened during the last minute?", 40, 100, "what happened ?"),
+        ("over the past two minutes", 0, 100, ""), ("in the last few seconds", 90, 100, ""),
+        ("the first ten seconds", 0, 10, ""), ("Was there a dog in the first minute?", 0, 60, "was there a dog ?"),
+        ("Between 0:20 and 0:30, was there a cat?", 20, 30, "was there a cat?"),
+        ("what came from 1 minute to 1:30", 60, 90, "what came"), ("since 1:00", 60, 100, ""),
+        ("Was there a dog before 0:30?", 0, 30, "was there a dog ?"), ("until the 2 minute mark", 0, 120, ""),
+        ("What happened after second 35?", 35, 100, "what happened ?"),
+    ],
+)  # fmt: skip
+def test_a_stretch_is_named(text, first, last, rest):
+    found = named_stretch(text, 100.0)
+    assert found[:2] == (first, last) and found[2].strip() == rest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What happened at 0:30?", "right before 0:30", "just after 1:00", "10 seconds ago", "the last time",
+        "last seen",
+        "the first man", "the first 7 people", "the last scene", "after the dog", "before that", "a minute later", "",
+    ],
+)  # fmt: skip
+def test_a_moment_is_no_stretch(text):
+    assert named_stretch(text, 100.0) is None
