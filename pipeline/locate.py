@@ -24,6 +24,7 @@ from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
 from pipeline.named_things import Things, named_things
 from pipeline.named_times import named_stretch, named_time
+from pipeline.wordings import SO_FAR, wording_plan
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
@@ -148,53 +149,6 @@ def things_asked_for(text: str) -> Things:
     return named_things("person" if re.match(r"\W*who\b", text, re.IGNORECASE) else text)
 
 
-_VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
-_SEEN = "|".join((
-    "(did|have) (you|we|i) (see|seen|miss|missed)", rf"(is|are|was|were)( there)? in {_VIDEO}",
-    "(has |have |did )?(appear(ed|s)?|happen(ed)?)", "(was|were|has been|have been) (shown|seen|there)", "went on",
-))  # fmt: skip
-# Wordings that leave no doubt about the plan, whatever the trained head makes of them.
-_WORDINGS = (
-    (r"\b(when|what time|at which)\b.*\bfirst\b(?! (thing|scene|shot))", "find"),
-    (r"^(please |can you |could you |do you )*(find|locate|show me|jump to|go to)\b(?!.*\d)", "find"),
-    (r"\bhad been shown when\b|\b(right|just|what (came|comes|happened|was)) before\b", "before"),
-    (r"^\W*(so,? |please,? |okay,? |hey,? |and )*describe (it|this|the (picture|scene|image|frame))\W*$", "now"),
-    (r"\b(vi?d(ie|e)o|clip|film)( is)?( all)? about\b|\babout (this|the) (video|clip|film)\b", "list"),
-    (r"\bfrom start to end\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
-    (r"\bhow many (scenes|shots|cuts)\b(?!.*\b(show|have|contain|with|is there|do you see|can you see)\b)", "count"),
-    (r"\bhow (often|many times)\b", "count_of"),
-    (
-        # "What did you see?", "What animals were in the video?": of all of it, not of now
-        rf"^\W*(so,? |and |okay,? )?(what|which|who)( (kinds?|sorts?|types?) of)?( (?!colou?r)\w+)?( else)? ({_SEEN})"
-        rf"( in {_VIDEO})?( (so far|until now|up to now|by now|already|overall|altogether|in total|at all))?\W*$",
-        "list",
-    ),
-    (r"\b(number of|how many) (?!scenes|shots|cuts|times|days|minutes|legs|of the)", "about"),
-    (r"^(what|which) (is the )?colou?r\b", "about"),
-    (
-        r"^\W*(how|what) (does|do|did) (it|this|that|the (video|clip|film))( one)? (open|begin|start)( with)?\W*$",
-        "first",
-    ),
-    (r"\b(when (it|this|the (video|clip|film)) ends|how (does|did) (it|this|the (video|clip|film)) end)\b", "last"),
-)
-_SO_FAR = re.compile(r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b", re.IGNORECASE)
-
-
-def wording_plan(text: str) -> str | None:
-    """The plan of a wording that leaves no doubt, or None."""
-    lowered = re.sub(r"\b(what|who)['’]s\b", r"\1 is", text.lower().strip())
-    return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
-
-
-def asks_length(text: str) -> bool:
-    """Whether the question is how long the video is."""
-    return bool(
-        re.search(
-            rf"\bhow long (is|was|are) {_VIDEO}\b(?! (in|on|there))|\b(length|duration) of {_VIDEO}\b", text.lower()
-        )
-    )
-
-
 # ---------------------------------------------------------------- what was seen, frame by frame
 
 
@@ -272,10 +226,17 @@ class Planner:
     def __init__(self, locator: Locator, calibration: dict[str, Sequence[float]]):
         self.locator, self.calibration = locator, calibration
 
-    def plan(self, text: str, located: Located, index: Index) -> Verdict:
-        """Of a question about a stretch ("in the last minute"): as if there were nothing else."""
+    def plan(self, text: str, located: Located, index: Index, earlier: tuple[str, Verdict] | None = None) -> Verdict:
+        """earlier: what the question may refer to: the last one that named a thing, and where the last one led.
+
+        Of a question about a stretch ("in the last minute"): as if there were nothing else.
+        """
         stretch = named_stretch(text, float(index.times[-1]))
         name = wording_plan(stretch[2] if stretch else text) or PLANS[int(located.plan[0].argmax())]
+        if earlier and (found := self._referred(name, earlier[1], index)):
+            return found
+        if earlier and name in ("find", "about", "count_of"):
+            text = f"{text} ({earlier[0]})"
         if stretch is None or name == "chat":
             return self._planned(name, text, located, index)
         first, last, rest = stretch
@@ -290,7 +251,7 @@ class Planner:
         return verdict._replace(frames=frames, listed=tuple(listed))
 
     def _planned(self, name: str, text: str, located: Located, index: Index) -> Verdict:
-        if name == "yesno_now" and _SO_FAR.search(text):  # "has anybody come by now?" is not about now
+        if name == "yesno_now" and SO_FAR.search(text):  # "has anybody come by now?" is not about now
             name = "yesno"
         time = named_time(text, float(index.times[-1]))
         if time is not None and name not in ("chat", "yesno", "count", "count_of"):
@@ -348,6 +309,23 @@ class Planner:
         if name not in ("after", "before"):
             return self._moment(name, frames, index, peak)
         near = self._beside(frames, shot, 1 if name == "after" else -1, index)
+        return self._moment(name, near, index) if near else self._now(name, index, found=False)
+
+    def _referred(self, name: str, earlier: Verdict, index: Index) -> Verdict | None:
+        """Of "And then?", "When was it?", "What colour is it?": the shot beside the moments of an earlier verdict, or
+        its own moment; None where that was none."""
+        if not earlier.found or earlier.late or earlier.plan in ("chat", "count", "count_of"):
+            return None
+        if name in ("find", "about") and not earlier.listed:
+            return earlier._replace(plan=name)
+        if name not in ("after", "before"):
+            return None
+        moments = earlier.listed or (earlier.frames,)
+        frames, step = (moments[-1], 1) if name == "after" else (moments[0], -1)
+        shot = index.shot_of(frames[0])
+        run = index.frames_of(shot)
+        run = run if len(run) <= LONG_TAKE else range(frames[0], frames[-1] + 1)
+        near = self._beside(run, shot, step, index)
         return self._moment(name, near, index) if near else self._now(name, index, found=False)
 
     def _run(self, frames: range, scores: np.ndarray) -> tuple[range, int]:

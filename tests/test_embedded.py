@@ -389,6 +389,23 @@ def test_a_summary_names_the_second_of_every_moment(vamba, seen, monkeypatch):
     assert doubted.text.count("I am not sure, maybe yurt.") == len(times) and doubted.text.startswith("0:00 ")
 
 
+def test_a_conversation_goes_on_from_what_was_told(vamba, seen):
+    """ "And then?" used to be answered with a refusal, "When was it?" with any time."""
+    told = ((AT_FIVE, "A picture."),)
+
+    def led(text, history):
+        return Reading(vamba, Question(text, history), seen).verdict
+
+    assert led("When was it?", told).time == 5.0
+    assert led("And then?", told).time == LENGTH
+    further = (*told, ("And then?", "Another."))
+    assert led("And then?", further).time == 2 * LENGTH
+    assert led("And before that?", further).time == 0.0
+    assert not led("What came next?", (*further, ("And then?", "A third."))).found
+    assert led(AT_FIVE, further).time == 5.0, "who names a second means it"
+    assert led("And then?", ()).time != LENGTH or not led("And then?", ()).found
+
+
 def test_how_much_was_seen_is_said_not_written(vamba, seen):
     """It used to answer with a number of two hundred digits."""
     answer = ask(vamba, seen, "How long is the video?")

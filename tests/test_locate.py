@@ -21,15 +21,14 @@ from pipeline.locate import (
     Planner,
     Verdict,
     asked_about,
-    asks_length,
     index_log,
     note,
     read_index,
     spoken,
     spread,
-    wording_plan,
 )  # fmt: skip
 from pipeline.named_things import named_things
+from pipeline.wordings import asks_length, refers, wording_plan
 
 COCO = {word: i for i, word in enumerate(labels()["coco"])}
 IMAGENET = {word: i for i, word in enumerate(labels()["imagenet"])}
@@ -421,6 +420,38 @@ def test_a_question_about_a_stretch_sees_nothing_else():
     assert [idx.shot_of(m[0]) for m in listed] == [3, 4, 5] and listed[0][0] >= 17
     assert plan("at", idx, "What happened after 1:00?").late
     assert plan("chat", idx, "Hello, in the first minute").plan == "chat"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("And then?", True), ("When was it?", True), ("What came next?", True), ("When?", True),
+        ("How many are there?", True),
+        ("What color is it?", True), ("When was the dog there?", False), ("And at 0:25?", False),
+        ("What do you see in this picture?", False),
+    ],
+)  # fmt: skip
+def test_what_refers_to_the_last_question(text, expected):
+    assert refers(text) == expected
+
+
+def test_a_follow_up_goes_on_from_the_last_verdict():
+    idx = shots((-3, 5), (9, 5), (-3, 5), (-3, 5))
+    dog = plan("find", idx, "When was the dog there?")
+
+    def then(name, text, earlier=dog):
+        return Planner(HandMade(), SURE).plan(text, located(name, 0.0), idx, ("When was the dog there?", earlier))
+
+    assert then("now", "And then?").time == 10 and then("now", "What came before it?").time == 0
+    assert then("chat", "When?")[:3] == ("find", dog.frames, 5.0) and then("about", "What colour is it?").time == 5
+    again = then("now", "And then?")
+    assert then("now", "What happened next?", again).time == 15
+    assert not then("now", "And then?", then("now", "and then?", again)).found, "nothing comes after the end"
+    both = dog._replace(plan="list", listed=((1, 2), (6, 7)))
+    assert then("now", "And then?", both).time == 10 and not then("now", "And before that?", both).found
+    nowhere = dog._replace(found=False)
+    assert then("find", "When was it?", nowhere).time == 5, "then it is looked for"
+    assert then("yesno", "Is it a dog?").plan == "yesno"
 
 
 @given(st.integers(0, 29), st.integers(1, 30))

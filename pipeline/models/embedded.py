@@ -31,7 +31,6 @@ from pipeline.locate import (
     Planner,
     Verdict,
     asked_about,
-    asks_length,
     index_log,
     note,
     read_index,
@@ -42,6 +41,7 @@ from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
 from pipeline.reading import TextCache
 from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.wordings import asks_length, refers
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
@@ -310,6 +310,7 @@ class Reading:
         self.index = read_index(log, model.cfg.cut)
         self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
         self.position = model.start_text(self.cache, self.whole)
+        self.earlier = self._earlier(question, state) if question.history and refers(question.text) else None
         self._read(question)
         self.looked: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -335,8 +336,15 @@ class Reading:
         self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
         own = self.lower[0, len(head) :]
         located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
-        self.verdict = self.model.planner.plan(question.text, located, self.index)
+        self.verdict = self.model.planner.plan(question.text, located, self.index, self.earlier)
         self.lengths = list(self.cache.used)  # what to go back to before each moment of a summary
+
+    def _earlier(self, question: Question, state: StreamState) -> tuple[str, Verdict]:
+        """What "it" may be: the last question that named something, and where the last one led. Read anew, because a
+        conversation keeps words alone: one pass of the lower layers a turn."""
+        *before, (text, _) = question.history
+        last = Reading(self.model, Question(text, tuple(before), question.at), state)
+        return (last.earlier[0] if last.earlier else text), last.verdict
 
     @torch.no_grad()
     def look(self, frames: Sequence[int], time: float | None) -> None:
