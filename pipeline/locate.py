@@ -24,7 +24,7 @@ from pipeline.memory import Column, Log
 from pipeline.models.vamba import RMSNorm
 from pipeline.named_things import Things, named_things
 from pipeline.named_times import named_stretch, named_time
-from pipeline.wordings import SO_FAR, wording_plan
+from pipeline.wordings import SO_FAR, stretch_plan, wording_plan
 
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
@@ -243,10 +243,7 @@ class Planner:
         start, stop = np.searchsorted(index.times, first), np.searchsorted(index.times, last, "right")
         if start >= stop:
             return self._now("at", index)._replace(late=True)
-        if name in ("now", "at") or (name in ("find", "after", "before") and not any(named_things(rest))):
-            name = "list"
-        name = "yesno" if name == "yesno_now" else name
-        verdict = self._planned(name, rest, located, index.cut(start, stop))
+        verdict = self._planned(wording_plan(rest) or stretch_plan(name, rest), rest, located, index.cut(start, stop))
         frames, *listed = (tuple(f + int(start) for f in moment) for moment in (verdict.frames, *verdict.listed))
         return verdict._replace(frames=frames, listed=tuple(listed))
 

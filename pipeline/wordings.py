@@ -22,7 +22,8 @@ _WORDINGS = (
     (r"\bhad been shown when\b|\b(right|just|what (came|comes|happened|was)) before\b", "before"),
     (rf"^\W*({_AND})?(what (about )?)?({_CAME} )?before( {_ONE})?\W*$", "before"),
     (rf"^\W*({_AND})?(what )?({_CAME} )?(then|next|after(wards)?( {_ONE})?)\W*$", "after"),
-    (rf"^\W*({_AND})?(when|(at )?what time)( (is|was|did|does) {_ONE}( {_THERE})?)?\W*$", "find"),
+    (rf"^\W*({_AND})?(when|at what time)( (is|was|did|does) {_ONE}( {_THERE})?)?\W*$", "find"),
+    (rf"^\W*({_AND})?what time (was|did) {_ONE}( {_THERE})?\W*$", "find"),
     (r"^\W*(so,? |please,? |okay,? |hey,? |and )*describe (it|this|the (picture|scene|image|frame))\W*$", "now"),
     (r"\b(vi?d(ie|e)o|clip|film)( is)?( all)? about\b|\babout (this|the) (video|clip|film)\b", "list"),
     (r"\bfrom start to end\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
@@ -50,6 +51,18 @@ def wording_plan(text: str) -> str | None:
     """The plan of a wording that leaves no doubt, or None."""
     lowered = re.sub(r"\b(what|who)['’]s\b", r"\1 is", text.lower().strip())
     return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
+
+
+def stretch_plan(plan: str, rest: str) -> str:
+    """The plan of a question about a stretch of time, from the trained head's and the question without the stretch.
+
+    "last" and "first" were the stretch's own words, and what it shows "now" is all that it shows.
+    """
+    if re.match(r"\W*(is|are|was|were|did|do|does|has|have|had|any)\b", rest, re.IGNORECASE):
+        return "yesno"
+    of_moments = plan in ("find", "after", "before") and not any(named_things(rest))
+    own = plan in ("first", "last") and not re.search(rf"\b{plan}\b", rest, re.IGNORECASE)
+    return "list" if plan in ("now", "at", "yesno_now") or of_moments or own else plan
 
 
 def refers(text: str) -> bool:

@@ -139,6 +139,7 @@ def test_questions_that_name_nothing_leave_scores_alone():
         ("How many dogs are there?", "about"),
         ("What colour is the car?", "about"), ("what color is it", "about"), ("", None),
         ("What is the first thing?", None), ("Hello", None), ("How often did the dog bark?", "count_of"),
+        ("What time is it?", None), ("What time was it?", "find"), ("When?", "find"), ("And then?", "after"),
         ("What happened?", "list"), ("What did you see?", "list"), ("So, what have I missed so far?", "list"),
         ("What's in the video?", "list"), ("Who was shown?", "list"), ("Which animals did you see in it?", "list"),
         ("What kinds of fruit were there?", "list"), ("What do you see?", None), ("What is in the picture?", None),
@@ -419,6 +420,9 @@ def test_a_question_about_a_stretch_sees_nothing_else():
     listed = plan("now", idx, "What do you see in the last 12 seconds?").listed
     assert [idx.shot_of(m[0]) for m in listed] == [3, 4, 5] and listed[0][0] >= 17
     assert plan("at", idx, "What happened after 1:00?").late
+    assert plan("last", idx, "Was there a dog in the last 9 seconds?").plan == "yesno", "the head hears the word last"
+    assert len(plan("last", idx, "What was shown in the last 12 seconds?").listed) == 3
+    assert plan("first", idx, "What was the first thing in the last 12 seconds?").time == 17
     assert plan("chat", idx, "Hello, in the first minute").plan == "chat"
 
 
