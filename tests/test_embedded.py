@@ -383,10 +383,13 @@ def test_a_summary_names_the_second_of_every_moment(vamba, seen, monkeypatch):
         answer = ask(vamba, seen, question, tokens=200)
         times = re.findall(r"\b\d+:\d\d\b", answer.text)
         assert len(times) == len(set(times)) == len(Reading(vamba, Question(question), seen).verdict.listed) > 1
-        assert [mmss(moment.time) for moment in answer.evidence if mmss(moment.time) in times]
+        assert sorted(mmss(moment.time) for moment in answer.evidence) == times
     monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["maybe yurt"])
     doubted = ask(vamba, seen, "What did you see?")
     assert doubted.text.count("I am not sure, maybe yurt.") == len(times) and doubted.text.startswith("0:00 ")
+    monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["maybe yurt" if min(frames) < LENGTH else "dog"])
+    mixed = ask(vamba, seen, "What did you see?")
+    assert "not sure" in mixed.text and len(mixed.evidence) == len(times), "a doubt has its picture too"
 
 
 def test_a_conversation_goes_on_from_what_was_told(vamba, seen):

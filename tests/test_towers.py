@@ -248,7 +248,8 @@ def test_packing_errs_by_half_a_step_at_most(seed: int, bits: int, rows: int, gr
     assert packed.codes.shape[1] * 8 == w.shape[1] * bits
     error = (quant.unpack(packed, bits) - w).abs().unflatten(1, (-1, 32))
     assert (error <= packed.scale.float()[..., None] * 0.5 + 0.01).all()
-    assert (error.mean() <= packed.scale.float().mean() * 0.3 + 0.001).item()
+    spread = 0.25 + 0.8 / w.numel() ** 0.5  # of a step: the mean of |rounding|, and more than five of its deviations
+    assert (error.mean() <= packed.scale.float().mean() * spread + 0.001).item()
 
 
 @given(seeds, st.sampled_from([4, 6, 8]))

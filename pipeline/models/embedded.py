@@ -206,14 +206,13 @@ class EmbeddedModel:
             logits, looked = reading.feed(reading.prompt(moment)), reading.looked
             if reading.verdict.listed:
                 yield Token(self.end_id, gap + (begun := mmss(moment.time)), looked)
-                logits, gap = reading.feed(reading.tokens(begun)), ""
+                logits, gap, looked = reading.feed(reading.tokens(begun)), "", None  # every moment weighs the same
             while left > 0:
                 token, left = sample(logits, sampling, chance), left - 1
                 if token == self.end_id:
                     break
                 yield Token(token, gap + stream.push(token), looked)
                 logits, gap = reading.feed([token]), ""
-                looked = None if reading.verdict.listed else looked  # in a summary every moment weighs the same
         if rest := stream.flush():
             yield Token(self.end_id, rest, reading.looked)
 
