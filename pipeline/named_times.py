@@ -81,7 +81,8 @@ def named_stretch(text: str, now: float) -> tuple[float, float, str] | None:
     for pattern, (begin, end) in _STRETCHES:
         if found := pattern.search(text):
             parts = found.groupdict()
-            seconds = {"start": 0.0, "now": now} | {key: named_time(parts[key]) for key in "ab" if key in parts}
+            points = sorted(named_time(parts[key]) for key in "ab" if key in parts)
+            seconds = {"start": 0.0, "now": now} | dict(zip("ab", points))
             if "unit" in parts:
                 amount = _VAGUE.get(parts["amount"]) or float(parts["amount"])
                 length = amount * _SECONDS[parts["unit"][0]]

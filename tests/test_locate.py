@@ -426,6 +426,28 @@ def test_a_question_about_a_stretch_sees_nothing_else():
     assert plan("chat", idx, "Hello, in the first minute").plan == "chat"
 
 
+STRETCHES = (
+    "in the last {} seconds",
+    "in the first {} minutes",
+    "between 0:{1:02d} and {0}:00",
+    "since {}:00",
+    "before 0:{1:02d}",
+)
+
+
+@given(
+    st.sampled_from(PLANS), st.sampled_from(STRETCHES), st.integers(0, 99), st.integers(0, 59),
+    st.sampled_from(["What did you see", "Was there a dog", "Which people were there", "How many scenes", ""]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_no_stretch_leads_out_of_the_video(name, stretch, number, second, asked):
+    idx = shots((1, 4), (-3, 1), (5, 20), (2, 5))
+    verdict = plan(name, idx, f"{asked} {stretch.format(number, second)}?")
+    inside = [f for moment in (verdict.frames, *verdict.listed) for f in moment]
+    assert verdict.frames and min(inside) >= 0 and max(inside) < 30
+    assert verdict.time is None or 0 <= verdict.time <= 29
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
