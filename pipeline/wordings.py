@@ -60,6 +60,8 @@ def stretch_plan(plan: str, rest: str) -> str:
     """
     if re.match(r"\W*(is|are|was|were|did|do|does|has|have|had|any)\b", rest, re.IGNORECASE):
         return "yesno"
+    if re.match(r"\W*(when|at what time|where)\b", rest, re.IGNORECASE) and any(named_things(rest)):
+        return "find"
     of_moments = plan in ("find", "after", "before") and not any(named_things(rest))
     own = plan in ("first", "last") and not re.search(rf"\b{plan}\b", rest, re.IGNORECASE)
     return "list" if plan in ("now", "at", "yesno_now") or of_moments or own else plan

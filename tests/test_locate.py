@@ -413,6 +413,7 @@ def test_a_question_about_a_stretch_sees_nothing_else():
     assert plan("find", idx, "When was the dog there?").time == 5
     assert plan("find", idx, "When was the dog there after 0:10?").time == 15
     assert plan("find", idx, "When was the dog there in the last 14 seconds?").time == 15
+    assert plan("after", idx, "When was the dog there after 0:10?").plan == "find", "the head hears the word after"
     assert not plan("yesno", idx, "Was there a dog in the first 4 seconds?").found
     assert not plan("yesno_now", idx, "Is there a dog in the last 9 seconds?").found
     assert plan("yesno", idx, "Was there a dog between 0:05 and 0:09?").found
