@@ -233,6 +233,7 @@ class Planner:
         """
         stretch = named_stretch(text, float(index.times[-1]))
         name = wording_plan(stretch[2] if stretch else text) or PLANS[int(located.plan[0].argmax())]
+        earlier = None if stretch else earlier
         if earlier and (found := self._referred(name, earlier[1], index)):
             return found
         if earlier and name in ("find", "about", "count_of"):

@@ -81,8 +81,10 @@ def named_stretch(text: str, now: float) -> tuple[float, float, str] | None:
     for pattern, (begin, end) in _STRETCHES:
         if found := pattern.search(text):
             parts = found.groupdict()
-            points = sorted(named_time(parts[key]) for key in "ab" if key in parts)
-            seconds = {"start": 0.0, "now": now} | dict(zip("ab", points))
+            points = [named_time(parts[key]) for key in "ab" if key in parts]
+            if None in points:  # 0:75 looks like a time and is none
+                continue
+            seconds = {"start": 0.0, "now": now} | dict(zip("ab", sorted(points)))
             if "unit" in parts:
                 amount = _VAGUE.get(parts["amount"]) or float(parts["amount"])
                 length = amount * _SECONDS[parts["unit"][0]]

@@ -87,7 +87,9 @@ def check_amounts(options: dict[str, Any]) -> None:
     """UserError where one of them cannot be."""
     given = [options[name] for name in ("retrieve", "gpu_memory") if options.get(name) is not None]
     if not all(0 < amount < math.inf for amount in given):
-        raise UserError("Frames to retrieve and GB of GPU memory must be more than 0, so nothing was loaded.")
+        raise UserError(
+            "Frames to retrieve and GB of GPU memory must be more than 0, so nothing was loaded; choose larger ones."
+        )
 
 
 def load_net(

@@ -406,7 +406,8 @@ def test_a_conversation_goes_on_from_what_was_told(vamba, seen):
     assert led("And before that?", further).time == 0.0
     assert not led("What came next?", (*further, ("And then?", "A third."))).found
     assert led(AT_FIVE, further).time == 5.0, "who names a second means it"
-    assert led("And then?", ()).time != LENGTH or not led("And then?", ()).found
+    assert led("And then?", ()).plan == "after" and led("And then?", ()).time != LENGTH
+    assert led("And then?", (("And then?", "x"),) * 2000) is not None, "however long it was"
 
 
 def test_how_much_was_seen_is_said_not_written(vamba, seen):
@@ -414,3 +415,4 @@ def test_how_much_was_seen_is_said_not_written(vamba, seen):
     answer = ask(vamba, seen, "How long is the video?")
     assert answer.text == f"I have seen {mmss(FRAMES - 1)} of the video." and not answer.evidence
     assert ask(vamba, seen, "How long is the video?", at=7.0).text == "I have seen 0:07 of the video."
+    assert ask(vamba, seen, "Give me a summary: how long is the video?").text.count("I have seen") == 1

@@ -479,6 +479,7 @@ def test_a_follow_up_goes_on_from_the_last_verdict():
     nowhere = dog._replace(found=False)
     assert then("find", "When was it?", nowhere).time == 5, "then it is looked for"
     assert then("yesno", "Is it a dog?").plan == "yesno"
+    assert then("find", "When was it there in the last 4 seconds?").time != 5, "who names a stretch means it"
 
 
 @given(st.integers(0, 29), st.integers(1, 30))

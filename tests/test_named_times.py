@@ -63,7 +63,7 @@ def test_a_stretch_is_named(text, first, last, rest):
     "text",
     [
         "What happened at 0:30?", "right before 0:30", "just after 1:00", "10 seconds ago", "the last time",
-        "last seen",
+        "last seen", "between 0:75 and 0:80", "since 0:75", "before 12345:00", "from 0:10 to 0:99",
         "the first man", "the first 7 people", "the last scene", "after the dog", "before that", "a minute later", "",
     ],
 )  # fmt: skip

@@ -25,17 +25,7 @@ from torch import Tensor, nn
 from pipeline.convnets import FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
 from pipeline.engine import mmss
-from pipeline.locate import (
-    MAYBE,
-    Locator,
-    Planner,
-    Verdict,
-    asked_about,
-    index_log,
-    note,
-    read_index,
-    spoken,
-)
+from pipeline.locate import MAYBE, Locator, Planner, Verdict, asked_about, index_log, note, read_index, spoken
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
@@ -45,6 +35,7 @@ from pipeline.wordings import asks_length, refers
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
+TURNS_BACK = 4  # how far "and then?" may lead back
 TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
 SYSTEM = "You watch a video and answer briefly."
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
@@ -340,8 +331,8 @@ class Reading:
 
     def _earlier(self, question: Question, state: StreamState) -> tuple[str, Verdict]:
         """What "it" may be: the last question that named something, and where the last one led. Read anew, because a
-        conversation keeps words alone: one pass of the lower layers a turn."""
-        *before, (text, _) = question.history
+        conversation keeps words alone: one pass of the lower layers for each of the last TURNS_BACK turns."""
+        *before, (text, _) = question.history[-TURNS_BACK:]
         last = Reading(self.model, Question(text, tuple(before), question.at), state)
         return (last.earlier[0] if last.earlier else text), last.verdict
 
@@ -368,7 +359,8 @@ class Reading:
     def moments(self) -> list[Verdict]:
         """What is answered one after the other: the verdict, or each moment of a summary."""
         v = self.verdict
-        return [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in v.listed] or [v]
+        listed = () if asks_length(self.question.text) else v.listed
+        return [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in listed] or [v]
 
     def composed(self, moment: Verdict) -> str:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
