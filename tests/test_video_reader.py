@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_video import X264, clean, render
+from test_corpus import clean
+from test_video import X264, render
 
 from pipeline.video import Limits, VideoError, open_video
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_video import clean
+from test_corpus import clean
 
 from pipeline.stream import Frame, UserError
 from pipeline.video import FrameQueue, thumbnail
