@@ -392,6 +392,14 @@ def test_a_summary_names_the_second_of_every_moment(vamba, seen, monkeypatch):
     assert "not sure" in mixed.text and len(mixed.evidence) == len(times), "a doubt has its picture too"
 
 
+def test_a_list_of_things_is_told_of_them_alone(vamba, seen, monkeypatch):
+    monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["person", "Egyptian cat"])
+    reading = Reading(vamba, Question("Which animals did you see?"), seen)
+    reading.verdict = reading.verdict._replace(found=True, listed=((0, 1),))
+    written = vamba.tokenizer.decode(reading.prompt(reading.moments()[0]))
+    assert "Egyptian cat" in written and "person" not in written
+
+
 def test_a_conversation_goes_on_from_what_was_told(vamba, seen):
     """ "And then?" used to be answered with a refusal, "When was it?" with any time."""
     told = ((AT_FIVE, "A picture."),)

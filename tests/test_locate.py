@@ -284,7 +284,7 @@ def test_count_counts_scenes_and_count_of_the_sure_ones():
     assert plan("count", idx).count == 5
     verdict = plan("count_of", idx)
     assert (verdict.count, verdict.times, verdict.found) == (3, (0.0, 4.0, 8.0), True)
-    assert set(verdict.frames) == {0, 4, 8}
+    assert set(verdict.frames) == {0, 4, 8} and verdict.time is None, "it rests on its scenes, not on now"
     none = plan("count_of", shots((-3, 2), (-3, 2)))
     assert (none.count, none.times, none.found) == (0, (), False) and none.frames
 
@@ -324,7 +324,8 @@ def test_a_question_about_a_stretch_sees_nothing_else():
     assert [idx.shot_of(m[0]) for m in listed] == [3, 4, 5] and listed[0][0] >= 17
     assert plan("at", idx, "What happened after 1:00?").late
     assert plan("last", idx, "Was there a dog in the last 9 seconds?").plan == "yesno", "the head hears the word last"
-    assert len(plan("last", idx, "What was shown in the last 12 seconds?").listed) == 3
+    for asked in ("What was shown", "What could be seen"):
+        assert len(plan("last", idx, f"{asked} in the last 12 seconds?").listed) == 3
     assert plan("first", idx, "What was the first thing in the last 12 seconds?").time == 17
     assert plan("chat", idx, "Hello, in the first minute").plan == "chat"
 
@@ -368,6 +369,11 @@ def test_a_follow_up_goes_on_from_the_last_verdict():
     nowhere = dog._replace(found=False)
     assert then("find", "When was it?", nowhere).time == 5, "then it is looked for"
     assert then("yesno", "Is it a dog?").plan == "yesno"
+    shown = features(20, {n: [("dog", 0.9, "left")] for n in range(10, 15)})
+    quiet = shots((-2.5, 5), (-2.5, 5), (-2.5, 5), (-2.5, 5))._replace(features=shown)
+    asked = ("Was there a dog?", dog._replace(listed=((1, 2),)))
+    often = Planner(HandMade(), SURE).plan("How often was it there?", located("now", 0.0), quiet, asked)
+    assert (often.count, often.times) == (1, (10.0,)), "it is the dog"
     assert then("find", "When was it there in the last 4 seconds?").time != 5, "who names a stretch means it"
 
 
@@ -384,17 +390,17 @@ def test_a_cut_index_is_a_video_of_its_own(start, length):
 
 def test_a_list_of_things_is_where_the_towers_see_them():
     """Whatever the trained scores say; at most as many moments as fit, the surest, in order; the best frame leads."""
-    idx = shots(*[(9, 3)] * 10)
-    scores = torch.zeros(30, 8)
-    ids = torch.full((30, 8), COCO["person"])
+    idx = shots(*[(9, 9)] * 10)
+    scores = torch.zeros(90, 8)
+    ids = torch.full((90, 8), COCO["person"])
     ids[:, 0] = COCO["dog"]
     for n, shot in enumerate((1, 3, 4, 5, 6, 7, 8)):
-        scores[3 * shot + 2, 0] = 0.5 + n / 100
+        scores[9 * shot + 2, 0] = 0.5 + n / 100
     scores[0, 0] = SEEN - 0.01
     idx = idx._replace(features=idx.features._replace(det_ids=ids, det_scores=scores))
     verdict = plan("list", idx, "Which animals did you see?")
-    assert [m[0] // 3 for m in verdict.listed] == [3, 4, 5, 6, 7, 8] and verdict.found
-    assert all(3 * (m[0] // 3) + 2 in m for m in verdict.listed)
+    assert [m[0] // 9 for m in verdict.listed] == [3, 4, 5, 6, 7, 8] and verdict.found
+    assert all(9 * (m[0] // 9) + 2 in m for m in verdict.listed)
     none = plan("list", idx, "Which cars did you see?")
     assert not none.found and not none.listed
     assert len(plan("list", idx, "What did you see?").listed) == LISTED

@@ -271,6 +271,7 @@ def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
             kept.append((tokens, tokens.clone()))
     assert not live.tapes.off and all(torch.equal(a, b) for a, b in kept)
     assert len(live._kept) == recordings.LIVE_KINDS and met.count(9) == 2
+    assert (9, 2, 4) not in live._met and (3, 4, 2) in live._met, "what keeps a GPU busy is not recorded"
 
 
 # The whole model

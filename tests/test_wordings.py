@@ -93,6 +93,11 @@ def test_a_list_of_things_hears_only_of_them():
     assert asked_about(said, "Which animals did you see?") == said
 
 
+def test_only_what_the_detector_counts_is_counted():
+    assert asked_about(["golden retriever", "2 dog"], "How many dogs are there?") == ["2 dog"]
+    assert asked_about(["golden retriever", "2 dog"], "Which dogs were there?", listed=True)[0] == "golden retriever"
+
+
 def test_a_question_that_counts_hears_only_of_what_it_counts():
     said = ["2 person left", "dog", "maybe 3 dog right", "hot dog", "tie"]
     assert asked_about(said, "How many dogs are there?") == ["dog", "maybe 3 dog right"]
