@@ -384,6 +384,8 @@ def test_a_summary_names_the_second_of_every_moment(vamba, seen, monkeypatch):
         times = re.findall(r"\b\d+:\d\d\b", answer.text)
         assert len(times) == len(set(times)) == len(Reading(vamba, Question(question), seen).verdict.listed) > 1
         assert sorted(mmss(moment.time) for moment in answer.evidence) == times
+    begun = ask(vamba, seen, "What did you see?", at=float(LENGTH), tokens=200)
+    assert [e.time for e in begun.evidence] == [0.0, LENGTH], "a scene of one picture takes nothing from the others"
     monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["maybe yurt"])
     doubted = ask(vamba, seen, "What did you see?")
     assert doubted.text.count("I am not sure, maybe yurt.") == len(times) and doubted.text.startswith("0:00 ")

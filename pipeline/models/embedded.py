@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pipeline.convnets import FrameFeatures, FrameTower
 from pipeline.decoding import TextStream, generator, sample
 from pipeline.engine import mmss
-from pipeline.locate import MAYBE, Locator, Planner, Verdict, asked_about, index_log, note, read_index, spoken
+from pipeline.locate import MAYBE, READ, Locator, Planner, Verdict, asked_about, index_log, note, read_index, spoken
 from pipeline.mamba2 import backend
 from pipeline.memory import Memory, Policy
 from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
@@ -354,7 +354,8 @@ class Reading:
             return None
         times = np.unique(np.append(self.index.times[list(frames)], [] if time is None else [time]))
         weights = np.where(times == time, 1.5, 1.0)
-        return times, weights / weights.sum()
+        # In a summary a frame weighs the same in every moment: one of a single frame hid the others.
+        return times, weights / (READ + 0.5 if v.listed else weights.sum())
 
     def moments(self) -> list[Verdict]:
         """What is answered one after the other: the verdict, or each moment of a summary."""
