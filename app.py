@@ -49,8 +49,8 @@ def flags() -> argparse.Namespace:
 
 def serve(chosen: argparse.Namespace) -> None:
     """Loads the models and serves the page until it is stopped."""
-    from app.session import Sessions
-    from app.ui import build, launch_options
+    from app.live.session import Sessions
+    from app.page.ui import build, launch_options
     from pipeline import Engine, UserError, load
 
     rival = None if chosen.compare_model == "none" else Engine(load(chosen.compare_model))

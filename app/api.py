@@ -14,9 +14,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.events import UPLOAD, number
-from app.panels import state
-from app.session import LiveSession, Sessions, Turn
+from app.live.session import LiveSession, Sessions, Turn
+from app.page.handlers import UPLOAD, number
+from app.page.panels import state
 from pipeline import UserError
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine, mmss
+    from pipeline.clock import mmss
+    from pipeline.engine import Engine
+    from pipeline.sources.file import FrameQueue, VideoError, open_video, probe, thumbnail
     from pipeline.stream import (
         Answer,
         Evidence,
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
         UserError,
         VideoChunk,
     )
-    from pipeline.video import FrameQueue, VideoError, open_video, probe, thumbnail
-    from pipeline.weights import load
+    from pipeline.weights.checkpoint import load
 
 __all__ = [
     "Answer",
@@ -48,13 +49,13 @@ __all__ = [
 
 _ELSEWHERE = {  # every other name lives in stream.py
     "Engine": "engine",
-    "FrameQueue": "video",
-    "VideoError": "video",
-    "load": "weights",
-    "mmss": "engine",
-    "open_video": "video",
-    "probe": "video",
-    "thumbnail": "video",
+    "FrameQueue": "sources.file",
+    "VideoError": "sources.file",
+    "load": "weights.checkpoint",
+    "mmss": "clock",
+    "open_video": "sources.file",
+    "probe": "sources.file",
+    "thumbnail": "sources.file",
 }
 
 

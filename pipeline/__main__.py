@@ -112,7 +112,7 @@ def _add_bench(parser: Parser) -> None:
 def _add_heavy(parser: Parser, argv: Sequence[str]) -> None:
     name = parser.prog.split()[-1]
     if list(argv[:1]) == [name]:  # its arguments live beside its code, which needs torch
-        module = importlib.import_module(f"pipeline.{name}")
+        module = importlib.import_module(f"pipeline.checks.{name}")
         module.add_arguments(parser)
         parser.set_defaults(command=module.run)
 
@@ -135,7 +135,8 @@ class Column:
 
 
 def ask(args: argparse.Namespace) -> int:
-    from pipeline.engine import checked, parse_mmss
+    from pipeline.clock import parse_mmss
+    from pipeline.engine import checked
 
     until = None if args.at is None else parse_mmss(args.at)
     sampling = Sampling(max_tokens=args.max_tokens)
@@ -208,7 +209,7 @@ def _with_progress(frames: Iterable[Frame], end: float | None, fps: float) -> It
     """A bar on stderr where stderr is a terminal: video time watched, and how much faster than real time."""
     from tqdm import tqdm
 
-    from pipeline.engine import mmss
+    from pipeline.clock import mmss
 
     total = None if end is None else max(1, int(end * fps) + 1)
     with tqdm(total=total, unit="picture", file=sys.stderr, disable=None, leave=False, delay=0.5) as bar:
@@ -235,7 +236,7 @@ def _answer(column: Column, question: Question, sampling: Sampling, args: argpar
 
 
 def _summary(column: Column, answer: Answer) -> str:
-    from pipeline.engine import mmss
+    from pipeline.clock import mmss
 
     looked = ", ".join(f"{mmss(m.time)} ({m.weight:.0%})" for m in answer.evidence) or "no moment in particular"
     timings = _timings(column, answer)
@@ -259,7 +260,7 @@ def _timings(column: Column, answer: Answer) -> dict[str, float | None]:
 
 
 def _document(column: Column, answer: Answer) -> dict[str, Any]:
-    from pipeline.bench import peak_memory
+    from pipeline.bench.embedded import peak_memory
 
     state = column.state
     return {
@@ -300,7 +301,7 @@ def probe(args: argparse.Namespace) -> int:
 
 
 def _described(found: dict[str, Any], fps: float) -> str:
-    from pipeline.engine import mmss
+    from pipeline.clock import mmss
 
     damage = f"; {found['skipped']} damaged packets skipped" if found["skipped"] else ""
     return (
@@ -310,7 +311,7 @@ def _described(found: dict[str, Any], fps: float) -> str:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from pipeline.bench import run
+    from pipeline.bench.embedded import run
 
     return run(args)
 

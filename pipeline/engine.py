@@ -9,7 +9,6 @@ answer is being written.
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipeline.clock import mmss
 from pipeline.stream import Answer, Evidence, Question, Sampling, StreamState, Token, UserError, VideoChunk, VideoModel
 
 QUESTION_CHARACTERS = 2_000
@@ -302,23 +302,3 @@ def _by_time(times: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nda
 def _moment(slots: np.ndarray, mass: np.ndarray) -> Evidence:
     peak = float(slots[mass.argmax()])
     return Evidence(time=peak, weight=min(1.0, float(mass.sum())), start=float(slots[0]), end=float(slots[-1]))
-
-
-def mmss(seconds: float) -> str:
-    """Seconds as the player shows them: 75 -> "1:15", 3723.9 -> "1:02:03"; never rounded up, never negative."""
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-_CLOCK = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,6}(?:\.\d{1,9})?)", re.ASCII)
-
-
-def parse_mmss(text: str) -> float:
-    """Seconds from "1:02:03", "12:40", "75" or "1:15.5"; UserError for anything else."""
-    match = _CLOCK.fullmatch(text.strip())
-    if match:
-        hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        if (match[2] is None or seconds < 60) and (match[1] is None or minutes < 60):
-            return hours * 3600 + minutes * 60 + seconds
-    raise UserError("The time could not be read, so it points nowhere; write it like 12:40, 1:02:03 or 75 (seconds).")

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mamba2 import MixerConfig
-from pipeline.models.vamba import Seen, Vamba, VambaConfig, VambaModel
+from pipeline.layers.mamba2 import MixerConfig
+from pipeline.layers.vamba import Vamba, VambaConfig
+from pipeline.models.vamba import VambaModel
 from pipeline.stream import Frame, VideoChunk
+from pipeline.towers.seen import Seen
 
 with contextlib.suppress(ImportError):  # the GPU tests need no more than pytest
     from hypothesis import settings

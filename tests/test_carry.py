@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PairEyes, gap
-from test_mamba2 import OPTIONS, random_mixer
 
-from pipeline.mamba2 import MixerConfig, MixerState
-from pipeline.memory import Memory, Policy
-from pipeline.models.vamba import Reader, VambaModel
+from pipeline.layers.mamba2 import MixerConfig, MixerState
+from pipeline.layers.reading import Reader
+from pipeline.memory.memory import Memory, Policy
+from pipeline.models.vamba import VambaModel
 from pipeline.stream import Question, Sampling, StreamState, VideoChunk
+from tests.conftest import PairEyes, gap
+from tests.layers.test_mamba2 import OPTIONS, random_mixer
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_engine import COLOURS, ColourModel
 
 import pipeline
 from pipeline import Frame, UserError, VideoError
 from pipeline.__main__ import main
 from pipeline.stream import Token
+from tests.test_engine import COLOURS, ColourModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,7 +105,7 @@ def test_at_stops_watching_there(opened, capsys):
 
 def test_ways_to_save_reach_the_model_and_only_it(opened, monkeypatch, capsys):
     """Only those that were given: other models take none. The one beside it is left as it is."""
-    told, real = [], pipeline.weights.load
+    told, real = [], pipeline.weights.checkpoint.load
     monkeypatch.setattr(pipeline, "load", lambda name, **options: told.append(options) or named_model(name))
     assert ask("--compare") == 0 and told == [{}, {}]
     assert ask("--eight-bit", "--int8", "--retrieve", "64", "--gpu-memory", "2.5", "--compare") == 0
@@ -286,7 +286,7 @@ def test_probe_says_why_not(capsys, tmp_path):
 
 
 def test_verify_is_handed_over(monkeypatch):
-    """The command belongs to pipeline/verify.py: its arguments come from there, its exit code goes out."""
+    """The command belongs to pipeline/checks/verify.py: its arguments come from there, its exit code goes out."""
     got = []
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -297,7 +297,7 @@ def test_verify_is_handed_over(monkeypatch):
         return 1
 
     module = types.SimpleNamespace(add_arguments=add_arguments, run=run)
-    monkeypatch.setitem(sys.modules, "pipeline.verify", module)
+    monkeypatch.setitem(sys.modules, "pipeline.checks.verify", module)
     monkeypatch.setattr(pipeline, "verify", module, raising=False)
     assert main(["verify", "--golden", "somewhere"]) == 1 and got == ["somewhere"]
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
-from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, checked, parse_mmss
+from pipeline.clock import parse_mmss
+from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, checked
 from pipeline.stream import Token
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}

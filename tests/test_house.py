@@ -118,7 +118,7 @@ def test_product_code_reads_nothing_outside_the_repository(path):
 
 @per_file(PRODUCT)
 def test_no_opencv_capture(path):
-    """It crashed on legitimate files and opened other people's; see pipeline/video.py. Prose about it is welcome."""
+    """It crashed on legitimate files and opened other people's; see sources/file.py. Prose about it is welcome."""
     with tokenize.open(path) as file:
         names = {t.string for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.NAME}
     assert "VideoCapture" not in names
@@ -143,6 +143,6 @@ def imports_in_its_program(path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@per_file(sorted((ROOT / "tests").glob("test_*.py")))
+@per_file(sorted((ROOT / "tests").rglob("test_*.py")))
 def test_every_test_file_says_what_it_guards(path):
     assert ast.get_docstring(ast.parse(path.read_text()))

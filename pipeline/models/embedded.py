@@ -22,16 +22,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.convnets import FrameFeatures, FrameTower
-from pipeline.decoding import TextStream, generator, sample
-from pipeline.engine import mmss
-from pipeline.locate import MAYBE, READ, Locator, Planner, Verdict, asked_about, index_log, note, read_index, spoken
-from pipeline.mamba2 import backend
-from pipeline.memory import Memory, Policy
-from pipeline.models.vamba import RMSNorm, Vamba, VambaConfig
-from pipeline.reading import TextCache
+from pipeline.clock import mmss
+from pipeline.layers.decoding import TextStream, generator, sample
+from pipeline.layers.mamba2 import backend
+from pipeline.layers.norms import RMSNorm
+from pipeline.layers.reading import TextCache
+from pipeline.layers.vamba import Vamba, VambaConfig
+from pipeline.memory.memory import Memory, Policy
+from pipeline.questions.locator import (
+    MAYBE,
+    READ,
+    Locator,
+    Planner,
+    Verdict,
+    asked_about,
+    index_log,
+    note,
+    read_index,
+    spoken,
+)
+from pipeline.questions.wordings import asks_length, refers
 from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
-from pipeline.wordings import asks_length, refers
+from pipeline.towers.efficientnet import FrameFeatures, FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it

@@ -23,10 +23,10 @@ from transformers import AttentionInterface
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
-from pipeline.decoding import ChatPrompt, TextStream, generator, sample
-from pipeline.memory import Memory
+from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.memory.memory import Memory
 from pipeline.stream import Frame, Question, Sampling, StreamState, Token, UserError, VideoChunk
-from pipeline.vision import QwenVision, build_tower
+from pipeline.towers.qwen import QwenVision, build_tower
 
 TOKENS_PER_CALL = 4096  # of one pass through the language model; its widest activation is then 155 MB in bf16
 TEXT_PER_CALL = 128  # question tokens of one pass: their scores over 32k video tokens take 470 MB in fp32

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.convnets import FrameFeatures, labels
-from pipeline.locate import LISTED, PLANS, READ, Verdict, note, spoken, spread
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN
+from pipeline.questions.locator import LISTED, PLANS, READ, Verdict, note, spoken, spread
+from pipeline.towers.efficientnet import FrameFeatures, labels
 from pipeline.training.episodes import VIEWS, Episode, Example, World, generate, retrieval_pairs
 from pipeline.training.phrases import label_phrase
 

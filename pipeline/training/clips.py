@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from pipeline.convnets import ASSETS, FrameTower
-from pipeline.engine import Engine, mmss
-from pipeline.locate import spoken
+from pipeline.clock import mmss
+from pipeline.engine import Engine
 from pipeline.models.embedded import END
-from pipeline.shipped import lm_weights
+from pipeline.questions.locator import spoken
+from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
+from pipeline.towers.efficientnet import ASSETS, FrameTower
 from pipeline.training.metrics import binomial_error, judge
-from pipeline.video import open_video
-from pipeline.weights import load
+from pipeline.weights.checkpoint import load
+from pipeline.weights.shipped import lm_weights
 
 QUESTIONS = {i: Path(__file__).with_name(f"clip_questions{'' if i == 1 else f'_{i}'}.json") for i in (1, 2, 3)}
 MOST_TOKENS = 64  # of an answer

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.convnets import labels
+from pipeline.towers.efficientnet import labels
 
 ARCHIVES = {
     "flickr": "flickr8k-224.zip",

@@ -23,11 +23,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.convnets import ASSETS, FrameFeatures, labels
-from pipeline.locate import READ, Verdict, spread
 from pipeline.models.embedded import END, EmbeddedConfig
-from pipeline.quant import load_trained
-from pipeline.shipped import lm_weights, merged
+from pipeline.questions.locator import READ, Verdict, spread
+from pipeline.towers.efficientnet import ASSETS, FrameFeatures, labels
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
 from pipeline.training.episodes import VIEWS, Episode, World, generate
@@ -35,6 +33,8 @@ from pipeline.training.evaluator import Evaluator, upto
 from pipeline.training.metrics import binomial_error, bleu4, cider
 from pipeline.training.student import flat_table
 from pipeline.training.train import features_table
+from pipeline.weights.quant import load_trained
+from pipeline.weights.shipped import lm_weights, merged
 
 MINUTES = (1, 5, 15, 60)
 EPISODES = {1: (88, 40), 5: (36, 100), 15: (20, 180), 60: (14, 320)}  # minutes: (videos, questions of each)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.convnets import FrameFeatures
-from pipeline.locate import READ, Index, Located, Planner, Verdict, note, spoken
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN
+from pipeline.questions.locator import READ, Index, Located, Planner, Verdict, note, spoken
+from pipeline.towers.efficientnet import FrameFeatures
 from pipeline.training.episodes import World
 from pipeline.training.student import Trainer
 

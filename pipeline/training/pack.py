@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.convnets import LITE_STAGES, FrameTower, LiteBlock
-from pipeline.quant import Packed, pack, squeeze, to_file
+from pipeline.towers.efficientnet import LITE_STAGES, FrameTower, LiteBlock
+from pipeline.weights.quant import Packed, pack, squeeze, to_file
 
 SHARD_BYTES = 46_000_000  # some hosts and tools refuse larger files
 EMBEDDING_BITS = 6

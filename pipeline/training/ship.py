@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.convnets import ASSETS
-from pipeline.quant import GROUP, load_trained, pack, to_file
+from pipeline.towers.efficientnet import ASSETS
 from pipeline.training.student import CONFIG
+from pipeline.weights.quant import GROUP, load_trained, pack, to_file
 
 # Bits of a matrix by a piece of its name, the first that fits. A group's scale and minimum cost one more bit a number.
 # LoRA in 8 bits would put the file over its budget; what 6 bits cost is in `report`.

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.convnets import ASSETS, FrameFeatures
+from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
-from pipeline.models.vamba import Vamba
-from pipeline.shipped import lm_weights
+from pipeline.towers.efficientnet import ASSETS, FrameFeatures
 from pipeline.training.batches import GROUP
 from pipeline.training.episodes import VIEWS
+from pipeline.weights.shipped import lm_weights
 
 LORA_RANK = 16
 RANK_DROPOUT = 0.1  # of the low-rank changes, whole ranks at a time

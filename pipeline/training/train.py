@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.convnets import ASSETS, FrameTower
 from pipeline.models.embedded import EmbeddedNet
+from pipeline.towers.efficientnet import ASSETS, FrameTower
 from pipeline.training.batches import Batches, Scribe, Split
 from pipeline.training.data import pictures, read_all
 from pipeline.training.episodes import VIEWS, World

@@ -1,0 +1,1 @@
+"""The visitors' streams and conversations: all that lives while the server does; knows no Gradio."""

@@ -1,0 +1,252 @@
+"""The page: layout and wiring, read top to bottom like the page itself."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+from gradio.data_classes import FileData
+from starlette.middleware import Middleware
+
+from app.api import add_api
+from app.live.session import Sessions
+from app.page.handlers import EXAMPLE, START, UPLOAD, WEBCAM, Events
+from app.page.headers import Headers
+from app.page.panels import SUGGESTIONS, brief, film, metrics, state_line
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+EXAMPLE_CLIP = ROOT / "assets" / "example.mp4"
+MAX_UPLOAD = "2gb"
+OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
+
+WELCOME = (
+    "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
+)
+
+PLOTS = (
+    (gr.LinePlot, "Time per frame", "ms"),
+    (gr.LinePlot, "State and memory held", "MB"),
+    (gr.ScatterPlot, "First word of an answer after", "s"),
+)
+
+START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(); return values; }'
+RESET = "(...values) => { window.vambaReset?.(); return values; }"
+REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
+RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = {**PRIVATE, "queue": False}
+
+
+def theme() -> gr.themes.Base:
+    """System fonts (nothing is fetched), one accent, thin borders."""
+    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue="teal", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
+    """The Blocks of the page over a table of sessions."""
+    gr.set_static_paths([example])  # served as it is: never probed, never copied
+    do, ui = Events(sessions, example), SimpleNamespace()
+    with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
+        # The page itself carries the key of its session. In a gr.State whoever guesses Gradio's short session hash
+        # could use it.
+        ui.key, ui.asked = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        ui.player, ui.pinned_at = gr.Number(0, visible=False), gr.Number(None, visible=False)
+        _top(ui, sessions)
+        with gr.Row(elem_id="main", equal_height=False):
+            with gr.Column(elem_id="left", scale=6, min_width=320):
+                _stage(ui, example)
+                _controls(ui)
+            with gr.Column(elem_id="right", scale=5, min_width=320):
+                _conversation(ui, sessions)
+        _strip(ui, sessions)
+        _wire_source(ui, do)
+        _wire_chat(ui, do)
+        _wire_clock(ui, do, page)
+        add_api(sessions)
+    return page
+
+
+# The layout
+
+
+def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
+    engine, rival = sessions.engine, sessions.rival
+    with gr.Row(elem_id="top"):
+        name, backend, about = (escape(text) for text in (engine.name, engine.backend, engine.about))
+        gr.HTML(
+            f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>',
+            elem_id="brand",
+        )
+        label = f"Compare with {brief(rival)}" if rival else "Compare"
+        ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
+
+
+def _stage(ui: SimpleNamespace, example: Path) -> None:
+    """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if
+    `format` or `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to:
+    hostile files make those read others."""
+    bare = {"show_label": False, "container": False}
+    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, label="Source", elem_id="source", **bare)
+    with gr.Column(elem_id="stage"):
+        ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
+        ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
+        ui.upload.postprocess = lambda path: FileData(path=path) if path else None
+        ui.camera = gr.Image(
+            sources=["webcam"],
+            streaming=True,
+            type="numpy",
+            visible=False,
+            elem_id="camera",
+            # mirrored by default, and then the model would really see mirrored pictures
+            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"width": {"ideal": 640}}}),
+            **bare,
+        )
+
+
+def _controls(ui: SimpleNamespace) -> None:
+    ui.line = gr.HTML(state_line(None), elem_id="line")
+    ui.spoken = gr.HTML("", elem_id="spoken")  # for screen readers, and only when the state changes
+    with gr.Row(elem_id="controls"):
+        ui.main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
+        ui.reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
+        limits = f"Files up to {MAX_UPLOAD[:-2]} GB, deleted on Reset or an hour after you leave."
+        gr.HTML(limits, elem_id="limits")
+
+
+def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
+    with gr.Row(elem_id="chats"):
+        ui.chat = _chatbot(brief(sessions.engine), "chat")
+        ui.second = _chatbot(brief(sessions.rival) if sessions.rival else "", "second", visible=False)
+    with gr.Row(elem_id="suggestions"):
+        ui.suggested = [gr.Button(words, size="sm") for words in SUGGESTIONS]
+    ui.question = gr.Textbox(
+        placeholder="Ask about the video while it plays",
+        label="Question",
+        show_label=False,
+        container=False,
+        lines=1,
+        max_lines=4,
+        max_length=2000,
+        submit_btn=True,
+        elem_id="question",
+    )
+    with gr.Row(elem_id="chatbar"):
+        ui.pinned = gr.Checkbox(label="At the player's time", container=False, elem_id="pinned", scale=1)
+        ui.stop, ui.retry, ui.clear = (
+            gr.Button(word, size="sm", elem_id=word.lower(), scale=0, min_width=64)
+            for word in ("Stop", "Retry", "Clear")
+        )
+
+
+def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
+    """Renders no Markdown: a model's words are words (and `panels.messages` escapes its HTML)."""
+    return gr.Chatbot(
+        label=name,
+        elem_id=elem_id,
+        visible=visible,
+        height=420,
+        render_markdown=False,
+        sanitize_html=True,
+        allow_tags=False,
+        latex_delimiters=[],
+        buttons=[],
+        layout="bubble",
+        group_consecutive_messages=False,
+        feedback_options=None,
+        placeholder=WELCOME,
+    )
+
+
+def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
+    ui.film = gr.HTML(film(None), elem_id="film")
+    ui.metrics = gr.HTML(metrics(None), elem_id="strip")
+    colours = {brief(engine): colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine}
+    with gr.Column(visible=False, elem_id="costs") as ui.costs:
+        if sessions.rival:
+            name, about = escape(brief(sessions.rival)), escape(sessions.rival.about)
+            gr.HTML(f"<p><strong>{name}</strong> {about}</p>", elem_id="about-rival")
+        with gr.Row(elem_id="plots"):
+            ui.curves = [_plot(kind, title, unit, colours) for kind, title, unit in PLOTS]
+
+
+def _plot(kind: type, title: str, unit: str, colours: dict[str, str]) -> gr.LinePlot | gr.ScatterPlot:
+    axes = {"x": "second", "x_title": "second of the video", "y": unit, "y_title": unit, "y_lim": [0, None]}
+    return kind(**axes, color="model", color_map=colours, title=title, height=220, buttons=[])
+
+
+# The wiring
+
+
+def _wire_source(ui: SimpleNamespace, do: Events) -> None:
+    started = [ui.key, ui.line]
+    ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
+    ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
+    # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
+    ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
+    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)
+    forgotten = [ui.line, ui.chat, ui.second, ui.upload]
+    gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
+    clock = ui.plot_clock = gr.Timer(2.0, active=False)
+    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, clock, ui.line], **AT_ONCE)
+
+
+def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
+    for trigger, words in [(ui.question.submit, ui.question), *((button.click, button) for button in ui.suggested)]:
+        taken = [ui.key, ui.question, ui.asked, ui.pinned_at]
+        sent = trigger(do.accept, [words, ui.pinned, ui.player, ui.key], taken, js=_with_time(2), **AT_ONCE)
+        _wire_answers(ui, do, sent, again=False)
+    again = ui.retry.click(do.retry, ui.key, [ui.asked, ui.pinned_at], **AT_ONCE)
+    _wire_answers(ui, do, again, again=True)
+    ui.stop.click(do.stop, ui.key, None, **AT_ONCE)
+    ui.clear.click(do.clear, ui.key, [ui.chat, ui.second], **AT_ONCE)
+
+
+def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
+    """Both columns answer at the same time, each in an event of its own."""
+    for column, box in enumerate((ui.chat, ui.second)):
+
+        def grow(text, at, key, column=column):
+            yield from do.answer(column, again, text, at, key)
+
+        asked.success(grow, [ui.asked, ui.pinned_at, ui.key], box, concurrency_limit=None, **PRIVATE)
+
+
+def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key]
+    ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
+    ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
+    page.unload(do.left)
+    # A reload in the same tab finds its stream again: the tab itself remembers the key.
+    ticking.then(None, ui.key, None, js=REMEMBER)
+    restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second, ui.upload]
+    page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
+
+
+def _with_time(index: int) -> str:
+    """JavaScript that puts the player's second in place of one input, when the event is sent."""
+    return f"(...values) => {{ values[{index}] = window.vambaPlayerTime?.() ?? 0; return values; }}"
+
+
+def launch_options() -> dict:
+    """What launch() takes in Gradio 6 for the look of the page and its limits."""
+    return {
+        "theme": theme(),
+        "css_paths": [HERE / "style.css"],
+        "favicon_path": HERE / "icon.svg",
+        "js": (HERE / "page.js").read_text(),
+        "footer_links": [],
+        "max_file_size": MAX_UPLOAD,
+        "show_error": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "run_history": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(Headers)]},
+    }

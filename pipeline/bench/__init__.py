@@ -1,0 +1,1 @@
+"""What an hour costs, beside what the machine could do at best (README.md has the figures)."""

@@ -1,0 +1,326 @@
+"""The bench at the published size: Vamba's 11.3 B shapes and Qwen2-VL-7B's, random weights, one GPU, one run.
+
+    python -m pipeline bench --size published [--minutes 1 60] [--frames 64] [--baseline-frames 1024] [--eight-bit]
+                                                  [--int8] [--gpu-memory GB] [--retrieve FRAMES] [--no-tower]
+
+Weights do not matter for speed, so none are loaded. The pictures are noise, already decoded. Everything is measured
+through the models' own faces (`watch`, `ask`) from snapshots of one growing stream; beside each time stands its floor,
+computed from the shapes and this GPU's rates measured in the same run. What the figures mean: pipeline/bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.bench import floors, loading
+from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
+from pipeline.bench.embedded import conditions, peak_memory, reset_peak_memory, timed
+from pipeline.bench.floors import bytes_of
+from pipeline.bench.shapes import (
+    OUT_OF_MEMORY,
+    PUBLISHED,
+    QUESTION,
+    QUESTION_TOKENS,
+    Machine,
+    ReadyTokens,
+    Shapes,
+    Words,
+    beside,
+    frames_of,
+    pictures_of,
+    sizes,
+    watch_to,
+)
+from pipeline.bench.table import table
+from pipeline.layers.int8 import to_int8
+from pipeline.layers.reading import Reader
+from pipeline.layers.vamba import Vamba
+from pipeline.models.vamba import VambaModel
+from pipeline.stream import Sampling, StreamState, UserError, VideoChunk, VideoModel
+from pipeline.towers.qwen import Patching, QwenVision, build_tower
+from pipeline.weights.checkpoint import check_amounts
+
+LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
+ANSWER_TOKENS = 16
+LED_WORDS = 48
+REPEATS = 5
+OPTIONS = {
+    "minutes": (1, 15, 60),
+    "frames": 64,
+    "baseline_frames": 1024,
+    "eight_bit": False,
+    "int8": False,
+    "gpu_memory": None,
+    "retrieve": None,
+    "tower": True,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command. UserError without a GPU, or where the options cannot be measured."""
+    if not torch.cuda.is_available():
+        raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
+    if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
+        raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
+    check_amounts(vars(args))
+    device = torch.device("cuda", torch.cuda.current_device())
+    if args.loading:
+        return loading.run(Path(args.loading), PUBLISHED.config, device, args.int8, args.json)
+    given = {name: getattr(args, name, None) for name in OPTIONS}
+    options = OPTIONS | {name: value for name, value in given.items() if value is not None}
+    document = measure(PUBLISHED, device, torch.bfloat16, **options)
+    print(table(document), file=sys.stderr if args.json else sys.stdout)
+    print(json.dumps(document))
+    return 0
+
+
+@torch.no_grad()
+def measure(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype, *, minutes: Sequence[int], frames: int,
+    baseline_frames: int, eight_bit: bool, int8: bool, tower: bool, gpu_memory: float | None, retrieve: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
+    saving = {"eight_bit": eight_bit, "gpu_memory": gpu_memory, "retrieve": retrieve}
+    machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
+    shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
+    with_tower = {
+        "tower": lambda: measure_tower(shapes, machine, marks[-1], frames),
+        "all_in": lambda: measure_all_in(shapes, machine, marks[-1], frames, saving, int8),
+    }
+    parts = {
+        "vamba": lambda: measure_vamba(shapes, machine, marks, shared, frames, saving, int8),
+        **(with_tower if tower else {}),
+        "baseline": lambda: measure_baseline(shapes, machine, _doublings(baseline_frames), frames),
+        "one_pass": lambda: measure_one_pass(shapes, machine, _doublings(baseline_frames)),
+    }
+    if int8:
+        parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
+    question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
+    document = {
+        "conditions": conditions(frames, list(shapes.picture)) | question,
+        "machine": {
+            "matmul FLOP/s": machine.flops,
+            "copy bytes/s": machine.bytes,
+            "bytes/s from the host": machine.bus,
+        },
+        "tower": None,
+        "all_in": None,
+    }
+    document |= {name: _alone(name, part) for name, part in parts.items()}
+    for name in ("baseline", "one_pass"):
+        document[f"vamba_over_{name}"] = compared(document["vamba"], document[name])
+    return document
+
+
+def _alone(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """With its own peak of memory, and nothing of it left behind. Out of memory is a result: {"stopped": ...}.
+
+    Said on stderr at once: whatever happens to the later parts, this one was measured.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    reset_peak_memory()
+    try:
+        found = part()
+    except OUT_OF_MEMORY:
+        found = {"stopped": "out of memory"}
+    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _doublings(most: int) -> list[int]:
+    """128, 256, 512 ... `most`."""
+    return sorted({most, *(n for n in (128 << i for i in range(16)) if n < most)})
+
+
+def _median_s(call: Callable[[], Any]) -> float:
+    call()  # compiles, allocates
+    return statistics.median(timed(call)[0] for _ in range(REPEATS))
+
+
+# --- Vamba -----------------------------------------------------------------------------------------------------------
+
+
+def measure_vamba(
+    shapes: Shapes, machine: Machine, marks: list[int], shared: list[int], per_chunk: int, saving: dict[str, Any],
+    int8: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The column and its memory, frame by frame to the last mark; chunks and questions from snapshots at the marks.
+
+    The peak beside what was watched is that of watching alone, as the baseline's is; questions have their own.
+    """
+    net = machine.build(lambda: Vamba(shapes.vamba), int8)
+    eyes = ReadyTokens(shapes, machine, max(per_chunk, *LIVE_FRAMES))
+    model = VambaModel(net, eyes, Words(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
+    for count in {per_chunk, *LIVE_FRAMES}:  # compile, and warm up
+        model.watch(VideoChunk(frames_of(shapes, 0, count)), model.start())
+    state, spent, most, watched, rows, first = model.start(), 0.0, 0, [], [], None
+    for stop in sorted({*marks, *shared}):
+        reset_peak_memory()
+        seconds, state = watch_to(model, state, shapes, stop, per_chunk)
+        spent += seconds
+        floor = machine.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
+        kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.memory.host_nbytes)
+        watched.append({"frames": stop, "watch": beside(spent, floor), **kept})
+        most = kept["peak"] or 0
+        if stop in marks:
+            first = first or state
+            rows.append(_mark(model, state, shapes, machine, per_chunk))
+    growth = _late_over_early(model, first, state, shapes, per_chunk) if len(rows) > 1 else None
+    finite = model.is_finite(state)
+    return {
+        "name": model.name, "backend": model.backend, **saving, "int8": int8,
+        "weights": bytes_of(net),
+        "watched": watched, "marks": rows, "chunk_last_over_first": growth, "finite": finite, **peak_memory(),
+    }  # fmt: skip
+
+
+def _late_over_early(
+    model: VambaModel, early: StreamState, late: StreamState, shapes: Shapes, count: int
+) -> float:  # fmt: skip
+    """A chunk from each state in turns: under load a GPU lowers its clock within seconds by more than is looked for."""
+    spent: dict[int, list[float]] = {early.frames: [], late.frames: []}
+    for state in (early, late) * (REPEATS + 1):
+        chunk = VideoChunk(frames_of(shapes, state.frames, count))
+        spent[state.frames].append(timed(lambda chunk=chunk, state=state: model.watch(chunk, state))[0])
+    return statistics.median(spent[late.frames][1:]) / statistics.median(spent[early.frames][1:])
+
+
+def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
+    """Answers and chunks from one snapshot. The peak is that of watching so far and answering."""
+    answers, chunks = _answers(model, state, machine), {}
+    peak = peak_memory().get("peak_gpu")  # the chunks go on watching for some minutes
+    for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
+        flops, read = floors.column_flops(model.net) * count // 2 * shapes.pair_tokens, floors.column_bytes(model.net)
+        floor = machine.floor_s(flops, read + state.state_bytes)
+        chunks[str(count)] = beside(_chunk_s(model, state, shapes, count), floor)
+    return {"frames": state.frames, "slots": len(state.memory), "chunks": chunks, **answers, "peak": peak}
+
+
+def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[str, dict[str, float]]:
+    ids = range(1, 1 + QUESTION_TOKENS)
+    about = model.net, state.memory, model.watch_layers, model._recordings  # as `ask` reads
+    readers = iter([Reader(*about) for _ in range(REPEATS + 1)])
+    question = _median_s(lambda: int(next(readers).feed(ids).argmax()))
+    first, later = _answer(model, state)
+    bare_question, bare_token = _bare_tokens(model, state)
+    weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.memory.host_nbytes
+    flops = [floors.answer_flops(model.net, tokens, state) for tokens in (QUESTION_TOKENS, 1)]
+    many, bare = (machine.floor_s(count, weights + kept - host, host) for count in flops)
+    one = bare
+    if model.retrieve and model.retrieve < state.frames:  # the answer itself reads a part of the memory, on the GPU
+        one = machine.floor_s(0.0, weights + kept * model.retrieve / state.frames)
+    return {
+        "question": beside(question, many), "question_without_evidence": beside(bare_question, many),
+        "first_token": beside(first, many),
+        "token": beside(later, one), "token_without_evidence": beside(bare_token, bare),
+    }  # fmt: skip
+
+
+def _chunk_s(model: VideoModel, state: StreamState, shapes: Shapes, count: int) -> float:
+    """Median seconds of one of the chunks that follow a snapshot one after the other, as in a stream.
+
+    All of them from the snapshot itself would each copy a block of its memory, up to 235 MB, which a stream never does.
+    """
+    spent = []
+    for _ in range(1 + REPEATS):  # the first does copy
+        seconds, state = watch_to(model, state, shapes, state.frames + count, count)
+        spent.append(seconds)
+    return statistics.median(spent[1:])
+
+
+def _answer(model: VideoModel, state: StreamState) -> tuple[float, float]:
+    """Seconds to the first token and median seconds of a later one, by `ask`: opening, question, evidence and words."""
+
+    def answer() -> list[float]:
+        tokens = iter(model.ask(QUESTION, state, Sampling(max_tokens=ANSWER_TOKENS)))
+        return [timed(lambda: next(tokens))[0] for _ in range(ANSWER_TOKENS)]
+
+    answer()
+    spent = answer()
+    return spent[0], statistics.median(spent[1:])
+
+
+def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
+    """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
+    for _ in range(2):  # the first compiles: 1.7 s
+        reader, spent = Reader(model.net, state.memory), []
+        first, token = timed(lambda reader=reader: int(reader.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
+    for _ in range(ANSWER_TOKENS):
+        seconds, token = timed(lambda token=token: int(reader.feed([token]).argmax()))
+        spent.append(seconds)
+    return first, statistics.median(spent)
+
+
+def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
+    """How far a network with 8-bit weights strays from the one it was rounded from, both watching and answering.
+
+    It is led along the exact answer's words, so that one slip does not spoil what follows.
+    """
+    net, eyes = machine.build(lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
+    model = VambaModel(net, eyes, Words(shapes.vamba.vocab))
+    exact, words = _led(model, shapes, per_chunk, None)
+    to_int8(net)
+    rounded, _ = _led(model, shapes, per_chunk, words)
+    apart, same = (rounded - exact) / exact.std(), rounded.argmax(-1) == exact.argmax(-1)
+    return {
+        "words": len(same), "rms_in_std": float(apart.square().mean().sqrt()), "most_in_std": float(apart.abs().max()),
+        "same_word": float(same.float().mean()), "same_answer_for": int(same.long().cumprod(0).sum()),
+    }  # fmt: skip
+
+
+def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:
+    """Logits (words, V) of a greedy answer, or along given words, after watching so many frames; and the words."""
+    state = model.watch(VideoChunk(frames_of(shapes, 0, frames)), model.start())
+    reader, ids, logits, led = Reader(model.net, state.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
+    for n in range(LED_WORDS):
+        logits.append(reader.feed(ids).float())
+        led.append(words[n] if words else int(logits[-1].argmax()))
+        ids = led[-1:]
+    return torch.stack(logits), led
+
+
+def measure_all_in(
+    shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], int8: bool
+) -> dict[str, Any]:
+    """Pictures in, memory out: the tower, the column and the memory over the whole video, each picture uploaded."""
+    tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
+    net = machine.build(lambda: Vamba(shapes.vamba, tower), int8)
+    patching = Patching(shapes.baseline["vision_config"]["patch_size"])
+    model = VambaModel(net, QwenVision(net.visual, patching), None, **saving)
+    pictures = pictures_of(shapes, per_chunk)
+    model.watch(VideoChunk(frames_of(shapes, 0, per_chunk, pictures)), model.start())
+    seconds, state = watch_to(model, model.start(), shapes, frames, per_chunk, pictures)
+    flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(net.visual, shapes.pair_tokens)
+    floor = machine.floor_s(flops * (frames // 2))
+    kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.memory.host_nbytes)
+    return {"frames": frames, "watch": beside(seconds, floor), **kept, **peak_memory()}
+
+
+def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int) -> dict[str, Any]:
+    """The tower alone, pixels included: single chunks, and `frames` frames as catching up takes them, without waits."""
+    tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
+    eyes, found = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"])), {}
+    flops, pictures = floors.tower_flops(tower, shapes.pair_tokens), pictures_of(shapes, per_chunk)
+    for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
+        chunk = frames_of(shapes, 0, count, pictures_of(shapes, count))
+        floor = machine.floor_s(flops * count // 2, bytes_of(tower))
+        found[str(count)] = beside(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
+
+    def watch() -> None:
+        for start in range(0, frames, per_chunk):
+            eyes.tokens(frames_of(shapes, start, min(per_chunk, frames - start), pictures))
+
+    floor = machine.floor_s(flops * frames // 2, bytes_of(tower))
+    return {"chunks": found, "frames": frames, "watch": beside(timed(watch)[0], floor)}

@@ -1,0 +1,190 @@
+"""Triton kernels that work element by element or row by row: norms, rotary positions, blends, an activation.
+
+Each replaces a chain of small operations of torch. At one token (decoding) such a chain costs its launches, some 40
+microseconds of a CPU each; over many tokens it costs a pass over memory per link. Inside, everything is fp32 and is
+rounded once, where torch rounds a bf16 number after every link. Used through `pipeline.gpu.mixer`; plain torch code
+that is always right stands beside every call.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# --- norms -----------------------------------------------------------------------------------------------------------
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, norm_before_gate: bool) -> Tensor:
+    """As `mamba2.GatedRMSNorm`: (B, T, W) each, z contiguous in W only. One pass over memory instead of eight."""
+    z = z.flatten(0, 1) if z.shape[0] == 1 else z.reshape(-1, z.shape[-1])
+    y_rows, out = y.reshape(-1, y.shape[-1]), torch.empty_like(y, memory_format=torch.contiguous_format)
+    width = y.shape[-1] // groups
+    _norm[(len(y_rows), groups)](
+        y_rows, z, weight, out, y_rows.stride(0), z.stride(0), y.shape[-1], width, eps,
+        True, norm_before_gate, False, triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `models.vamba.RMSNorm`: rounded to the model's type before it is scaled."""
+    rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _norm[(len(rows), 1)](
+        rows, rows, weight, out, rows.stride(0), 0, width, width, eps,
+        False, False, True, triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _norm(
+    y, z, weight, out, y_row, z_row, out_row, width, eps,
+    GATED: tl.constexpr, GATE_LAST: tl.constexpr, ROUND_FIRST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside, column = c < width, tl.program_id(1) * width + c
+    value = tl.load(y + row * y_row + column, inside, 0.0).to(tl.float32)
+    gate = value
+    if GATED:
+        gate = tl.load(z + row * z_row + column, inside, 0.0).to(tl.float32)
+        gate = gate / (1 + tl.exp(-gate))
+        if not GATE_LAST:
+            value *= gate
+    value *= 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
+    if ROUND_FIRST:
+        value = value.to(out.dtype.element_ty).to(tl.float32)
+    value *= tl.load(weight + column, inside, 0.0).to(tl.float32)
+    if GATED and GATE_LAST:
+        value *= gate
+    tl.store(out + row * out_row + column, value.to(out.dtype.element_ty), inside)
+
+
+def scaled_rows(out_BTD: Tensor, squares_BTH: Tensor, width: int, eps: float, residual_BTD: Tensor | None) -> Tensor:
+    """residual + out / sqrt(sum of squares / width + eps): an RMS norm's factor of each row, where the sums are known.
+
+    squares (B, T, H): each row's sum, in H parts; fp32.
+    """
+    out, rows = torch.empty_like(out_BTD), out_BTD.shape[:-1].numel()
+    given = out_BTD if residual_BTD is None else residual_BTD.contiguous()
+    columns, parts = out_BTD.shape[-1], squares_BTH.shape[-1]
+    _scaled_rows[(rows,)](
+        out_BTD.contiguous(), squares_BTH, given, out, columns, parts, width, eps, residual_BTD is not None,
+        triton.next_power_of_2(columns), triton.next_power_of_2(parts), num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _scaled_rows(
+    x, squares, residual, out, columns, parts, width, eps, ADDS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
+):
+    row, c, part = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK), tl.arange(0, PARTS)
+    total = tl.sum(tl.load(squares + row * parts + part, part < parts, 0.0), 0)
+    value = tl.load(x + row * columns + c, c < columns, 0.0).to(tl.float32) / tl.sqrt(total / width + eps)
+    if ADDS:
+        value += tl.load(residual + row * columns + c, c < columns, 0.0).to(tl.float32)
+    tl.store(out + row * columns + c, value.to(out.dtype.element_ty), c < columns)
+
+
+def add_layer_norm(x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + more, and the layer norm of that sum (as it is after rounding). Four passes over memory instead of five."""
+    x, more, width = x.contiguous(), more.contiguous(), x.shape[-1]
+    total, normed = torch.empty_like(x), torch.empty_like(x)
+    _add_layer_norm[(x.numel() // width,)](
+        x, more, weight, bias, total, normed, width, eps, triton.next_power_of_2(width), num_warps=2
+    )
+    return total, normed
+
+
+@triton.jit
+def _add_layer_norm(x, more, weight, bias, total, normed, width, eps, BLOCK: tl.constexpr):
+    c = tl.arange(0, BLOCK)
+    at, inside = tl.program_id(0).to(tl.int64) * width + c, c < width
+    value = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(more + at, inside, 0.0).to(tl.float32)
+    rounded = value.to(total.dtype.element_ty)
+    tl.store(total + at, rounded, inside)
+    value = rounded.to(tl.float32)
+    value = tl.where(inside, value - tl.sum(value, 0) / width, 0.0)
+    value *= 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
+    value = value * tl.load(weight + c, inside, 0.0).to(tl.float32) + tl.load(bias + c, inside, 0.0).to(tl.float32)
+    tl.store(normed + at, value.to(normed.dtype.element_ty), inside)
+
+
+# --- rotary positions ------------------------------------------------------------------------------------------------
+
+
+def rotate(x_BHTP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, halves paired. x: any strides, contiguous in P; cos, sin: (T, P / 2 or wider), same strides.
+
+    Only the tables' first P / 2 columns are read: the second halves of the text column's are copies. Returns a view
+    (B, H, T, P) of (B, T, H, P), the order in which projections leave and attention may read it. One launch for five.
+    """
+    B, H, T, P = x_BHTP.shape
+    out = x_BHTP.new_empty(B, T, H, P)
+    _rotate[(T, B)](
+        x_BHTP, cos, sin, out, T, H, *x_BHTP.stride()[:3], cos.stride(0), P, P // 2,
+        triton.next_power_of_2(H), triton.next_power_of_2(P // 2),
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _rotate(
+    x, cos, sin, out, T, heads, x_batch, x_head, x_row, table_row,
+    P: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """All heads of one token."""
+    t, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    h, c = tl.arange(0, HEADS), tl.arange(0, COLUMNS)
+    inside = (h < heads)[:, None] & (c < HALF)[None, :]
+    cosine = tl.load(cos + t * table_row + c, c < HALF, 0.0).to(tl.float32)[None, :]
+    sine = tl.load(sin + t * table_row + c, c < HALF, 0.0).to(tl.float32)[None, :]
+    here = x + batch * x_batch + t * x_row + h[:, None] * x_head + c[None, :]
+    a = tl.load(here, inside, 0.0).to(tl.float32)
+    b = tl.load(here + HALF, inside, 0.0).to(tl.float32)
+    there = out + ((batch * T + t) * heads + h[:, None]) * P + c[None, :]
+    tl.store(there, (a * cosine - b * sine).to(out.dtype.element_ty), inside)
+    tl.store(there + HALF, (b * cosine + a * sine).to(out.dtype.element_ty), inside)
+
+
+# --- element by element ----------------------------------------------------------------------------------------------
+
+COLUMNS = 1024  # of one program
+
+
+def blend(h: Tensor, own: Tensor, cross: Tensor, alpha: Tensor) -> Tensor:
+    """h + a own + (1 - a) cross, a = alpha (one number) within [0, 1]. One launch for six."""
+    h, own, cross = h.contiguous(), own.contiguous(), cross.contiguous()
+    out = torch.empty_like(h)
+    _blend[(triton.cdiv(h.numel(), COLUMNS),)](h, own, cross, alpha, out, h.numel(), COLUMNS)
+    return out
+
+
+@triton.jit
+def _blend(h, own, cross, alpha, out, size, COLUMNS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = at < size
+    a = tl.load(alpha).to(tl.float32)
+    a = tl.where(a == a, tl.minimum(tl.maximum(a, 0.0), 1.0), a)  # min and max would swallow a NaN
+    total = tl.load(h + at, inside, 0.0).to(tl.float32) + a * tl.load(own + at, inside, 0.0).to(tl.float32)
+    total += (1 - a) * tl.load(cross + at, inside, 0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), inside)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), as the Qwen2-VL tower has it, in one pass over memory instead of three."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _quick_gelu[(triton.cdiv(x.numel(), COLUMNS),)](x, out, x.numel(), COLUMNS)
+    return out
+
+
+@triton.jit
+def _quick_gelu(x, out, size, COLUMNS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    value = tl.load(x + at, at < size, 0.0).to(tl.float32)
+    value = value / (1 + tl.exp(-1.702 * value))
+    tl.store(out + at, value.to(out.dtype.element_ty), at < size)

@@ -1,0 +1,285 @@
+"""The Mamba-2 mixer: any number of tokens, from any state.
+
+State-space duality (SSD), "Transformers are SSMs", arXiv 2405.21060. What published code lacks, and this file is for:
+`mixer(tokens, state) -> (outputs, state)` for any number of tokens from any carried state, so that cutting a stream
+into chunks never changes its results. Two things are carried, both small and constant: the last `d_conv - 1` rows
+that entered the convolution (before its activation), and the SSM state of every head, in fp32 or better.
+
+The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA inference goes through the Triton kernels
+of `pipeline/gpu/mixer.py` where Triton is (`backend()` says which was chosen).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCKS_PER_PASS = 64  # SSD blocks handled at once; bounds the (blocks x blocks) decay matrix of eq. 20
+
+
+class MixerState(NamedTuple):
+    """What one layer carries. Constant size, whatever the length of the video.
+
+    conv: (B, d_conv - 1, conv_dim) the newest rows before the convolution, in the model's dtype.
+    ssm: (B, H, P, N) in fp32, or fp64 when the model runs in fp64. bf16 would lose an hour's small updates.
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.conv.nbytes + self.ssm.nbytes
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """Sizes and switches of one mixer, named as in the paper and in the published configurations."""
+
+    d_model: int
+    d_state: int = 128  # N
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64  # P
+    ngroups: int = 1  # G: heads that share B and C
+    rmsnorm: bool = True  # False: the gate alone
+    norm_before_gate: bool = False
+    norm_eps: float = 1e-5
+    has_D: bool = True
+    D_has_hdim: bool = False
+    bias: bool = False
+    conv_bias: bool = True
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    ssd_block: int = 256  # tokens per SSD block ("chunk_size" upstream); changes speed, never results
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def nheads(self) -> int:
+        return self.d_inner // self.headdim
+
+    @property
+    def conv_dim(self) -> int:
+        return self.d_inner + 2 * self.ngroups * self.d_state
+
+    @classmethod
+    def from_dict(cls, d_model: int, fields: dict[str, Any]) -> MixerConfig:
+        """From a published `vision_mamba_mixer_config`. Unknown fields are ignored; `dt_limit` may be a list."""
+        known = {k: fields[k] for k in cls.__dataclass_fields__ if k in fields}
+        known |= {"d_model": d_model, "ssd_block": fields.get("chunk_size", 256)}
+        known["dt_limit"] = tuple(fields.get("dt_limit") or (0.0, math.inf))
+        return cls(**known)
+
+
+class Mamba2Mixer(nn.Module):
+    """One Mamba-2 mixer. Parameter names and shapes equal mamba-ssm's, so checkpoints load by name."""
+
+    def __init__(self, cfg: MixerConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.in_proj = nn.Linear(cfg.d_model, 2 * cfg.d_inner + 2 * cfg.ngroups * cfg.d_state + cfg.nheads, cfg.bias)
+        self.conv1d = nn.Conv1d(cfg.conv_dim, cfg.conv_dim, cfg.d_conv, groups=cfg.conv_dim, bias=cfg.conv_bias)
+        self.dt_bias = nn.Parameter(_initial_dt_bias(cfg.nheads))
+        self.A_log = nn.Parameter(torch.empty(cfg.nheads).uniform_(1, 16).log())
+        if cfg.has_D:
+            self.D = nn.Parameter(torch.ones(cfg.d_inner if cfg.D_has_hdim else cfg.nheads))
+        else:
+            self.register_parameter("D", None)
+        self.norm = GatedRMSNorm(cfg) if cfg.rmsnorm else None
+        self.out_proj = nn.Linear(cfg.d_inner, cfg.d_model, cfg.bias)
+
+    def start(self, batch: int = 1) -> MixerState:
+        """The state before the first token: zeros."""
+        cfg, w = self.cfg, self.conv1d.weight  # the projections may be in 8 bits
+        ssm_dtype = torch.promote_types(w.dtype, torch.float32)
+        return MixerState(
+            torch.zeros(batch, cfg.d_conv - 1, cfg.conv_dim, dtype=w.dtype, device=w.device),
+            torch.zeros(batch, cfg.nheads, cfg.headdim, cfg.d_state, dtype=ssm_dtype, device=w.device),
+        )
+
+    def forward(
+        self, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """Outputs (B, T, D), added to the residual if given, and the state after the last token.
+
+        T >= 1; `state` is not changed.
+        """
+        cfg, fast = self.cfg, gpu_kernels(u_BTD)
+        if fast and fast.fits_mixer(self):
+            return fast.mixer(self, u_BTD, state, residual_BTD)
+        z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
+        xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
+        x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
+        dt = F.softplus(dt.to(state.ssm.dtype) + self.dt_bias.to(state.ssm.dtype)).clamp(*cfg.dt_limit)
+        x_BTHP = x.unflatten(-1, (cfg.nheads, cfg.headdim))
+        y, ssm = ssd(
+            x_BTHP,
+            dt,
+            -self.A_log.to(state.ssm.dtype).exp(),
+            B.unflatten(-1, (cfg.ngroups, cfg.d_state)),
+            C.unflatten(-1, (cfg.ngroups, cfg.d_state)),
+            state.ssm,
+            cfg.ssd_block,
+        )
+        if self.D is not None:
+            D = self.D.to(y.dtype)
+            y = y + x_BTHP * (D.view(cfg.nheads, cfg.headdim) if cfg.D_has_hdim else D[:, None])
+        y = y.flatten(-2)
+        y = self.norm(y, z) if self.norm is not None else y * F.silu(z)
+        out = self.out_proj(y)
+        return out if residual_BTD is None else residual_BTD + out, MixerState(tail, ssm)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm over each group of channels, gated by silu(z) before or after (arXiv 2405.21060, section 7)."""
+
+    def __init__(self, cfg: MixerConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(cfg.d_inner))
+        self.groups, self.eps, self.norm_before_gate = cfg.ngroups, cfg.norm_eps, cfg.norm_before_gate
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        wide = torch.promote_types(y.dtype, torch.float32)
+        y_wide, gate = y.to(wide), F.silu(z.to(wide))
+        if not self.norm_before_gate:
+            y_wide = y_wide * gate
+        grouped = y_wide.unflatten(-1, (self.groups, -1))
+        y_wide = F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2) * self.weight.to(wide)
+        if self.norm_before_gate:
+            y_wide = y_wide * gate
+        return y_wide.to(y.dtype)
+
+
+def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution with SiLU, continuing from `tail`; returns outputs (B, T, C) and the new tail.
+
+    Written as `d_conv` shifted products: as fast as a grouped convolution on CUDA, three times faster on CPU.
+    """
+    width, T = weight_C1W.shape[-1], x_BTC.shape[1]
+    rows = torch.cat([tail_BKC, x_BTC], dim=1)
+    out = rows[:, :T] * weight_C1W[:, 0, 0]
+    for k in range(1, width):
+        out = torch.addcmul(out, rows[:, k : k + T], weight_C1W[:, 0, k])
+    out = F.silu(out if bias_C is None else out + bias_C)
+    return out, rows[:, T:].clone()  # the newest width - 1 rows; a view would keep the whole chunk alive
+
+
+def ssd(
+    x_BTHP: Tensor, dt_BTH: Tensor, A_H: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, ssm_BHPN: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """The SSD recurrence h_t = exp(dt_t A) h_(t-1) + dt_t x_t B_t^T, y_t = h_t C_t, from a carried state.
+
+    Returns y (B, T, H, P) in x's dtype and the state after the last token in the dtype of `ssm_BHPN`.
+    Blockwise (arXiv 2405.21060, section 6): quadratic inside blocks of `block` tokens, linear between them.
+    """
+    T, outputs, step = x_BTHP.shape[1], [], block * BLOCKS_PER_PASS
+    for t in range(0, T, step):
+        part = slice(t, min(t + step, T))
+        y, ssm_BHPN = _ssd_pass(
+            x_BTHP[:, part], dt_BTH[:, part], A_H, B_BTGN[:, part], C_BTGN[:, part], ssm_BHPN, block
+        )
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), ssm_BHPN
+
+
+def _ssd_pass(x, dt, A, B, C, ssm, block):
+    """At most BLOCKS_PER_PASS blocks. Letters: c blocks, q and s positions inside one, g groups, r heads per group."""
+    T, heads, G = x.shape[1], x.shape[2], B.shape[2]
+    block = min(block, T)
+    pad = -T % block  # padded steps have dt = 0: decay 1, no input, so they leave the state alone
+    x, dt, B, C = (F.pad(a, [0, 0] * (a.dim() - 2) + [0, pad]) if pad else a for a in (x, dt, B, C))
+    x = x.unflatten(1, (-1, block)).unflatten(3, (G, heads // G))  # b c q g r p
+    dt = dt.unflatten(1, (-1, block)).unflatten(3, (G, heads // G))  # b c q g r
+    B, C = B.unflatten(1, (-1, block)), C.unflatten(1, (-1, block))  # b c q g n
+    log_decay = (dt * A.view(G, -1)).movedim(2, -1).cumsum(-1)  # b c g r q, sums up to and with q
+    xdt = x * dt.to(x.dtype)[..., None]
+
+    # 1. inside each block: the masked attention-like product (eq. 16)
+    inside = log_decay[..., :, None] - log_decay[..., None, :]  # b c g r q s
+    mask = torch.ones(block, block, dtype=torch.bool, device=x.device).triu(1)
+    weights = torch.einsum("bcqgn,bcsgn->bcgqs", C, B)[:, :, :, None] * inside.masked_fill(mask, -torch.inf).exp().to(
+        x.dtype
+    )
+    y = torch.einsum("bcgrqs,bcsgrp->bcqgrp", weights, xdt)
+
+    # 2. what each block adds to the state at its end
+    to_end = (log_decay[..., -1:] - log_decay).exp().to(x.dtype)  # b c g r q
+    added = torch.einsum("bcsgn,bcgrs,bcsgrp->bcgrpn", B, to_end, xdt).to(ssm.dtype)
+
+    # 3. states at the beginning of every block, and after the last (eq. 20)
+    states = torch.cat([ssm.unflatten(1, (G, -1))[:, None], added], dim=1)  # b c+1 g r p n
+    between = _segment_sums(log_decay[..., -1].movedim(1, -1)).exp()  # b g r c+1 c+1
+    states = torch.einsum("bgrzc,bcgrpn->bzgrpn", between, states)
+    ssm = states[:, -1].flatten(1, 2).clone()  # a view would keep the states of all blocks alive with it
+
+    # 4. what the state at a block's beginning gives to its tokens
+    from_start = log_decay.exp().to(x.dtype)  # b c g r q
+    y = y + torch.einsum("bcqgn,bcgrpn,bcgrq->bcqgrp", C, states[:, :-1].to(x.dtype), from_start)
+    return y.flatten(3, 4).flatten(1, 2)[:, :T], ssm
+
+
+def _segment_sums(log_decay: Tensor) -> Tensor:
+    """(..., c) block decays -> (..., c+1, c+1): entry [z, i] sums blocks i..z-1, -inf above the diagonal.
+
+    By masked cumulative sums, not by differences of one long sum: those cancel when an early block decays fast.
+    """
+    c = log_decay.shape[-1] + 1
+    padded = F.pad(log_decay, (1, 0))[..., :, None].expand(*log_decay.shape[:-1], c, c)
+    below = torch.ones(c, c, dtype=torch.bool, device=log_decay.device).tril(-1)
+    sums = padded.masked_fill(~below, 0).cumsum(-2)
+    return sums.masked_fill(torch.ones_like(below).triu(1), -torch.inf)
+
+
+def _initial_dt_bias(nheads: int, low: float = 1e-3, high: float = 1e-1) -> Tensor:
+    """Inverse softplus of step sizes drawn log-uniformly from [low, high] (Mamba's initialisation)."""
+    dt = torch.exp(torch.rand(nheads) * (math.log(high) - math.log(low)) + math.log(low))
+    return dt + torch.log(-torch.expm1(-dt))
+
+
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """`pipeline.gpu.mixer` where it can run an inference on `x`; None leaves it to torch code, which is always right.
+
+    Triton launches on the current device, whatever device the tensors are on.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or torch.is_grad_enabled():
+        return None
+    return _kernels() if x.device.index == torch.cuda.current_device() else None
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`; nobody waits. A plain copy to a GPU waits for all that it still has to do.
+
+    From page-locked memory the copy is queued like a kernel. torch keeps that memory until the copy has happened.
+    """
+    if tensor.is_cuda or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """Chosen once. Tensor cores that know bf16 came with compute capability 8. VAMBA_LIVE_KERNELS=off forbids them."""
+    if os.environ.get("VAMBA_LIVE_KERNELS", "on") == "off":
+        return None
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    try:
+        return import_module("pipeline.gpu.mixer")
+    except ImportError:  # no Triton (as on Windows)
+        return None
+
+
+def backend() -> str:
+    """Which code runs the mixers on this machine, in words for the page and the bench."""
+    return "Triton kernels" if _kernels() else "plain torch"

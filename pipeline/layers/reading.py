@@ -1,0 +1,192 @@
+"""One pass of a text column over a memory: the conversation's own cache, and where in the video its words looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.memory.memory import Memory
+
+if TYPE_CHECKING:
+    from pipeline.layers.vamba import Vamba
+    from pipeline.models.vamba_graphs import Recordings
+
+# cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
+# is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
+UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+LEAST_ROOM = 256  # tokens
+QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
+
+
+class TextCache:
+    """The text column's own keys and values of one conversation. Grows in place; lives as long as one answer."""
+
+    def __init__(self, n_layers: int):
+        self.room: Tensor | None = None  # (layers, 2, B, K, slots, P): keys, then values
+        self.used = [0] * n_layers
+        self.length = 0  # tokens whose layers have all run
+        self._mask: Tensor | None = None
+
+    def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
+        """Causal attention of the new tokens to the cached ones and each other, keeping their keys and values.
+
+        `is_causal` aligns the mask to the first key, which is wrong as soon as the cache is not empty: hence the
+        explicit mask.
+        """
+        k, v = self.keep(layer, k_BKQP, v_BKQP)
+        Q, S = q_BHQP.shape[2], k.shape[2]
+        if Q > 1 and (self._mask is None or self._mask.shape != (Q, S)):  # made once for all layers
+            self._mask = torch.ones(Q, S, dtype=torch.bool, device=q_BHQP.device).tril(S - Q)
+        mask = None if Q == 1 else self._mask
+        return F.scaled_dot_product_attention(q_BHQP, k, v, attn_mask=mask, enable_gqa=True)
+
+    def keep(self, layer: int, k_BKQP: Tensor, v_BKQP: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; returns all of the layer's."""
+        start, end = self.used[layer], self.used[layer] + k_BKQP.shape[2]
+        k, v = self.reserve(end, k_BKQP)[layer]
+        k[:, :, start:end], v[:, :, start:end] = k_BKQP, v_BKQP
+        self.used[layer] = end
+        return k[:, :, :end], v[:, :, :end]
+
+    def reserve(self, slots: int, like_BKQP: Tensor) -> Tensor:
+        """The room, for that many tokens at least. It doubles, so a token is copied once on average."""
+        if self.room is None or slots > self.room.shape[4]:
+            B, K, _, P = like_BKQP.shape
+            grown = like_BKQP.new_empty(len(self.used), 2, B, K, max(LEAST_ROOM, 2 * slots), P)
+            if self.room is not None:
+                kept = max(self.used)
+                grown[..., :kept, :] = self.room[..., :kept, :]
+            self.room = grown
+        return self.room
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget each layer's tokens past its length."""
+        self.used = [min(a, b) for a, b in zip(self.used, lengths)]
+
+
+class Reader:
+    """A text column in front of one memory.
+
+    `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
+    recordings: passes recorded for the GPU (pipeline/models/vamba_graphs.py), taken where they fit.
+    """
+
+    def __init__(
+        self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = (), recordings: Recordings | None = None
+    ):
+        self.net, self.memory, self.watch_layers = net, memory, sorted(set(watch_layers))
+        self.recordings, self.cache = recordings, TextCache(net.cfg.n_layers)
+        self.moments = Moments(memory) if memory is not None and watch_layers else None
+        self.gazes: Tensor | None = None  # (spans, watched places, moments) of the newest pass: each sums to 1
+        self.usual: Tensor | None = None  # (watched places, moments) the same of words that ask for nothing
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[int], spans: Sequence[range] | None = None) -> Tensor:
+        """Logits (V,) after the given tokens. spans: the tokens whose gazes are wanted, in order; None: all, as one."""
+        spans = [range(len(ids))] if spans is None else spans
+        passed = self.recordings.feed(self, ids, spans) if self.recordings else None
+        logits, self.gazes = passed or self._plain(ids, spans)
+        return logits
+
+    def question(self, opening: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """Logits (V,) after a prompt; `looked` is then the gaze of its last tokens, which have read all of it.
+
+        opening: the beginning that every prompt shares; where its words look is taken for usual.
+        """
+        prompt = [*opening, *ids]
+        asking = range(max(len(opening), len(prompt) - QUESTION_END), len(prompt))
+        logits = self.feed(prompt, [range(len(opening)), asking])
+        self.usual = None if self.gazes is None else self.gazes[0]
+        return logits
+
+    def _plain(self, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
+        """The pass and its gazes by torch's own code, which is always right."""
+        net, device = self.net, self.net.model.embed_tokens.weight.device
+        positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
+        h, looks = net.model.embed_tokens(torch.tensor([list(ids)], device=device)), []
+        cross = None if self.memory is None else lambda place, q: self._look(place, q, spans, looks)
+        with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
+            h = net.read(h, positions, self.cache.attend, cross)
+        self.cache.length += len(ids)
+        gazes = self.moments.sums(torch.stack(looks)).transpose(0, 1) if looks else None
+        return net.logits(h[:, -1:])[0, 0], gazes
+
+    def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
+        return self.memory.attend(place, q_BHQP[0])[0][None]
+
+    def _look(self, place: int, q_BHQP: Tensor, spans: Sequence[range], looks: list[Tensor]) -> Tensor:
+        """The same; where the place is watched, the weights (spans, slots) are added to `looks`."""
+        if place not in self.watch_layers:
+            return self._cross(place, q_BHQP)
+        out, weights = self.memory.attend_spans(place, q_BHQP[0], spans)
+        looks += [] if weights is None else [weights]
+        return out[None]
+
+    @property
+    def looked(self) -> Tensor | None:
+        """Where the newest pass looked more than usual: (moments,) weights >= 0, or None where nothing was watched.
+
+        A softmax must put its weight somewhere, and what attention is not using lies on a few slots that any word
+        finds (attention sinks, arXiv 2309.17453), or evenly on all. Both say nothing about the question and both are in
+        the weights of the prompt's opening, which is the same for every question: so each moment counts with what it
+        got beyond that. A layer that looks everywhere alike then adds next to nothing, and needs no scale of its own.
+        A memory of one moment has nothing to compare: all lies on it.
+        """
+        return None if self.gazes is None else self.moments.raised(self.gazes[-1], self.usual)
+
+
+class Moments:
+    """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
+
+    def __init__(self, memory: Memory):
+        times = memory.log.column("time")  # (slots,), ascending
+        end = torch.arange(len(times), len(times) + min(len(times), 1), device=times.device)
+        self._ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
+        self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))
+        self.times, self.slots = times[self._ends - 1].cpu().numpy(), len(times)  # times: (moments,)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """(..., slots) -> (..., moments), fp64: by one running sum, which does not depend on the order of GPU threads.
+
+        It runs through all rows: a row's own would keep one multiprocessor busy per row and leave the others idle.
+        """
+        rows = torch.arange(0, weights.numel(), self.slots, device=weights.device)
+        running = weights.flatten().cumsum(0, dtype=torch.float64)[(rows[:, None] + self._ends - 1).flatten()]
+        return running.diff(prepend=running.new_zeros(1)).view(*weights.shape[:-1], -1)
+
+    def raised(self, gaze: Tensor, usual: Tensor | None) -> Tensor:
+        """(places, moments) -> (moments,): what each got beyond the usual (None: an equal share of every slot)."""
+        if len(self) == 1:
+            return gaze.sum(0)
+        usual = self._counts.double() / self.slots if usual is None else usual
+        return (gaze - usual).clamp_min(0).sum(0)
+
+    def best(self, looked: Tensor, count: int) -> Tensor:
+        """Slots (int64, ascending, on the CPU) of the `count` moments with most weight."""
+        chosen, ends = looked.topk(count).indices.sort().values, self._ends.tolist()
+        return torch.cat([torch.arange(ends[i - 1] if i else 0, ends[i]) for i in chosen.tolist()])
+
+
+def until(memory: Memory, second: float) -> Memory:
+    """What the memory held at that second; its first moment at least, so that there is something to answer from."""
+    times = memory.times
+    return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))
+
+
+def shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
+    looked = None if weights is None else weights.cpu().numpy()
+    if looked is None or not (total := looked.sum()) > 0:
+        return None
+    return times, looked / total

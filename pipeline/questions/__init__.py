@@ -1,0 +1,1 @@
+"""What a question asks for, and where in a video it points."""

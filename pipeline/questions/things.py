@@ -1,0 +1,84 @@
+"""Things a question names, in the classes the towers know: "a puppy" is COCO's dog and ImageNet's 118 breeds."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.towers.efficientnet import FrameFeatures, labels
+
+_SAME = {
+    "person": "man men woman women boy girl child children kid people someone somebody human guy lady baby worker "
+    "player pedestrian toddler adult visitor customer anyone anybody",
+    "bicycle": "bike", "motorcycle": "motorbike", "sports ball": "ball", "tv": "television", "couch": "sofa",
+    "cell phone": "phone smartphone", "dining table": "table", "potted plant": "plant", "airplane": "plane",
+    "handbag": "purse", "cup": "mug", "teddy bear": "teddy", "mouse": "", "dog": "puppy", "cat": "kitten",
+}  # fmt: skip
+_KINDS = {
+    "animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle",
+    "vegetable": "broccoli carrot", "fruit": "banana apple orange",
+}  # fmt: skip
+_CLASSES = {  # ImageNet's order of animals: first class, one past the last
+    "dog": ((151, 269),), "cat": ((281, 286),), "bird": ((7, 25), (80, 101), (127, 147)), "fish": ((0, 7), (389, 398)),
+    "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
+    "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
+    "vegetable": ((936, 948),), "fruit": ((948, 958),),
+}  # fmt: skip
+_NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
+
+
+class Things(NamedTuple):
+    """What a question names: COCO classes and ImageNet classes."""
+
+    coco: tuple[int, ...]
+    classes: tuple[int, ...]
+
+    def shares(self, other: Things, detected_only: bool) -> bool:
+        """Whether both name the same thing, or one of its kinds. detected_only: among what the detector finds."""
+        return bool(set(self.coco) & set(other.coco) or (not detected_only and set(self.classes) & set(other.classes)))
+
+    def shown(self, features: FrameFeatures) -> np.ndarray | None:
+        """(F,) 0..1, how surely the towers see one of the things in each frame; None if the question names nothing."""
+        if not self.coco and not self.classes:
+            return None
+        found = torch.isin(features.det_ids, torch.tensor(self.coco, dtype=torch.long))
+        seen = (features.det_scores * found).amax(1)
+        named = torch.isin(features.classes, torch.tensor(self.classes, dtype=torch.long))
+        return torch.maximum(seen, (features.class_probs * named).sum(1)).double().numpy()
+
+
+@cache
+def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Word or phrase -> (COCO classes, ImageNet classes)."""
+    coco = {word: i for i, word in enumerate(labels()["coco"])}
+    found: dict[str, tuple[set[int], set[int]]] = {}
+    for word, i in coco.items():
+        for name in [word, *_SAME.get(word, "").split()]:
+            found.setdefault(name, (set(), set()))[0].add(i)
+    for word, parts in _KINDS.items():
+        found.setdefault(word, (set(), set()))[0].update(coco[p] for p in parts.split())
+    for i, word in enumerate(labels()["imagenet"]):
+        found.setdefault(word.lower(), (set(), set()))[1].add(i)
+    for word, ranges in _CLASSES.items():
+        found.setdefault(word, (set(), set()))[1].update(i for low, high in ranges for i in range(low, high))
+    return {w: (tuple(sorted(a)), tuple(sorted(b))) for w, (a, b) in found.items() if w not in _NOT_THINGS}
+
+
+def named_things(text: str) -> Things:
+    """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
+    words_of, coco, classes, i = re.findall(r"[a-z]+", text.lower()), set(), set(), 0
+    while i < len(words_of):
+        for size in (3, 2, 1):
+            phrase = " ".join(words_of[i : i + size])
+            forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"), re.sub("ies$", "y", phrase))
+            if len(words_of) - i >= size and (entry := next((_lexicon()[f] for f in forms if f in _lexicon()), None)):
+                coco.update(entry[0])
+                classes.update(entry[1])
+                i += size - 1
+                break
+        i += 1
+    return Things(tuple(sorted(coco)), tuple(sorted(classes)))

@@ -1,0 +1,1 @@
+"""Where frames come from: files, read by a process of their own, and cameras."""

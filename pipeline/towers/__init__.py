@@ -1,0 +1,1 @@
+"""Vision towers: what turns frames into tokens or features."""

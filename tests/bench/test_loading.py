@@ -1,0 +1,98 @@
+"""The bench of loading: what it writes, when it refuses, and that loading holds little of a checkpoint at once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.bench import loading
+from pipeline.layers.int8 import Int8Linear
+from pipeline.stream import UserError
+from pipeline.weights import checkpoint as weights
+from tests.weights.test_weights import VAMBA
+
+CPU = torch.device("cpu")
+WIDE = VAMBA | {
+    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "vocab_size": 8192,
+    "torch_dtype": "bfloat16", "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": VAMBA["vision_config"] | {"hidden_size": 512},
+}  # fmt: skip
+
+
+def test_what_is_written_is_a_checkpoint_in_shards(tmp_path):
+    loading.written(tmp_path / "new", VAMBA, CPU, shard=20_000)
+    index = json.loads((tmp_path / "new" / weights.INDEX).read_text())["weight_map"]
+    files = weights._files(tmp_path / "new")
+    assert len(files) > 2 and {file.name for file in files} == set(index.values())
+    model = weights.load(str(tmp_path / "new"), "cpu", int8=True)
+    kinds = [type(module) for module in model.net.modules()]
+    assert "weights in 8 bits" in model.backend
+    assert kinds.count(Int8Linear) > 10 and all(p.isfinite().all() for p in model.net.parameters())
+    assert (model.net.model.norm.weight == 1).all() and model.net.lm_head.weight.float().std() > 0
+
+
+def test_parts_stay_below_their_size_and_keep_the_order():
+    parts = loading._parts({"a": 4, "b": 4, "c": 9, "d": 1, "e": 7}, 8)
+    assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1_000))
+    with pytest.raises(UserError, match=r"takes 0\.\d GB of disk and 0\.0 GB are free"):
+        loading.written(tmp_path / "new", WIDE, CPU)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("int8", "most"), [(False, 20e6), (True, 230e6)])
+def test_little_is_held_at_once(tmp_path, int8, most):
+    """144 MB in shards of 40, in their own process. As they are stored they stay mapped. Rounded, half of them stays;
+    the rest is what four readers have in their hands, two copies in fp32 of a tensor of 8 MB. Whole files: 300 and 440.
+    """
+    loading.written(tmp_path, WIDE, CPU, shard=40_000_000)
+    code = f"""
+import json, pathlib, torch
+from pipeline.bench import loading
+print(json.dumps(loading.measured(pathlib.Path({str(tmp_path)!r}), torch.device("cpu"), {int8})))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(told.stdout)
+    assert found["bytes"] > 100e6 and found["files"] > 3
+    grown = found["cold"]["peak_anonymous"] - found["cold"]["before_anonymous"]
+    assert grown < most
+    assert found["cold"]["s"] > 0 and "GB/s" in loading.table(found)
+
+
+def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="could not be written"):
+        loading.run(tmp_path / "file" / "new", VAMBA, CPU, False, True)
+
+
+def test_memory_is_seen_while_it_is_held():
+    gc.collect()  # what earlier tests left behind must not go while this looks
+    with loading.anonymous_memory() as peak:
+        held = bytearray(b"x" * 200_000_000)
+        ends, before = time.monotonic() + 10, len(peak)
+        while len(peak) < before + 2 and time.monotonic() < ends:
+            time.sleep(0.01)
+        del held
+    assert max(peak) - peak[0] > 150e6
+
+
+def test_the_command_writes_once_and_loads(tmp_path, capsys):
+    folder = tmp_path / "new"
+    assert loading.run(folder, VAMBA, CPU, False, True) == 0
+    document = json.loads(capsys.readouterr().out)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert document["bytes"] == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert loading.run(folder, VAMBA, CPU, True, False) == 0
+    out = capsys.readouterr().out
+    assert "weights to 8 bits" in out and json.loads(out.splitlines()[-1])["int8"]
+    assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}

@@ -1,0 +1,333 @@
+"""The page in a real browser: upload, watch, ask, seek; a camera; two visitors; bad files; hostile words."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fake_model import fake_engine, until, write_clip
+
+pytestmark = pytest.mark.browser
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+
+from app.live.session import Sessions  # noqa: E402
+from app.page.ui import build, launch_options  # noqa: E402
+
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+AWAKE = ["--disable-renderer-backgrounding", "--disable-background-timer-throttling"]
+
+
+def write_camera(path: Path, frames: int = 20) -> Path:
+    """A Y4M film of a plain green, for Chromium's fake camera: 320x240 at 10 frames a second."""
+    planes = b"".join(bytes([value]) * size for value, size in ((145, 320 * 240), (54, 160 * 120), (34, 160 * 120)))
+    path.write_bytes(b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420jpeg\n" + (b"FRAME\n" + planes) * frames)
+    return path
+
+
+def tripwire(folder: Path) -> Path:
+    """A folder of tools that only write down that they were called: none may ever see an upload."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("ffmpeg", "ffprobe"):
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $@" >> "{folder}/called"\nexit 1\n')
+        (tools / name).chmod(0o755)
+    return tools
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="module")
+def sessions():
+    table = Sessions(fake_engine(watch_s=0.05, token_s=0.03), fake_engine("Twin", grow=40_000, constant=0), places=4)
+    yield table
+    table.shut()
+
+
+@pytest.fixture(scope="module")
+def url(sessions, folder):
+    before = dict(os.environ)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    page = build(sessions)
+    os.environ["PATH"] = f"{tripwire(folder)}{os.pathsep}{before['PATH']}"
+    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    yield address
+    page.close(verbose=False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def browser(folder):
+    camera = write_camera(folder / "camera.y4m")
+    fake = ["--use-fake-ui-for-media-stream", f"--use-file-for-fake-video-capture={camera}"]
+    arguments = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", *fake, *QUIET, *AWAKE]
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visitor(browser, url, sessions):
+    """visitor() -> a new visitor's page. Whatever a page fetches from elsewhere, or fails at, fails the test."""
+    contexts, faults = [], []
+
+    def come(**options):
+        contexts.append(browser.new_context(permissions=["camera"], **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: (faults.append("a script ran"), dialog.dismiss()))
+        page.goto(url)
+        page.wait_for_selector("#go")
+        return page
+
+    yield come
+    for context in contexts:
+        context.close()
+    for key in list(sessions._by_key):
+        sessions.close(key)
+    assert not faults
+
+
+@pytest.fixture(scope="module")
+def clip(folder):
+    return write_clip(folder / "holiday.mp4")
+
+
+def upload(page, path) -> None:
+    page.click("#source label:has-text('Upload')")
+    page.set_input_files("#upload input[type=file]", str(path))
+
+
+def state(page, word: str) -> None:
+    page.wait_for_selector(f"#line strong:has-text('{word}')")
+
+
+def ask(page, words: str) -> str:
+    """The whole answer, as shown."""
+    page.fill("#question textarea", words)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#chat .message-row.user-row:has-text('{words[:20]}')")
+    page.wait_for_selector("#chat .message-row:last-child .facts")
+    return page.inner_text("#chat .message-row.bot-row >> nth=-2")
+
+
+def player_time(page) -> float:
+    return page.evaluate("window.vambaPlayerTime()")
+
+
+def test_upload_watch_ask_and_seek(visitor, clip, folder):
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    page.wait_for_selector("#strip .tile:has-text('Frames seen') b:has-text('12')")
+    assert "holiday.mp4" in page.inner_text("#line") and page.inner_text("#go") == "Watch again"
+    assert "12 frames, last (19" in ask(page, "When was it?")
+    facts = page.inner_text("#chat .facts")
+    assert "seen until 0:11" in facts
+    page.click("#chat .chip")
+    until(lambda: player_time(page) == pytest.approx(5, abs=1.1))
+    chip = page.locator("#film .chip").nth(1)
+    chip.focus()
+    page.keyboard.press("Enter")  # by keyboard as well
+    until(lambda: player_time(page) == pytest.approx(1, abs=0.2))
+    until(lambda: page.inner_text("#spoken").strip() == "ended")
+    assert shutil.which("ffprobe").startswith(str(folder)) and not (folder / "called").exists()
+
+
+def test_the_example_pause_resume_reset_and_a_pinned_question(visitor):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#go:has-text('Pause')")
+    page.click("#go")
+    state(page, "Paused")
+    page.evaluate("document.querySelector('#example video').pause()")
+    page.evaluate("document.querySelector('#example video').currentTime = 2")
+    page.click("#pinned input")
+    ask(page, "What is this?")
+    assert "about 0:02" in page.inner_text("#chat .facts")
+    page.click("#go")
+    page.wait_for_selector("#go:has-text('Pause')")
+    page.click("#reset")
+    state(page, "Idle")
+    page.wait_for_selector("#go:has-text('Start')")
+    assert page.locator("#chat .message-row").count() == 0
+
+
+def test_stop_retry_and_clear(visitor):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    page.fill("#question textarea", "tell me " * 60)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#chat .bot-row:has-text('frames')")
+    page.click("#stop")
+    page.wait_for_selector("#chat .facts:has-text('stopped')")
+    page.click("#suggestions button >> nth=0")
+    page.wait_for_selector("#chat .message-row:nth-of-type(6) .facts")
+    assert page.locator("#chat").bounding_box()["height"] < 600, "a long talk scrolls"
+    page.click("#retry")
+    page.wait_for_selector("#chat .message-row:last-child .facts")
+    assert page.locator("#chat .user-row").count() == 2
+    page.click("#clear")
+    page.wait_for_selector("#chat .message-row", state="detached")
+
+
+def test_a_camera_is_watched_and_asked_about(visitor, sessions):
+    page = visitor()
+    page.click("#source label:has-text('Webcam')")
+    page.click("#go")  # switches it on and presses its record button
+    state(page, "Watching")
+    page.wait_for_selector("#film .chip >> nth=2")
+    green = [int(part) for part in re.findall(r"\d+", ask(page, "Which colour?").split("last")[1])[:3]]
+    assert green[1] > green[0] and green[1] > green[2]
+    page.click("#chat .chip")
+    page.wait_for_selector("#chat .chip.large")
+    page.click("#reset")
+    state(page, "Idle")
+    page.wait_for_timeout(2500)
+    assert "Idle" in page.inner_text("#line"), "the camera was switched off as well"
+    page.click("#go")
+    state(page, "Watching")
+    page.close()
+    until(lambda: len(sessions) == 0 or all(one.left for one in sessions._by_key.values()))
+
+
+def test_two_visitors_at_once_see_only_their_own(visitor, clip):
+    one, two = visitor(), visitor()
+    upload(one, clip)
+    one.wait_for_selector("#film .chip")
+    two.click("#go")
+    two.wait_for_selector("#film .chip")
+    mine = ask(one, "the red one")
+    theirs = ask(two, "the blue one")
+    assert "the red one" in mine and "the blue one" in theirs
+    assert "blue one" not in one.inner_text("#chat") and "red one" not in two.inner_text("#chat")
+    assert "holiday" in one.inner_text("#line") and "holiday" not in two.inner_text("#line")
+
+
+def test_a_bad_file_shows_a_sentence_and_a_good_one_follows(visitor, clip, folder):
+    letter = folder / "letter.mp4"
+    letter.write_text("dear reader, " * 500)
+    page = visitor()
+    upload(page, letter)
+    page.wait_for_selector("#line .state.error")
+    assert "not a video file" in page.inner_text("#line")
+    page.wait_for_selector("[data-testid=toast-text]:has-text('still watched')")
+    page.click("#reset")
+    state(page, "Idle")
+    page.set_input_files("#upload input[type=file]", str(clip))
+    state(page, "Ended")
+
+
+def test_hostile_words_stay_words(visitor):
+    page = visitor()
+    foreign = []
+    page.on("request", lambda request: foreign.append(request.url) if "evil" in request.url else None)
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    for words in ("<img src=x onerror=alert(1)>", "![a](https://evil.example/x.png)", "<b onclick=alert(1)>bold</b>"):
+        ask(page, words)
+        page.wait_for_timeout(150)
+    left = (
+        "(talk => talk.scrollHeight - talk.scrollTop - talk.clientHeight)(document.querySelector('#chat .bubble-wrap'))"
+    )
+    until(lambda: page.evaluate(left) < 5)  # the newest answer is in sight
+    assert "<img src=x onerror=alert(1)>" in page.inner_text("#chat")
+    assert not foreign and page.locator("#chat .message-content :is(img, b)").count() == 0
+
+
+def test_compare_shows_both_and_what_they_cost(visitor, clip):
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    page.click("#compare input")
+    page.wait_for_selector("#second")
+    page.wait_for_selector("#strip .tile.rival b:has-text('480 kB')")  # it has caught up
+    ask(page, "And you?")
+    page.wait_for_selector("#second .message-row:has-text('12 frames')")
+    page.wait_for_selector("#plots canvas, #plots svg.marks")
+    until(lambda: page.locator("#plots canvas, #plots svg.marks").count() == 3)
+
+
+def test_a_reload_finds_the_stream_and_the_words_again(visitor):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    ask(page, "Do you remember?")
+    page.reload()
+    page.wait_for_selector("#chat .user-row:has-text('Do you remember?')")
+    page.wait_for_selector("#film .chip")
+
+
+def test_a_reload_finds_the_uploaded_file_again(visitor, clip, folder):
+    """The player too, and no tool has looked at the file on the way."""
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    page.reload()
+    page.wait_for_function("document.querySelector('#upload video')?.duration > 0")
+    page.wait_for_selector("#line:has-text('holiday')")
+    page.click("#film .chip >> nth=2")
+    page.wait_for_function("window.vambaPlayerTime() > 0")
+    assert not (folder / "called").exists()
+    page.click("#reset")
+    state(page, "Idle")
+    page.reload()
+    page.wait_for_selector("#go")
+    assert page.locator("#upload video").count() == 0
+
+
+def test_a_page_that_slept_too_long_says_so_and_can_start_again(visitor, sessions):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    for key in list(sessions._by_key):
+        sessions.close(key)
+    page.wait_for_selector("#line:has-text('away for long')")
+    page.click("#go:has-text('Start')")
+    page.wait_for_selector("#go:has-text('Pause')")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(visitor):
+    page = visitor(viewport={"width": 390, "height": 844}, is_mobile=True)
+    page.click("#go")
+    page.wait_for_selector("#film .chip")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert np.ptp([page.locator(part).bounding_box()["x"] for part in ("#stage", "#chat", "#question", "#strip")]) < 2
+
+
+def test_the_embedded_model_watches_the_example_and_answers(browser):
+    """The real thing, from the first click to an answer with its moment."""
+    from pipeline import Engine, UserError, load
+
+    try:
+        engine = Engine(load("embedded"))
+    except (UserError, ImportError) as error:
+        pytest.skip(f"the embedded model is not here: {error}")
+    table = Sessions(engine)
+    page = build(table)
+    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    visitor = browser.new_page()
+    visitor.goto(address)
+    visitor.click("#go")
+    visitor.wait_for_selector("#line strong:has-text('Ended')", timeout=90_000)
+    words = ask(visitor, "When does a cat appear?")
+    assert words.strip() and "seen until 1:10" in visitor.inner_text("#chat .facts")
+    assert visitor.locator("#chat .chip").count() >= 1
+    visitor.close()
+    page.close(verbose=False)
+    table.shut()
