@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from pipeline.clock import mmss
     from pipeline.engine import Engine
+    from pipeline.options import ModelOptions
     from pipeline.sources.file import FrameQueue, VideoError, open_video, probe, thumbnail
     from pipeline.stream import (
         Answer,
@@ -34,6 +35,7 @@ __all__ = [
     "Evidence",
     "Frame",
     "FrameQueue",
+    "ModelOptions",
     "Question",
     "Sampling",
     "StreamState",
@@ -50,6 +52,7 @@ __all__ = [
 _ELSEWHERE = {  # every other name lives in stream.py
     "Engine": "engine",
     "FrameQueue": "sources.file",
+    "ModelOptions": "options",
     "VideoError": "sources.file",
     "load": "weights.checkpoint",
     "mmss": "clock",

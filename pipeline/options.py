@@ -1,0 +1,154 @@
+"""How a published checkpoint can do with less: the options, in one record.
+
+Names, flags, environment variables, checks, help and the README's table all come from here. The command line, the page
+and the bench make their flags of it; `load` and whoever builds a model by hand check values with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.stream import UserError
+
+
+@dataclass(frozen=True)
+class OptionText:
+    """What people read about one option.
+
+    help: behind its flag. must: what its value must be, after "must be". metavar, example: its value in the help and in
+    the README. does, costs: cells of the README's table, the figures measured by `bench --size published` on an H100.
+    """
+
+    help: str
+    must: str
+    does: str
+    costs: str
+    metavar: str | None = None
+    example: str = "1"
+
+
+class ModelOptions(BaseModel):
+    """What a Vamba checkpoint may be told when it is loaded. An option at its default is one that was not given.
+
+    Frozen, and valid by construction: `checked`, `from_environment` and `from_flags` raise UserError for a value that
+    cannot be, in one sentence that names the option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    eight_bit: Annotated[
+        bool,
+        OptionText(
+            help="keep the memory's keys and values in 8 bits",
+            must="on or off (1 or 0)",
+            does="memory in 8 bits: an hour is 15.7 GB",
+            costs="as much as bf16 itself (1.2 % of the logits' spread); watching takes 1.07 of the time, "
+            "a first word at minute 60 70 ms instead of 44",
+        ),
+    ] = False
+    int8: Annotated[
+        bool,
+        OptionText(
+            help="keep the weights of linear layers in 8 bits",
+            must="on or off (1 or 0)",
+            does="weights of the linear layers in 8 bits: 12.5 GB with the tower. "
+            "With `--eight-bit` 28 minutes fit into 24 GB",
+            costs="1.5 % of the logits' spread, other words now and then; live chunks take 8 ms instead of 5, "
+            "words 16 instead of 20",
+        ),
+    ] = False
+    gpu_memory: Annotated[
+        float | None,
+        Field(gt=0),
+        OptionText(
+            help="of a video's memory that stay on the GPU; what is older lies in the computer's",
+            must="a number of gigabytes, more than 0",
+            does="the newest 20 GB of a video's memory stay on the GPU, the rest goes to the computer's, exactly",
+            costs="with 15.5 GB there a word takes 300 ms instead of 20",
+            metavar="GB",
+            example="20",
+        ),
+    ] = None
+    retrieve: Annotated[
+        int | None,
+        Field(gt=0),
+        OptionText(
+            help="answer from the N frames that fit the question best",
+            must="a whole number of frames, more than 0",
+            does="an answer reads the 64 frames its question looks at most: 9 ms a word however long the video",
+            costs="an approximation, and the page says so; a first word 75 ms instead of 44",
+            metavar="N",
+            example="64",
+        ),
+    ] = None
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], called: Callable[[str], str] = str) -> Self:
+        """The record of these values (strings are read, None is not given). called: an option's name in sentences."""
+        given = {name: value for name, value in values.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+        if name not in cls.model_fields:
+            raise UserError(f"There is no option {name}, so nothing was loaded; use {', '.join(cls.model_fields)}.")
+        raise UserError(
+            f"{called(name)} must be {option_text(name).must}, and {str(given[name])[:40]!r} is not, "
+            "so nothing was loaded; choose another value."
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """What the variables say; an empty one says nothing."""
+        return cls.checked({name: environment.get(variable(name)) or None for name in cls.model_fields}, variable)
+
+    @classmethod
+    def add_flags(cls, parser: argparse._ActionsContainer) -> None:
+        """A flag for every option. Values are read by `from_flags`, not by argparse."""
+        for name, field in cls.model_fields.items():
+            if field.annotation is bool:
+                parser.add_argument(flag(name), action="store_true", default=None, help=option_text(name).help)
+            else:
+                parser.add_argument(flag(name), metavar=option_text(name).metavar, help=option_text(name).help)
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace, otherwise: ModelOptions | None = None) -> Self:
+        """What the flags of `add_flags` say; where one was not given, what `otherwise` does."""
+        flags = {name: getattr(args, name) for name in cls.model_fields}
+        told = {name: value for name, value in flags.items() if value is not None}
+        return cls.checked((otherwise.given() if otherwise else {}) | told, flag)
+
+    def given(self) -> dict[str, Any]:
+        """Only what differs from the defaults: models that take none of these are then told nothing."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def flag(name: str) -> str:
+    """eight_bit -> --eight-bit"""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """eight_bit -> VAMBA_EIGHT_BIT"""
+    return "VAMBA_" + name.upper()
+
+
+def option_text(name: str) -> OptionText:
+    """What people read about the option of that name."""
+    return next(part for part in ModelOptions.model_fields[name].metadata if isinstance(part, OptionText))
+
+
+def readme_table() -> Iterator[str]:
+    """The lines of the README's table of options."""
+    yield "| variable, flag | what it does | what it costs |"
+    yield "|---|---|---|"
+    for name, field in ModelOptions.model_fields.items():
+        said = option_text(name)
+        value = "" if field.annotation is bool else f" {said.example}"
+        yield f"| `{variable(name)}={said.example}`, `{flag(name)}{value}` | {said.does} | {said.costs} |"
