@@ -4,8 +4,8 @@ Same frames, same tower, same chat format and same sampling as Vamba's. Its keys
 chunk and never computed twice; every video token attends to everything before it. Where they no longer fit, the oldest
 video tokens are dropped, and the state says so.
 
-The language model is transformers' own `Qwen2VLTextModel`; only where its attention finds earlier keys is ours: a
-registered attention function that asks the view of the stream it is handed (`_Watching` or `_Answering`).
+The language model is transformers' own `Qwen2VLTextModel`; only where its attention finds earlier keys is ours
+(layers/streamed.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
-from transformers import AttentionInterface
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
 from pipeline.stream import Frame, Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower
@@ -33,20 +31,11 @@ TEXT_PER_CALL = 128  # question tokens of one pass: their scores over 32k video 
 BLOCK_SLOTS = 8192  # of the keys' storage: 470 MB of the 7B model; an answer's attention visits block by block
 TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
 KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
-GAZE_LAYERS = 4  # `looked` averages the last so many layers
 
 _TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
     "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
 )  # fmt: skip
-
-
-def _stream_attention(module, query, key, value, attention_mask, *, view, **_) -> tuple[Tensor, None]:
-    """transformers' attention interface (B, H, T, P) -> (B, T, H, P); `view` knows the keys of earlier tokens."""
-    return view.attend(module.layer_idx, query[0], key[0], value[0]).transpose(0, 1)[None], None
-
-
-AttentionInterface.register("pipeline_stream", _stream_attention)
 
 
 class Qwen2VL(nn.Module):
@@ -68,7 +57,7 @@ class Qwen2VL(nn.Module):
         rotary = type(self.model.rotary_emb)(self.model.config)
         self.model.rotary_emb = rotary.to(self.model.embed_tokens.weight.device)
 
-    def hidden(self, embeds_1TD: Tensor, positions_3T: Tensor, view: _Watching | _Answering) -> Tensor:
+    def hidden(self, embeds_1TD: Tensor, positions_3T: Tensor, view: Watching | Answering) -> Tensor:
         """Last hidden states (1, T, D) of tokens that come after what `view` holds."""
         masks = {"full_attention": None}  # `view` masks
         out = self.model(
@@ -79,14 +68,6 @@ class Qwen2VL(nn.Module):
             view=view,
         )
         return out.last_hidden_state
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values (layers, K, T, P) of the fixed text in front of every video."""
-
-    k: Tensor
-    v: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,62 +90,6 @@ def _until(seen: Watched, second: float) -> Watched:
     kept = int(np.searchsorted(times, max(second, times[0]), side="right"))  # something to answer from, at least
     later = len(np.unique(times[kept:]))
     return replace(seen, memory=replace(seen.memory, log=seen.memory.log.until(kept)), pairs=seen.pairs - later)
-
-
-class _Watching:
-    """Attention of a run of new tokens to the prefix, the stream, and causally to themselves; stores their keys."""
-
-    def __init__(self, prefix: Prefix | None, memory: Memory, times: Tensor):
-        self.prefix = prefix
-        self.memory, self._write = memory.append(times)
-
-    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
-        self._write(layer, k_KTP, v_KTP)
-        # One layer's keys in one piece: a copy that costs far less than the attention over it.
-        parts = list(self.memory.blocks(layer, q_HTP.dtype))
-        if self.prefix is not None:
-            parts.insert(0, (self.prefix.k[layer], self.prefix.v[layer]))
-        k, v = (torch.cat(part, dim=1)[None] for part in zip(*parts))
-        mask = causal_lower_right(q_HTP.shape[1], k.shape[2])
-        return F.scaled_dot_product_attention(q_HTP[None], k, v, attn_mask=mask, enable_gqa=True)[0]
-
-
-class _Answering:
-    """Attention of an answer's text to the prefix, the stream, and the conversation so far.
-
-    The conversation's keys live here and die with the answer: the stream is only read, nothing of it is copied.
-    Weights over the stream are added up over the last layers while `gaze` is not None.
-    """
-
-    def __init__(self, prefix: Prefix, memory: Memory, room: int):
-        layers, heads, _, width = prefix.k.shape
-        self._prefix, self._memory = prefix, memory
-        self._k, self._v = (prefix.k.new_empty(layers, heads, room, width) for _ in range(2))
-        self.length = 0  # tokens of the conversation whose keys are stored in every layer
-        self._gaze_from = max(0, layers - GAZE_LAYERS)
-        self.gaze: Tensor | None = None
-
-    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
-        heads, tokens, width = q_HTP.shape
-        end = self.length + tokens
-        self._k[layer, :, self.length : end], self._v[layer, :, self.length : end] = k_KTP, v_KTP
-        before = (self._prefix.k[layer], self._prefix.v[layer])
-        parts = [before, *self._memory.blocks(layer, q_HTP.dtype), (self._k[layer, :, :end], self._v[layer, :, :end])]
-        q_KRP = (q_HTP * width**-0.5).reshape(len(k_KTP), -1, width)  # the query heads of one key head side by side
-        scores = torch.cat([q_KRP @ k.transpose(1, 2) for k, _ in parts], dim=-1).view(heads, tokens, -1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        future = torch.ones(tokens, end, dtype=torch.bool, device=scores.device).triu(1 + self.length)
-        scores[..., -end:].masked_fill_(future, -torch.inf)
-        weights = scores.softmax(-1)
-        if layer >= self._gaze_from:
-            self._look(weights[:, -1, before[0].shape[1] : -end])
-        weights = weights.to(v_KTP.dtype).reshape(len(k_KTP), -1, weights.shape[-1])
-        split = weights.split([k.shape[1] for k, _ in parts], dim=-1)
-        return sum(w @ v for w, (_, v) in zip(split, parts)).view(heads, tokens, width)
-
-    def _look(self, weights_HS: Tensor) -> None:
-        seen = weights_HS.mean(0)
-        self.gaze = seen if self.gaze is None else self.gaze + seen
 
 
 class TransformerModel:
@@ -261,7 +186,7 @@ class TransformerModel:
         return max(1, int(np.searchsorted(np.cumsum(sizes), room, side="right")))
 
     def _pass(self, seen: Watched, tokens_1TD: Tensor, times_T: Tensor, places_3T: Tensor) -> Watched:
-        view = _Watching(self._prefix, seen.memory, times_T)
+        view = Watching(self._prefix, seen.memory, times_T)
         # Positions count from the end of the text before the video (M-RoPE, arXiv 2409.12191, section 2.1).
         self.net.hidden(tokens_1TD, places_3T + self._text_start, view)
         return Watched(view.memory, int(places_3T[0, -1]) + 1, max(seen.reach, int(places_3T[1:].max()) + 1))
@@ -285,7 +210,7 @@ class TransformerModel:
 
     def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Iterator[Token]:
         """No torch context is held over a `yield`: other models run on this thread in between."""
-        view = _Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
+        view = Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
         position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position
         times, text, chance = seen.memory.times, TextStream(self._tokenizer), generator(sampling)
         for left in reversed(range(sampling.max_tokens)):
@@ -299,7 +224,7 @@ class TransformerModel:
             yield Token(ids[0], text.push(ids[0]) + ("" if left else text.flush()), looked)
 
     @torch.no_grad()
-    def _read(self, ids: list[int], position: int, view: _Answering) -> Tensor:
+    def _read(self, ids: list[int], position: int, view: Answering) -> Tensor:
         """Logits (V,) after the last of `ids`, whose keys `view` now holds. `position`: of the first id."""
         for start in range(0, len(ids), TEXT_PER_CALL):
             part = torch.tensor(ids[start : start + TEXT_PER_CALL], device=self.device)
@@ -309,7 +234,7 @@ class TransformerModel:
             view.length += len(part)
         return self.net.lm_head(hidden_1TD[0, -1])
 
-    def _looked(self, view: _Answering, times: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def _looked(self, view: Answering, times: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Where the newest token looked: the last layers' weights over the video alone, scaled to sum to 1."""
         weights = view.gaze.double().cpu().numpy()
         total = weights.sum()
@@ -318,7 +243,7 @@ class TransformerModel:
     @torch.no_grad()
     def _read_prefix(self) -> Prefix:
         ids = torch.tensor(self._prompt.before_video, device=self.device)
-        view = _Watching(None, self._empty(block_slots=len(ids)), torch.zeros(len(ids)))
+        view = Watching(None, self._empty(block_slots=len(ids)), torch.zeros(len(ids)))
         self.net.hidden(self.net.model.embed_tokens(ids)[None], torch.arange(len(ids)).expand(3, -1), view)
         return Prefix(*next(view.memory.log.views("k", "v")))
 

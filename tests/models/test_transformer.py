@@ -154,10 +154,10 @@ def test_answers_token_by_token_equal_a_fresh_forward() -> None:
     model, state = build(torch.float64), seen_in(build(torch.float64), frames(6), [6])
     tokens = ids_of(model, state, 6)
     ids, seen = model._prompt.after_video(QUESTION), state.backbone
-    from pipeline.models.transformer import _Answering
+    from pipeline.layers.streamed import Answering
 
     for token in tokens:
-        view = _Answering(model._prefix, seen.memory, len(ids))
+        view = Answering(model._prefix, seen.memory, len(ids))
         logits = model._read(ids, model._text_start + max(seen.pairs, seen.reach), view)
         assert int(logits.argmax()) == token
         ids = [*ids, token]

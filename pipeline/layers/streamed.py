@@ -1,0 +1,95 @@
+"""Attention of a stream's newest tokens to all before them, whoever computes the queries and keys.
+
+A *view* knows the keys of earlier tokens: `attend(layer, q, k, v)` adds the new ones and attends. `Watching` appends
+to the stream's memory; `Answering` keeps the conversation's keys to itself, so the stream is only read. Layers of
+transformers reach their view through the registered attention function "pipeline_stream".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+
+from pipeline.memory.memory import Memory
+
+GAZE_LAYERS = 4  # `Answering.gaze` averages the last so many layers
+
+
+def stream_attention(module, query, key, value, attention_mask, *, view, **_) -> tuple[Tensor, None]:
+    """transformers' attention interface (B, H, T, P) -> (B, T, H, P); `view` knows the keys of earlier tokens."""
+    return view.attend(module.layer_idx, query[0], key[0], value[0]).transpose(0, 1)[None], None
+
+
+AttentionInterface.register("pipeline_stream", stream_attention)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values (layers, K, T, P) of the fixed text in front of every video."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Watching:
+    """Attention of a run of new tokens to the prefix, the stream, and causally to themselves; stores their keys."""
+
+    def __init__(self, prefix: Prefix | None, memory: Memory, times: Tensor):
+        self.prefix = prefix
+        self.memory, self._write = memory.append(times)
+
+    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
+        self._write(layer, k_KTP, v_KTP)
+        # One layer's keys in one piece: a copy that costs far less than the attention over it.
+        parts = list(self.memory.blocks(layer, q_HTP.dtype))
+        if self.prefix is not None:
+            parts.insert(0, (self.prefix.k[layer], self.prefix.v[layer]))
+        k, v = (torch.cat(part, dim=1)[None] for part in zip(*parts))
+        mask = causal_lower_right(q_HTP.shape[1], k.shape[2])
+        return F.scaled_dot_product_attention(q_HTP[None], k, v, attn_mask=mask, enable_gqa=True)[0]
+
+
+class Answering:
+    """Attention of an answer's text to the prefix, the stream, and the conversation so far.
+
+    The conversation's keys live here and die with the answer: the stream is only read, nothing of it is copied.
+    Weights over the stream are added up over the last layers while `gaze` is not None.
+    """
+
+    def __init__(self, prefix: Prefix | None, memory: Memory, room: int):
+        column, device = memory.log.columns["k"], memory.log.device
+        layers, heads, _, width = column.shape
+        self._prefix, self._memory = prefix, memory
+        self._k, self._v = (
+            torch.empty(layers, heads, room, width, dtype=column.dtype, device=device) for _ in range(2)
+        )
+        self.length = 0  # tokens of the conversation whose keys are stored in every layer
+        self._gaze_from = max(0, layers - GAZE_LAYERS)
+        self.gaze: Tensor | None = None
+
+    def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
+        heads, tokens, width = q_HTP.shape
+        end = self.length + tokens
+        self._k[layer, :, self.length : end], self._v[layer, :, self.length : end] = k_KTP, v_KTP
+        before = [(self._prefix.k[layer], self._prefix.v[layer])] if self._prefix else []
+        parts = [*before, *self._memory.blocks(layer, q_HTP.dtype), (self._k[layer, :, :end], self._v[layer, :, :end])]
+        q_KRP = (q_HTP * width**-0.5).reshape(len(k_KTP), -1, width)  # the query heads of one key head side by side
+        scores = torch.cat([q_KRP @ k.transpose(1, 2) for k, _ in parts], dim=-1).view(heads, tokens, -1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        future = torch.ones(tokens, end, dtype=torch.bool, device=scores.device).triu(1 + self.length)
+        scores[..., -end:].masked_fill_(future, -torch.inf)
+        weights = scores.softmax(-1)
+        if layer >= self._gaze_from:
+            self._look(weights[:, -1, -end - len(self._memory) : -end])
+        weights = weights.to(v_KTP.dtype).reshape(len(k_KTP), -1, weights.shape[-1])
+        split = weights.split([k.shape[1] for k, _ in parts], dim=-1)
+        return sum(w @ v for w, (_, v) in zip(split, parts)).view(heads, tokens, width)
+
+    def _look(self, weights_HS: Tensor) -> None:
+        seen = weights_HS.mean(0)
+        self.gaze = seen if self.gaze is None else self.gaze + seen
