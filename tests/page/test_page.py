@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -126,47 +123,3 @@ def test_no_file_of_the_machine_is_served(server, path):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(server[0] + path)
     assert refused.value.code in (403, 404)
-
-
-def front_door():
-    """app.py, which the folder of the same name hides from import."""
-    spec = importlib.util.spec_from_file_location("front_door", ROOT / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_front_door_chooses_by_where_it_runs(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["app.py"])
-    for name in ("SPACE_ID", "VAMBA_MODEL", "VAMBA_COMPARE_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-    here = front_door().flags()
-    assert (here.model, here.compare_model, here.host) == ("embedded", "embedded-twin", "127.0.0.1")
-    assert not here.share
-    monkeypatch.setenv("SPACE_ID", "somebody/vamba-live")
-    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidia0")
-    space = front_door().flags()
-    assert (space.model, space.compare_model, space.host) == ("TIGER-Lab/Vamba-Qwen2-VL-7B", "none", "0.0.0.0")
-    monkeypatch.setenv("VAMBA_MODEL", "embedded")
-    assert front_door().flags().compare_model == "embedded-twin"
-
-
-def test_a_space_is_told_how_to_save(monkeypatch):
-    names = ("eight_bit", "int8", "retrieve", "gpu_memory")
-    monkeypatch.setattr(sys, "argv", ["app.py"])
-    for name in names:
-        monkeypatch.delenv(f"VAMBA_{name.upper()}", raising=False)
-    plain = front_door().flags()
-    assert [getattr(plain, name) for name in names] == [None] * 4
-    for name, value in zip(names, ("1", "0", "64", "20.5")):
-        monkeypatch.setenv(f"VAMBA_{name.upper()}", value)
-    told = front_door().flags()
-    assert [getattr(told, name) for name in names] == [True, None, 64, 20.5]
-    monkeypatch.setattr(sys, "argv", ["app.py", "--int8", "--retrieve", "8"])
-    assert (front_door().flags().int8, front_door().flags().retrieve) == (True, 8)
-
-
-def test_a_model_that_is_not_there_ends_in_a_sentence(tmp_path):
-    command = [sys.executable, "app.py", "--model", str(tmp_path / "nothing"), "--compare-model", "none"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr and ended.stderr.strip().endswith(".")

@@ -1,0 +1,116 @@
+"""From the command line to the page: flags, settings, models, page.
+
+Where flags cannot be given (a Space), environment variables take their place: VAMBA_MODEL, VAMBA_COMPARE_MODEL and
+those of `pipeline.ModelOptions`. Gradio is imported last, because it reads where uploads go once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline import Engine, ModelOptions, UserError, load
+
+PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
+NO_MODEL = "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to serve, to whom. model, compare_model: names for `load`; compare_model None: nothing to compare with."""
+
+    model: str
+    compare_model: str | None
+    options: ModelOptions
+    host: str
+    port: int
+    visitors: int
+    share: bool
+
+
+def main() -> None:
+    """Serves until it is stopped; a mistake of the user's ends it in one sentence and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' files are deleted then, too
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        settings = settings_from(sys.argv[1:])
+        with _uploads_folder() as uploads:
+            os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # before gradio is imported: it reads this once
+            serve(settings)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def settings_from(argv: Sequence[str]) -> Settings:
+    """What flags and variables say; a flag wins over its variable."""
+    given = _parser().parse_args(argv)
+    rival = given.compare_model or (TWIN if given.model == EMBEDDED else NO_MODEL)
+    return Settings(
+        model=given.model,
+        compare_model=None if rival == NO_MODEL else rival,
+        options=ModelOptions.from_flags(given, otherwise=ModelOptions.from_environment()),
+        host=given.host,
+        port=given.port,
+        visitors=given.visitors,
+        share=given.share,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    """On a Space with a GPU the published checkpoint is the default; everywhere else the model that ships along."""
+    on_space = "SPACE_ID" in os.environ
+    model = PUBLISHED if on_space and os.path.exists("/dev/nvidia0") else EMBEDDED
+    parser = argparse.ArgumentParser(description="Watch a video with a Mamba-2 model and talk to it while it plays.")
+    parser.add_argument("--model", default=os.environ.get("VAMBA_MODEL", model), help="a name or a local folder")
+    parser.add_argument(
+        "--compare-model",
+        default=os.environ.get("VAMBA_COMPARE_MODEL"),
+        help=f'the model to compare with, or "{NO_MODEL}"; beside the embedded model it is its transformer twin',
+    )
+    parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--visitors", type=int, default=8, help="streams at once")
+    parser.add_argument("--share", action="store_true", help="also a public link through gradio.live")
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only"))
+    return parser
+
+
+def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="vamba-live-uploads-", ignore_cleanup_errors=True)
+    except OSError:
+        raise UserError(
+            "There is no folder to keep uploads in, so nothing was started; let TMPDIR name one that can be written."
+        ) from None
+
+
+def serve(settings: Settings) -> None:
+    """Loads the models and serves the page until it is stopped."""
+    from app.live.session import Sessions
+    from app.page.ui import build, launch_options
+
+    rival = _ready(settings.compare_model) if settings.compare_model else None
+    engine = _ready(settings.model, settings.options)
+    sessions = Sessions(engine, rival, places=settings.visitors)
+    page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
+    try:
+        where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}
+        page.launch(**where, **launch_options())
+    except OSError as error:
+        if "port" not in str(error):
+            raise
+        raise UserError(f"Port {settings.port} is taken, so nothing was started; choose another with --port.") from None
+    finally:
+        sessions.shut()
+
+
+def _ready(name: str, options: ModelOptions | None = None) -> Engine:
+    """The model behind its engine, started once: a GPU model compiles and records then, and no visitor waits for it."""
+    engine = Engine(load(name, **(options.given() if options else {})))
+    engine.start()
+    return engine
