@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pipeline.clock import mmss
     from pipeline.engine import Engine
     from pipeline.options import ModelOptions
-    from pipeline.sources.file import FrameQueue, VideoError, open_video, probe, thumbnail
+    from pipeline.sources.camera import FrameQueue, thumbnail
+    from pipeline.sources.file import VideoError, open_video, probe
     from pipeline.stream import (
         Answer,
         Evidence,
@@ -51,14 +52,14 @@ __all__ = [
 
 _ELSEWHERE = {  # every other name lives in stream.py
     "Engine": "engine",
-    "FrameQueue": "sources.file",
+    "FrameQueue": "sources.camera",
     "ModelOptions": "options",
     "VideoError": "sources.file",
     "load": "weights.checkpoint",
     "mmss": "clock",
     "open_video": "sources.file",
     "probe": "sources.file",
-    "thumbnail": "sources.file",
+    "thumbnail": "sources.camera",
 }
 
 

@@ -288,6 +288,7 @@ def _document(column: Column, answer: Answer) -> dict[str, Any]:
 def probe(args: argparse.Namespace) -> int:
     """0 for a video; 1 for a file that is none, 2 for no file, with the kind of trouble and its sentence."""
     import pipeline
+    from pipeline.sources.refusals import NO_FILE
 
     _check_fps(args.fps)
     found = pipeline.probe(args.video, fps=args.fps)
@@ -297,7 +298,7 @@ def probe(args: argparse.Namespace) -> int:
         print(_described(found, args.fps))
     else:
         print(f"{found['kind']}: {found['message']}", file=sys.stderr)
-    return 0 if found["ok"] else 2 if found["kind"] == "not_found" else 1
+    return 0 if found["ok"] else 2 if found["kind"] in NO_FILE else 1
 
 
 def _described(found: dict[str, Any], fps: float) -> str:

@@ -1,22 +1,20 @@
-"""Sources: video files and webcams become frames with times.
+"""Video files become frames with times.
 
 `open_video` reads a file at a fixed rate, in one pass and in constant memory. The file is decoded by PyAV in a process
 of its own (pipeline/sources/reader) that holds an open descriptor and nothing else; this side never looks at the file's
-bytes and believes nothing the other side says beyond what it has checked. `FrameQueue` holds the newest pictures of a
-webcam. Never `cv2.VideoCapture`, never a system ffmpeg: both have opened other people's files, or crashed, on uploads.
+bytes and believes nothing the other side says beyond what it has checked. Never `cv2.VideoCapture`, never a system
+ffmpeg: both have opened other people's files, or crashed, on uploads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import re
 import select
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -24,67 +22,18 @@ import tempfile
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from pipeline.stream import Frame, UserError
+from pipeline.sources.refusals import Limits, VideoError, open_regular, sentence
+from pipeline.stream import Frame
 
-log = logging.getLogger(__name__)
 READER = "pipeline.sources.reader"
-MAX_PIXELS = 40_000_000
-
-# What each kind of refusal says: cause, consequence, cure. Only numbers and a codec's name ever enter a sentence.
-SENTENCES = {
-    "not_found": "There is no such video file here, so nothing was watched; choose the file again.",
-    "empty": "The file is empty, so there is nothing to watch; upload it again.",
-    "not_a_video": "This is not a video file we can read, so nothing was watched; choose MP4, WebM, MOV, MKV or AVI.",
-    "index": "The recording is incomplete: its index is missing, so nothing can be shown; upload or export it again.",
-    "image_not_video": "This is a picture, not a video, so there is nothing to watch; choose a video file.",
-    "no_video": "There is no video track in this file, so there is nothing to watch; choose a file with pictures.",
-    "no_frames": "The video has no pictures, so there is nothing to watch; record or export it again.",
-    "cannot_decode": "The video is too damaged to show a single picture; upload it again or export it as MP4 (H.264).",
-    "unsupported_codec": "The video codec {codec} is not supported, so nothing was read; export it as MP4 (H.264).",
-    "drm": "The video is copy-protected, so it cannot be watched here; choose an unprotected copy.",
-    "too_large": "The picture is too large ({width}x{height}; limit {limit} megapixels); export the video smaller.",
-    "too_heavy": "The video needs more memory than one visitor may use, so it was not read; export it smaller.",
-    "too_big": "The file is larger than {limit} GB, so it was not read; cut it or export it smaller.",
-    "too_slow": "Reading the video took longer than allowed and stopped; what was read is kept; export it smaller.",
-    "crashed": "The video broke its reader, which stopped there; what was read is kept; export it as MP4 (H.264).",
-}
-
-
-class VideoError(UserError):
-    """A file that cannot be watched, or not to its end. `kind` is a key of SENTENCES."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind, self.message = kind, message
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Ceilings no file can raise.
-
-    pixels of one stored picture; streams in a file; bytes of the file; seconds the decoder may work (time spent waiting
-    for whoever takes the frames is free); stall, seconds without a sign of life; cpu, processor seconds; memory, bytes
-    of address space; threads of the decoder. skim: allow the two savings that VideoFile describes.
-    """
-
-    pixels: int = MAX_PIXELS
-    streams: int = 256
-    bytes: int = 16 << 30
-    seconds: float = 3600.0
-    stall: float = 60.0
-    cpu: int = 7200
-    memory: int = 2 << 30
-    threads: int = 2
-    skim: bool = True
+ORDINARY = Limits()
 
 
 @dataclass(frozen=True)
@@ -99,22 +48,8 @@ class VideoInfo:
     bytes: int
 
 
-def sentence(kind: str, facts: dict[str, Any], limits: Limits) -> VideoError:
-    """The error for `kind`; facts from the decoder are cut down to numbers and a plain codec name."""
-    if "log" in facts:
-        log.warning("decode process: %r", str(facts["log"])[:2000])
-    key = "index" if facts.get("why") == "index" else kind if kind in SENTENCES else "crashed"
-    if key == "too_large" and not facts.get("width"):
-        key = "too_heavy"
-    codec = re.sub(r"[^A-Za-z0-9_]", "", str(facts.get("codec", "")))[:20] or "of this file"
-    width, height = (int(facts.get(k) or 0) for k in ("width", "height"))
-    limit = limits.bytes >> 30 if key == "too_big" else limits.pixels // 1_000_000
-    text = SENTENCES[key].format(codec=codec, width=width, height=height, limit=limit)
-    return VideoError(kind if kind in SENTENCES else "crashed", text)
-
-
 def open_video(
-    path: str | os.PathLike, *, fps: float | None = 1.0, long_side: int = 640, limits: Limits = Limits()
+    path: str | os.PathLike, *, fps: float | None = 1.0, long_side: int = 640, limits: Limits = ORDINARY
 ) -> VideoFile:
     """The pictures of a video file, `fps` a second (None: every one), longer side at most `long_side` pixels.
 
@@ -129,26 +64,6 @@ def open_video(
         return VideoFile(fd, fps, long_side, limits)
     finally:
         os.close(fd)
-
-
-def open_regular(path: str | os.PathLike, limits: Limits) -> int:
-    """A read-only descriptor of a regular file within limits. Raises VideoError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # NONBLOCK: a FIFO must not hang us
-    except (OSError, ValueError):
-        raise sentence("not_found", {}, limits) from None
-    found = os.fstat(fd)
-    kind = None
-    if not stat.S_ISREG(found.st_mode):
-        kind = "not_a_video"
-    elif found.st_size == 0:
-        kind = "empty"
-    elif found.st_size > limits.bytes:
-        kind = "too_big"
-    if kind:
-        os.close(fd)
-        raise sentence(kind, {}, limits)
-    return fd
 
 
 class VideoFile:
@@ -169,9 +84,8 @@ class VideoFile:
         self.skipped, self.progress, self.seconds = 0, 0.0, 0.0
         self._lock, self._closed, self._worked, self._last = threading.Lock(), False, 0.0, 0.0
         job = asdict(limits) | {"fd": fd, "fps": fps, "long_side": long_side}
-        self._folder = tempfile.TemporaryDirectory(prefix="decode-")
-        self._child = spawn(job, self._folder.name)
-        self._finalizer = weakref.finalize(self, discard, self._child, self._folder)
+        self._child = started(job, limits)
+        self._finalizer = weakref.finalize(self, discard, self._child)
         try:
             self.info = self._read_info(os.fstat(fd).st_size)
         except BaseException:
@@ -293,8 +207,23 @@ class VideoFile:
         return sentence("too_slow" if code in (-signal.SIGXCPU, -signal.SIGKILL) else "crashed", {}, self.limits)
 
 
+def started(job: dict, limits: Limits) -> subprocess.Popen:
+    """The decode process, in an empty folder that is gone as soon as it runs. Raises VideoError."""
+    try:
+        try:
+            folder = tempfile.mkdtemp(prefix="decode-")
+        except OSError:  # no folder for temporary files: it opens nothing anyway
+            return spawn(job, "/")
+        try:
+            return spawn(job, folder)
+        finally:
+            os.rmdir(folder)
+    except OSError:  # no memory, no processes, no descriptors left
+        raise sentence("no_reader", {}, limits) from None
+
+
 def spawn(job: dict, folder: str) -> subprocess.Popen:
-    """The decode process: no secrets, no GPU, an empty folder, one descriptor. Its limits it sets itself."""
+    """The decode process: no secrets, no GPU, one descriptor. Its limits it sets itself."""
     env = {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
@@ -318,106 +247,13 @@ def spawn(job: dict, folder: str) -> subprocess.Popen:
     )
 
 
-def discard(child: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
+def discard(child: subprocess.Popen) -> None:
     child.kill()
     child.wait()
     child.stdout.close()
-    folder.cleanup()
 
 
-# --- webcam ---------------------------------------------------------------------------------------------------------
-
-
-class FrameQueue:
-    """The newest pictures of a live source, at most `maxlen`; older ones give way and are counted, never silently.
-
-    offered == taken + waiting + dropped, always. Times are seconds since the first picture, on a clock that only goes
-    forward. Any threads may offer, take and close.
-    """
-
-    def __init__(self, maxlen: int = 8, long_side: int = 640, clock: Callable[[], float] = time.monotonic) -> None:
-        if maxlen < 1:
-            raise ValueError("maxlen must be at least 1")
-        self.maxlen, self.long_side, self.closed = maxlen, long_side, False
-        self.offered = self.taken = self.dropped = 0
-        self._clock, self._first, self._last = clock, None, 0.0
-        self._frames: deque[Frame] = deque()
-        self._changed = threading.Condition()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._frames)
-
-    def offer(self, rgb: np.ndarray, time: float | None = None) -> None:
-        """Queue one uint8 (height, width, 3) picture; returns at once. time: seconds, if the source has its own clock.
-
-        After close() pictures are ignored. Raises UserError for anything that is not such a picture.
-        """
-        arrived = self._clock()
-        check_picture(rgb)
-        if time is not None and not (isinstance(time, int | float) and math.isfinite(time) and time >= 0):
-            raise UserError("The camera sent a picture without a usable time, so it was left out; restart the camera.")
-        small = shrink(rgb, self.long_side)
-        with self._changed:
-            if self.closed:
-                return
-            if self._first is None:
-                self._first = arrived
-            self._last = max(self._last, arrived - self._first if time is None else float(time))
-            self._frames.append(Frame(small, self._last))
-            self.offered += 1
-            if len(self._frames) > self.maxlen:
-                self._frames.popleft()
-                self.dropped += 1
-            self._changed.notify()
-
-    def take(self, n: int, timeout: float) -> list[Frame]:
-        """The `n` oldest waiting frames or fewer. Waits up to `timeout` seconds for the first; [] if none came."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._frames or self.closed, timeout)
-            frames = [self._frames.popleft() for _ in range(min(n, len(self._frames)))]
-            self.taken += len(frames)
-            return frames
-
-    def close(self) -> None:
-        """No more offers; what waits can still be taken."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-
-def check_picture(rgb: Any) -> None:
-    """Raise UserError unless `rgb` is a uint8 (height, width, 3) array of a sane size."""
-    good = isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
-    if not good or not 0 < rgb.shape[0] * rgb.shape[1] <= MAX_PIXELS or max(rgb.shape) > 32_000:
-        raise UserError(
-            "The camera sent something that is not a colour picture, so it was left out; restart the camera."
-        )
-
-
-def shrink(rgb: np.ndarray, long_side: int) -> np.ndarray:
-    """A copy whose longer side is at most `long_side` pixels, contiguous."""
-    height, width = rgb.shape[:2]
-    scale = min(1.0, long_side / max(height, width))
-    if scale == 1.0:
-        return np.array(rgb, order="C")
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(np.ascontiguousarray(rgb), size, interpolation=cv2.INTER_AREA)
-
-
-# --- small helps ----------------------------------------------------------------------------------------------------
-
-
-def thumbnail(frame: Frame, width: int = 160) -> bytes:
-    """A JPEG of `frame`, at most `width` pixels wide."""
-    height = max(1, round(frame.rgb.shape[0] * width / frame.rgb.shape[1]))
-    small = frame.rgb
-    if width < small.shape[1]:
-        small = cv2.resize(small, (width, height), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-
-
-def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = Limits()) -> dict[str, Any]:
+def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORDINARY) -> dict[str, Any]:
     """Read a file to its end as watching would, without a model, and say what it holds.
 
     {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": first picture to the end of the last,

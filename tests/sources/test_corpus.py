@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sources import file as video
+from pipeline.sources import refusals
 from pipeline.sources.file import Limits, VideoError, open_video, probe
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 ENTRIES = json.loads((CORPUS / "manifest.json").read_text())["entries"] if CORPUS.exists() else []
 VIDEOS = [e for e in ENTRIES if not e["file"].endswith(".json")]
-KINDS = set(video.SENTENCES) - {"index", "too_heavy"}
+KINDS = set(refusals.SENTENCES) - {"index", "too_heavy"}
 corpus = pytest.mark.skipif(not ENTRIES, reason="the corpus of odd files is not here")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import struct
 import zlib
@@ -305,14 +304,6 @@ def test_what_is_no_video_is_refused_by_name(tmp_path, name, content, kind):
     with pytest.raises(VideoError) as error:
         open_video(tmp_path / name)
     assert error.value.kind == kind and clean(str(error.value)) and isinstance(error.value, UserError)
-
-
-def test_no_path_folder_or_pipe_hangs_or_leaks_its_name(tmp_path):
-    os.mkfifo(tmp_path / "fifo.mp4")
-    for path in (tmp_path / "absent.mp4", tmp_path, tmp_path / "fifo.mp4", tmp_path / "nul\0.mp4"):
-        with pytest.raises(VideoError) as error:
-            open_video(path)
-        assert clean(str(error.value)) and "absent" not in str(error.value)
 
 
 def test_limits_hold_before_decoding(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.file import FrameQueue, thumbnail
+from pipeline.sources.camera import FrameQueue, thumbnail
 from pipeline.stream import Frame, UserError
 from tests.sources.test_corpus import clean
 
