@@ -129,7 +129,7 @@ def test_cutting_tokens_never_changes_a_vamba(changes, dtype, cut, tiny_vamba):
             assert gap(a.ssm, b.ssm) < TOLERANCE[dtype]
             assert gap(a.conv, b.conv) < TOLERANCE[dtype]
         for name in ("k", "v"):
-            assert gap(memory.log.column(name), whole.log.column(name)) < TOLERANCE[dtype]
+            assert gap(memory.log.tensor(name), whole.log.tensor(name)) < TOLERANCE[dtype]
         assert memory.times.tolist() == whole.times.tolist()
         assert gap(Reader(net, memory).feed(range(1, 9)), whole_logits) < TOLERANCE[dtype]
 
@@ -197,8 +197,8 @@ def assert_same_seen(model, a: StreamState, b: StreamState, tolerance: float) ->
     for x, y in zip(a.backbone, b.backbone, strict=True):
         assert gap(x.ssm, y.ssm) < tolerance
         assert gap(x.conv, y.conv) < tolerance
-    assert gap(a.memory.log.column("k"), b.memory.log.column("k")) < tolerance
-    assert gap(a.memory.log.column("v"), b.memory.log.column("v")) < tolerance
+    assert gap(a.memory.log.tensor("k"), b.memory.log.tensor("k")) < tolerance
+    assert gap(a.memory.log.tensor("v"), b.memory.log.tensor("v")) < tolerance
     assert a.memory.times.tolist() == b.memory.times.tolist()
     assert gap(logits(model, a), logits(model, b)) < tolerance
     plain = ("frames", "seen_until", "state_bytes", "memory_bytes", "dropped")
@@ -237,7 +237,7 @@ def test_a_stream_that_forgets_its_mixers_is_found_out(lost, clip, tiny_model, w
     half = watch_all(model, clip(20), [slice(0, 10)])
     blank = [s._replace(**{lost: torch.zeros_like(getattr(s, lost))}) for s in half.backbone]
     forgetful = model.watch(VideoChunk(clip(20)[10:]), replace(half, backbone=tuple(blank)))
-    assert gap(forgetful.memory.log.column("k"), whole.memory.log.column("k")) > 1e-2
+    assert gap(forgetful.memory.log.tensor("k"), whole.memory.log.tensor("k")) > 1e-2
     assert gap(logits(model, forgetful), logits(model, whole)) > 1e-3
 
 
@@ -263,7 +263,7 @@ def test_a_held_frame_counts_as_seen_when_asked(clip, tiny_model, watch_all):
 
 def copied(state: StreamState) -> list[torch.Tensor]:
     tensors = [t.clone() for s in state.backbone for t in s]
-    return tensors + [state.memory.log.column(name).clone() for name in state.memory.log.columns]
+    return tensors + [state.memory.log.tensor(name).clone() for name in state.memory.log.fields]
 
 
 def test_a_snapshot_is_never_changed(cut, clip, tiny_model, watch_all):
@@ -341,7 +341,7 @@ def test_eight_bit_streams_are_cut_invariant_too(cut, clip, tiny_model, watch_al
     model = tiny_model(torch.float64, eight_bit=True)
     whole = watch_all(model, clip(24), [slice(0, 24)])
     pieces = watch_all(model, clip(24), cut(24, 1))
-    a, b = (s.memory.log.column("k").int() for s in (whole, pieces))
+    a, b = (s.memory.log.tensor("k").int() for s in (whole, pieces))
     assert (a - b).abs().max() <= 1
     assert (a != b).float().mean() < 1e-3
 

@@ -230,7 +230,7 @@ class _Column:
 
 @torch.no_grad()
 def _read(golden: Golden, memory: Memory) -> dict[str, Tensor]:
-    keys, values = memory.log.column("k"), memory.log.column("v")
+    keys, values = memory.log.tensor("k"), memory.log.tensor("v")
     return {"memory.k": keys, "memory.v": values, "logits": _logits(golden, memory)} | _greedy(golden, memory)
 
 

@@ -1,6 +1,6 @@
 """Triton kernels of products with 8-bit weights, for a few rows: an answer's word waits for the weights to be read.
 
-Used through `pipeline.gpu.mixer`; `int8.Int8Linear.forward` is the plain torch code beside them that is always right.
+`layers/int8.py: Int8Linear.forward` is the plain torch code beside them that is always right.
 Sums are in fp32 and are scaled last, so that they are nearer to the 8-bit weights than those restored in bf16.
 """
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.gpu.attention import precision
+from pipeline.gpu.device import precision
 
 MOST_ROWS = 64  # with more, restoring the weight and torch's own product is faster
 
@@ -37,7 +37,7 @@ def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
 
 
 def restored(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `int8.restored`, which by torch takes four times as long: its mixed product is not vectorised."""
+    """As `layers/int8.py: restored`, which by torch takes four times as long: its mixed product is not vectorised."""
     out, (N, K) = torch.empty_like(codes, dtype=dtype), codes.shape
     _restore[(N, triton.cdiv(K, 4096))](codes, scale, out, K, 4096)
     return out
@@ -52,9 +52,21 @@ def _restore(codes, scale, out, K, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def _one_row(
-    x, codes, scale, bias, out, M, N, K, x_row,
-    HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    codes,
+    scale,
+    bias,
+    out,
+    M,
+    N,
+    K,
+    x_row,
+    HAS_BIAS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Some outputs of one row. Products add up element by element; only at the end are they summed across threads."""
     n, k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, STEP)
     total, place = tl.zeros([COLUMNS, STEP], tl.float32), codes + n[:, None].to(tl.int64) * K + k[None, :]
@@ -73,10 +85,23 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["M"])
 def _few_rows(
-    x, codes, scale, bias, out, M, N, K, x_row,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    x,
+    codes,
+    scale,
+    bias,
+    out,
+    M,
+    N,
+    K,
+    x_row,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Some outputs of all rows, by matrix products."""
     n, k, m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, STEP), tl.arange(0, ROWS)
     total, place = tl.zeros([ROWS, COLUMNS], tl.float32), codes + n[None, :].to(tl.int64) * K + k[:, None]

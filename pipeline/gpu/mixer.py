@@ -1,164 +1,84 @@
-"""Triton kernels for inference on an NVIDIA GPU: the Mamba-2 mixer, and by name all others.
+"""Triton kernels of the Mamba-2 mixer: what lies between its two projections, the scan above all.
 
-Every kernel has plain torch code beside it that is always right: `mamba2.Mamba2Mixer.forward`, `memory.Memory._attend`,
-`models.vamba.RMSNorm`. They use this file only where CUDA and Triton are. Forward only: training runs the torch code.
-Attention over the memory is in pipeline/gpu/attention.py, what works element by element or row by row in
-pipeline/gpu/pointwise.py; callers find all of them here.
-
-Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time or a download at run
-time, and none of them joins what belongs together here: the convolution with its carried tail, the scan with carried
-states, the gate with the norm, and one query's attention over a memory that lies in many blocks.
-
-Sizes: P and N are the widths of a head and of its state, L the tokens of one SSD block. Sums are in fp32; the operands
-of matrix products are in the model's type, as in the torch code.
+`layers/mamba2.py` holds the plain torch code beside them that is always right. Sizes: P and N are the widths of a head
+and of its state, L the tokens of one SSD block, G the groups that share B and C. Sums are in fp32; the operands of
+matrix products are in the model's type, as in the torch code.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.gpu.attention import TILE, attend, fits_attention, gpu_size, precision
-from pipeline.gpu.int8 import int8_linear
-from pipeline.gpu.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
+from pipeline.gpu.convolution import causal_conv
+from pipeline.gpu.device import gpu_size, precision
+from pipeline.gpu.dispatch import TILE
+from pipeline.gpu.pointwise import gated_norm
 
-if TYPE_CHECKING:
-    from pipeline.layers.mamba2 import Mamba2Mixer, MixerState
-
-__all__ = [
-    "add_layer_norm", "attend", "blend", "causal_conv", "fits_attention", "fits_mixer", "gated_norm",
-    "int8_linear", "mixer", "quick_gelu", "rms_norm", "rotate", "scaled_rows", "ssd",
-]  # fmt: skip
-
-LARGEST_P, LARGEST_N = 128, 256  # wider heads or states do not fit one tile
-LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
-LARGEST_WIDTH = 4  # of the convolution
 SSD_BLOCK = 256
 # Lengths are not specialised on (`do_not_specialize`): a kernel compiled anew in mid-stream is a second of silence.
 
 
-def fits_mixer(mixer: Mamba2Mixer) -> bool:
-    """Whether `mixer` (below) can run this mixer's shapes on its GPU."""
-    c, weight = mixer.cfg, mixer.conv1d.weight  # the projections may be in 8 bits
-    fits = c.headdim <= LARGEST_P and c.d_state <= LARGEST_N and c.d_inner // c.ngroups <= LARGEST_ROW
-    roomy = gpu_size(weight.device)[1] or c.d_state * weight.itemsize <= 256
-    return fits and roomy and c.d_conv <= LARGEST_WIDTH
-
-
 def mixer(
-    m: Mamba2Mixer, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
-) -> tuple[Tensor, MixerState]:
-    """`Mamba2Mixer.forward` by kernels: the same outputs and state within the rounding of the model's type.
+    projected_BTE: Tensor,
+    conv_BKC: Tensor,
+    ssm_BHPN: Tensor,
+    *,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor | None,
+    norm_weight: Tensor | None,
+    groups: int,
+    dt_limit: tuple[float, float],
+    eps: float,
+    norm_before_gate: bool,
+    defer_norm: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """What `Mamba2Mixer.forward` does between its two projections, within the rounding of the model's type.
 
-    With one group and the gate before the norm (as published) the norm costs no pass of its own: the scan's last
+    Returns y (B, T, H * P), sums of squares (B, T, H) or None, and the new conv and ssm states. projected: z, xBC and
+    dt side by side. defer_norm: the out-projection has no bias, so the norm may be finished after it.
+
+    With one group and the gate before the norm (as published) that norm costs no pass of its own: the scan's last
     kernel gates and weighs its rows and sums their squares. The factor that is left, one per row, passes through the
-    out-projection unchanged and is multiplied where the residual is added.
+    out-projection unchanged and is multiplied where the residual is added (`scaled_rows`). Where the sums are None, y
+    is whole.
     """
-    cfg = m.cfg
-    z, xBC, dt = m.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
-    xBC, tail = causal_conv(xBC, state.conv, m.conv1d.weight, m.conv1d.bias)
-    x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
-    late = m.norm is not None and cfg.ngroups == 1 and not cfg.norm_before_gate and not cfg.bias
-    y, ssm, squares = ssd(
-        x.unflatten(-1, (cfg.nheads, cfg.headdim)), dt, m.dt_bias, m.A_log,
-        B.unflatten(-1, (cfg.ngroups, cfg.d_state)), C.unflatten(-1, (cfg.ngroups, cfg.d_state)),
-        state.ssm, m.D, cfg.dt_limit, (z, m.norm.weight) if late else None,
-    )  # fmt: skip
-    y, state = y.flatten(-2), type(state)(tail, ssm)
+    (_, heads, P, N), inner = ssm_BHPN.shape, ssm_BHPN.shape[1] * ssm_BHPN.shape[2]
+    z, xBC, dt = projected_BTE.split([inner, inner + 2 * groups * N, heads], dim=-1)
+    xBC, tail = causal_conv(xBC, conv_BKC, conv_weight, conv_bias)
+    x, B, C = xBC.split([inner, groups * N, groups * N], dim=-1)
+    late = defer_norm and norm_weight is not None and groups == 1 and not norm_before_gate
+    gate = (z, norm_weight) if late else None
+    B, C = B.unflatten(-1, (groups, N)), C.unflatten(-1, (groups, N))
+    y, ssm, squares = ssd(x.unflatten(-1, (heads, P)), dt, dt_bias, A_log, B, C, ssm_BHPN, D, dt_limit, gate)
+    y = y.flatten(-2)
     if late:
-        return scaled_rows(m.out_proj(y), squares, cfg.d_inner, cfg.norm_eps, residual_BTD), state
-    if m.norm is None:
-        y = y * torch.nn.functional.silu(z)
-    else:
-        y = gated_norm(y, z, m.norm.weight, cfg.ngroups, cfg.norm_eps, cfg.norm_before_gate)
-    out = m.out_proj(y)
-    return out if residual_BTD is None else residual_BTD + out, state
-
-
-# --- convolution -----------------------------------------------------------------------------------------------------
-
-
-def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `mamba2.causal_conv`, from any rows that are contiguous in C (a slice of the in-projection, uncopied)."""
-    batch, T, channels = x_BTC.shape
-    out, tail_BKC = x_BTC.new_empty(batch, T, channels), tail_BKC.contiguous()
-    newest, rows, columns = torch.empty_like(tail_BKC), 32, min(512, triton.next_power_of_2(channels))
-    _conv[(triton.cdiv(T, rows), triton.cdiv(channels, columns), batch)](
-        x_BTC, tail_BKC, weight_C1W, weight_C1W if bias_C is None else bias_C, out, newest,
-        T, channels, x_BTC.stride(0), x_BTC.stride(1), bias_C is not None, weight_C1W.shape[-1], rows, columns,
-    )  # fmt: skip
-    return out, newest
-
-
-@triton.jit
-def _tap(weight, c, inside, BACK: tl.constexpr, WIDTH: tl.constexpr):
-    """What the row BACK rows ago is multiplied by: 0 beyond the convolution's width."""
-    return tl.load(weight + c * WIDTH + (WIDTH - 1 - BACK), inside & (BACK < WIDTH), 0.0).to(tl.float32)
-
-
-@triton.jit
-def _above(x, tail, row, T, x_row, channels, c, inside, BEFORE: tl.constexpr):
-    """A row of the chunk, or of the tail above it; zeros above both."""
-    value = tl.load(x + row.to(tl.int64) * x_row + c, inside & (row >= 0) & (row < T), 0.0)
-    return value + tl.load(tail + (row + BEFORE) * channels + c, inside & (row < 0) & (row >= -BEFORE), 0.0)
-
-
-@triton.jit
-def _silu(place, value, inside):
-    tl.store(place, (value / (1 + tl.exp(-value))).to(place.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["T"])
-def _conv(
-    x, tail, weight, bias, out, newest, T, channels, x_batch, x_row,
-    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Some columns of ROWS rows, each read once: those before it stay in registers (row_3 is three above the next).
-
-    Four are read before the first is written, because no load overtakes a store. The last rows are the next tail.
-    """
-    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * ROWS
-    before: tl.constexpr = WIDTH - 1
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = c < channels
-    x += batch * x_batch
-    tail += batch * before * channels
-    w0, w1 = _tap(weight, c, inside, 0, WIDTH), _tap(weight, c, inside, 1, WIDTH)
-    w2, w3 = _tap(weight, c, inside, 2, WIDTH), _tap(weight, c, inside, 3, WIDTH)
-    offset = tl.load(bias + c, inside, 0.0).to(tl.float32) if HAS_BIAS else w0 * 0
-    row_3 = _above(x, tail, start - 3, T, x_row, channels, c, inside, before).to(tl.float32)
-    row_2 = _above(x, tail, start - 2, T, x_row, channels, c, inside, before).to(tl.float32)
-    row_1 = _above(x, tail, start - 1, T, x_row, channels, c, inside, before).to(tl.float32)
-    for k in tl.static_range(0, ROWS, 4):
-        here = x + (start + k).to(tl.int64) * x_row + c
-        a = tl.load(here, inside & (start + k < T), 0.0).to(tl.float32)
-        b = tl.load(here + x_row, inside & (start + k + 1 < T), 0.0).to(tl.float32)
-        d = tl.load(here + 2 * x_row, inside & (start + k + 2 < T), 0.0).to(tl.float32)
-        e = tl.load(here + 3 * x_row, inside & (start + k + 3 < T), 0.0).to(tl.float32)
-        there = out + (batch * T + start + k) * channels + c
-        _silu(there, a * w0 + row_1 * w1 + row_2 * w2 + row_3 * w3 + offset, inside & (start + k < T))
-        _silu(there + channels, b * w0 + a * w1 + row_1 * w2 + row_2 * w3 + offset, inside & (start + k + 1 < T))
-        _silu(there + 2 * channels, d * w0 + b * w1 + a * w2 + row_1 * w3 + offset, inside & (start + k + 2 < T))
-        _silu(there + 3 * channels, e * w0 + d * w1 + b * w2 + a * w3 + offset, inside & (start + k + 3 < T))
-        row_3, row_2, row_1 = b, d, e
-    for k in tl.static_range(before):
-        row = T - before + k
-        mine = inside & (row < start + ROWS) & ((row >= start) | ((row < 0) & (start == 0)))
-        value = _above(x, tail, row, T, x_row, channels, c, mine, before)
-        tl.store(newest + (batch * before + k) * channels + c, value, mine)
-
-
-# --- the scan --------------------------------------------------------------------------------------------------------
+        return y, squares, tail, ssm
+    if norm_weight is None:
+        return y * torch.nn.functional.silu(z), None, tail, ssm
+    return gated_norm(y, z, norm_weight, groups, eps, norm_before_gate), None, tail, ssm
 
 
 def ssd(
-    x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit, gate=None
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    dt_bias_H: Tensor,
+    A_log_H: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    ssm_BHPN: Tensor,
+    D: Tensor | None,
+    dt_limit: tuple[float, float],
+    gate: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `mamba2.ssd`, with softplus, limits and the skip D inside. x, B, C may be slices, contiguous in their widths.
+    """As `layers/mamba2.py: ssd`, with softplus, limits and the skip D inside.
+
+    x, B, C may be slices, contiguous in their widths.
 
     gate: z (B, T, H * P) and a norm's weight (H * P,), or None. With it outputs are y silu(z) weight, and the third
     tensor, (B, T, H) in fp32, holds the sums of squares of y silu(z) over each head; it is empty without.
@@ -183,20 +103,65 @@ def ssd(
     large = x_BTHP.itemsize == 2 and p <= 64 and gpu_size(x_BTHP.device)[1]
     part, step = (min(n, 128), min(L, 128)) if large else (min(n, 64), TILE)
     _states[(n // part, heads, batch)](
-        x_BTHP, B_BTGN, dt, sums, ssm_BHPN, starts, ssm, T, heads, *x_strides, *b_strides, blocks, heads // groups,
-        P, N, L, step, p, part, digits, num_stages=3,
-    )  # fmt: skip
+        x_BTHP,
+        B_BTGN,
+        dt,
+        sums,
+        ssm_BHPN,
+        starts,
+        ssm,
+        T,
+        heads,
+        *x_strides,
+        *b_strides,
+        blocks,
+        heads // groups,
+        P,
+        N,
+        L,
+        step,
+        p,
+        part,
+        digits,
+        num_stages=3,
+    )
     _products[((L // TILE) ** 2, blocks, batch * groups)](
         B_BTGN, C_BTGN, CB, T, groups, blocks, *b_strides, *c_strides, N, L, TILE, n, digits
     )
     z, weight = gate or (x_BTHP, dt_bias_H)  # of any tensor, where there is no gate: never read
     squares = new(batch, T, heads if gate else 0, dtype=torch.float32)
     _outputs[(L // TILE, blocks * heads, batch)](
-        x_BTHP, C_BTGN, CB, dt, sums, starts, dt_bias_H if D is None else D, z, weight, y, squares, T, heads,
-        *x_strides, *c_strides, *z.stride()[:2], blocks, heads // groups,
-        D is not None, D is not None and D.numel() > heads, gate is not None, P, N, L, TILE, TILE, p, n, digits,
+        x_BTHP,
+        C_BTGN,
+        CB,
+        dt,
+        sums,
+        starts,
+        dt_bias_H if D is None else D,
+        z,
+        weight,
+        y,
+        squares,
+        T,
+        heads,
+        *x_strides,
+        *c_strides,
+        *z.stride()[:2],
+        blocks,
+        heads // groups,
+        D is not None,
+        D is not None and D.numel() > heads,
+        gate is not None,
+        P,
+        N,
+        L,
+        TILE,
+        TILE,
+        p,
+        n,
+        digits,
         num_stages=1,  # H100, 9,568 tokens: 0.30 ms, against 0.42 with three stages and 0.65 with four
-    )  # fmt: skip
+    )
     return y, ssm, squares
 
 
@@ -224,10 +189,29 @@ def _steps(raw, bias, A_log, dt, sums, T, heads, raw_batch, raw_row, low, high, 
 
 @triton.jit(do_not_specialize=["T", "blocks"])
 def _states(
-    x, B, dt, sums, first, starts, last, T, heads, x_batch, x_row, b_batch, b_row, blocks, per_group,
-    P: tl.constexpr, N: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    x,
+    B,
+    dt,
+    sums,
+    first,
+    starts,
+    last,
+    T,
+    heads,
+    x_batch,
+    x_row,
+    b_batch,
+    b_row,
+    blocks,
+    per_group,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    L: tl.constexpr,
+    TILE: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """One head's state (or some rows and columns of it) walks through the chunk, step by step, in fp32 registers."""
     batch, head, halves = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.cdiv(P, BP)
     p = tl.program_id(0) % halves * BP + tl.arange(0, BP)
@@ -257,9 +241,22 @@ def _states(
 
 @triton.jit(do_not_specialize=["T", "blocks"])
 def _products(
-    B, C, CB, T, groups, blocks, b_batch, b_row, c_batch, c_row,
-    N: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    B,
+    C,
+    CB,
+    T,
+    groups,
+    blocks,
+    b_batch,
+    b_row,
+    c_batch,
+    c_row,
+    N: tl.constexpr,
+    L: tl.constexpr,
+    TILE: tl.constexpr,
+    BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """C_m . B_k of one tile of a block; tiles above the diagonal are never read, so never written."""
     batch, group = (tl.program_id(2) // groups).to(tl.int64), tl.program_id(2) % groups
     block, i, j = tl.program_id(1), tl.program_id(0) // (L // TILE), tl.program_id(0) % (L // TILE)
@@ -276,11 +273,39 @@ def _products(
 
 @triton.jit(do_not_specialize=["T", "blocks"])
 def _outputs(
-    x, C, CB, dt, sums, starts, D, z, weight, y, squares, T, heads, x_batch, x_row, c_batch, c_row, z_batch, z_row,
-    blocks, per_group, HAS_D: tl.constexpr, D_PER_CHANNEL: tl.constexpr, GATED: tl.constexpr, P: tl.constexpr,
-    N: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    x,
+    C,
+    CB,
+    dt,
+    sums,
+    starts,
+    D,
+    z,
+    weight,
+    y,
+    squares,
+    T,
+    heads,
+    x_batch,
+    x_row,
+    c_batch,
+    c_row,
+    z_batch,
+    z_row,
+    blocks,
+    per_group,
+    HAS_D: tl.constexpr,
+    D_PER_CHANNEL: tl.constexpr,
+    GATED: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    L: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """What ROWS tokens get: from the state at their block's beginning, from the block so far, and D x; then the gate.
 
     Tokens of the block before these rows are weighted by their decay to where the rows begin, and the sum by the rows'

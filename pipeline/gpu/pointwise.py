@@ -2,8 +2,7 @@
 
 Each replaces a chain of small operations of torch. At one token (decoding) such a chain costs its launches, some 40
 microseconds of a CPU each; over many tokens it costs a pass over memory per link. Inside, everything is fp32 and is
-rounded once, where torch rounds a bf16 number after every link. Used through `pipeline.gpu.mixer`; plain torch code
-that is always right stands beside every call.
+rounded once, where torch rounds a bf16 number after every link. `kernels.py` names the plain torch code beside each.
 """
 
 from __future__ import annotations
@@ -17,33 +16,68 @@ from torch import Tensor
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, norm_before_gate: bool) -> Tensor:
-    """As `mamba2.GatedRMSNorm`: (B, T, W) each, z contiguous in W only. One pass over memory instead of eight."""
+    """As `layers/mamba2.py: GatedRMSNorm`: (B, T, W) each, z contiguous in W only. One pass for eight."""
     z = z.flatten(0, 1) if z.shape[0] == 1 else z.reshape(-1, z.shape[-1])
     y_rows, out = y.reshape(-1, y.shape[-1]), torch.empty_like(y, memory_format=torch.contiguous_format)
     width = y.shape[-1] // groups
     _norm[(len(y_rows), groups)](
-        y_rows, z, weight, out, y_rows.stride(0), z.stride(0), y.shape[-1], width, eps,
-        True, norm_before_gate, False, triton.next_power_of_2(width), num_warps=8,
-    )  # fmt: skip
+        y_rows,
+        z,
+        weight,
+        out,
+        y_rows.stride(0),
+        z.stride(0),
+        y.shape[-1],
+        width,
+        eps,
+        True,
+        norm_before_gate,
+        False,
+        triton.next_power_of_2(width),
+        num_warps=8,
+    )
     return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As `models.vamba.RMSNorm`: rounded to the model's type before it is scaled."""
+    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled."""
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _norm[(len(rows), 1)](
-        rows, rows, weight, out, rows.stride(0), 0, width, width, eps,
-        False, False, True, triton.next_power_of_2(width), num_warps=8,
-    )  # fmt: skip
+        rows,
+        rows,
+        weight,
+        out,
+        rows.stride(0),
+        0,
+        width,
+        width,
+        eps,
+        False,
+        False,
+        True,
+        triton.next_power_of_2(width),
+        num_warps=8,
+    )
     return out
 
 
 @triton.jit
 def _norm(
-    y, z, weight, out, y_row, z_row, out_row, width, eps,
-    GATED: tl.constexpr, GATE_LAST: tl.constexpr, ROUND_FIRST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    y,
+    z,
+    weight,
+    out,
+    y_row,
+    z_row,
+    out_row,
+    width,
+    eps,
+    GATED: tl.constexpr,
+    GATE_LAST: tl.constexpr,
+    ROUND_FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside, column = c < width, tl.program_id(1) * width + c
     value = tl.load(y + row * y_row + column, inside, 0.0).to(tl.float32)
@@ -71,9 +105,19 @@ def scaled_rows(out_BTD: Tensor, squares_BTH: Tensor, width: int, eps: float, re
     given = out_BTD if residual_BTD is None else residual_BTD.contiguous()
     columns, parts = out_BTD.shape[-1], squares_BTH.shape[-1]
     _scaled_rows[(rows,)](
-        out_BTD.contiguous(), squares_BTH, given, out, columns, parts, width, eps, residual_BTD is not None,
-        triton.next_power_of_2(columns), triton.next_power_of_2(parts), num_warps=8,
-    )  # fmt: skip
+        out_BTD.contiguous(),
+        squares_BTH,
+        given,
+        out,
+        columns,
+        parts,
+        width,
+        eps,
+        residual_BTD is not None,
+        triton.next_power_of_2(columns),
+        triton.next_power_of_2(parts),
+        num_warps=8,
+    )
     return out
 
 
@@ -125,17 +169,39 @@ def rotate(x_BHTP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     B, H, T, P = x_BHTP.shape
     out = x_BHTP.new_empty(B, T, H, P)
     _rotate[(T, B)](
-        x_BHTP, cos, sin, out, T, H, *x_BHTP.stride()[:3], cos.stride(0), P, P // 2,
-        triton.next_power_of_2(H), triton.next_power_of_2(P // 2),
-    )  # fmt: skip
+        x_BHTP,
+        cos,
+        sin,
+        out,
+        T,
+        H,
+        *x_BHTP.stride()[:3],
+        cos.stride(0),
+        P,
+        P // 2,
+        triton.next_power_of_2(H),
+        triton.next_power_of_2(P // 2),
+    )
     return out.transpose(1, 2)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _rotate(
-    x, cos, sin, out, T, heads, x_batch, x_head, x_row, table_row,
-    P: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    cos,
+    sin,
+    out,
+    T,
+    heads,
+    x_batch,
+    x_head,
+    x_row,
+    table_row,
+    P: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """All heads of one token."""
     t, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     h, c = tl.arange(0, HEADS), tl.arange(0, COLUMNS)

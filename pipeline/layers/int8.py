@@ -4,7 +4,7 @@ A row of a weight (one output) shares one scale: w = scale * code, codes -127 ..
 of that range. Only weights are rounded; inputs, sums and everything that is not a Linear layer keep their types.
 Norms, the convolution, embeddings, the mixers' A, D and step bias, and the vision tower stay as they are.
 
-A few tokens at once wait for the weights to be read, so on a GPU a kernel reads the codes alone (int8_kernels.py). Many
+A few tokens at once wait for the weights to be read, so on a GPU a kernel reads the codes alone (gpu/int8.py). Many
 tokens wait for the multiplications, so the weight is restored first: that costs one more pass over it.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.layers.mamba2 import gpu_kernels
+from pipeline.gpu.dispatch import kernels_for
 
 AT_ONCE = 1 << 22  # numbers of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
 STAYS = "visual."  # the tower: 6 % of the weights, always many rows at once
@@ -32,8 +32,8 @@ class Int8Linear(nn.Module):
         self.take(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        if fast := gpu_kernels(x):
-            return fast.int8_linear(x, self.weight, self.scale, self.bias)
+        if kernels := kernels_for(x):
+            return kernels.int8_linear(x, self.weight, self.scale, self.bias)
         return F.linear(x, restored(self.weight, self.scale, x.dtype), self.bias)
 
     def take(self, weight: Tensor) -> None:

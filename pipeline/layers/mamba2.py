@@ -6,22 +6,21 @@ into chunks never changes its results. Two things are carried, both small and co
 that entered the convolution (before its activation), and the SSM state of every head, in fp32 or better.
 
 The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA inference goes through the Triton kernels
-of `pipeline/gpu/mixer.py` where Triton is (`backend()` says which was chosen).
+of `pipeline/gpu/mixer.py` where they run (`gpu/dispatch.py` chooses).
 """
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.gpu.dispatch import mixer_kernels
 
 BLOCKS_PER_PASS = 64  # SSD blocks handled at once; bounds the (blocks x blocks) decay matrix of eq. 20
 
@@ -115,9 +114,9 @@ class Mamba2Mixer(nn.Module):
 
         T >= 1; `state` is not changed.
         """
-        cfg, fast = self.cfg, gpu_kernels(u_BTD)
-        if fast and fast.fits_mixer(self):
-            return fast.mixer(self, u_BTD, state, residual_BTD)
+        cfg = self.cfg
+        if kernels := mixer_kernels(u_BTD, state.conv, state.ssm, cfg.ngroups):
+            return self.by_kernels(kernels, u_BTD, state, residual_BTD)
         z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
         x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
@@ -139,6 +138,33 @@ class Mamba2Mixer(nn.Module):
         y = self.norm(y, z) if self.norm is not None else y * F.silu(z)
         out = self.out_proj(y)
         return out if residual_BTD is None else residual_BTD + out, MixerState(tail, ssm)
+
+    def by_kernels(
+        self, kernels: ModuleType, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """`forward` by `pipeline.gpu.kernels`: the same within the rounding of the model's type."""
+        cfg = self.cfg
+        y, squares, conv, ssm = kernels.mixer(
+            self.in_proj(u_BTD),
+            *state,
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A_log=self.A_log,
+            D=self.D,
+            norm_weight=None if self.norm is None else self.norm.weight,
+            groups=cfg.ngroups,
+            dt_limit=cfg.dt_limit,
+            eps=cfg.norm_eps,
+            norm_before_gate=cfg.norm_before_gate,
+            defer_norm=not cfg.bias,
+        )
+        out = self.out_proj(y)
+        if squares is not None:
+            out = kernels.scaled_rows(out, squares, cfg.d_inner, cfg.norm_eps, residual_BTD)
+        elif residual_BTD is not None:
+            out = residual_BTD + out
+        return out, MixerState(conv, ssm)
 
 
 class GatedRMSNorm(nn.Module):
@@ -245,41 +271,3 @@ def _initial_dt_bias(nheads: int, low: float = 1e-3, high: float = 1e-1) -> Tens
     """Inverse softplus of step sizes drawn log-uniformly from [low, high] (Mamba's initialisation)."""
     dt = torch.exp(torch.rand(nheads) * (math.log(high) - math.log(low)) + math.log(low))
     return dt + torch.log(-torch.expm1(-dt))
-
-
-def gpu_kernels(x: Tensor) -> ModuleType | None:
-    """`pipeline.gpu.mixer` where it can run an inference on `x`; None leaves it to torch code, which is always right.
-
-    Triton launches on the current device, whatever device the tensors are on.
-    """
-    if not x.is_cuda or x.dtype == torch.float64 or torch.is_grad_enabled():
-        return None
-    return _kernels() if x.device.index == torch.cuda.current_device() else None
-
-
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`; nobody waits. A plain copy to a GPU waits for all that it still has to do.
-
-    From page-locked memory the copy is queued like a kernel. torch keeps that memory until the copy has happened.
-    """
-    if tensor.is_cuda or torch.device(device).type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-@cache
-def _kernels() -> ModuleType | None:
-    """Chosen once. Tensor cores that know bf16 came with compute capability 8. VAMBA_LIVE_KERNELS=off forbids them."""
-    if os.environ.get("VAMBA_LIVE_KERNELS", "on") == "off":
-        return None
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
-        return None
-    try:
-        return import_module("pipeline.gpu.mixer")
-    except ImportError:  # no Triton (as on Windows)
-        return None
-
-
-def backend() -> str:
-    """Which code runs the mixers on this machine, in words for the page and the bench."""
-    return "Triton kernels" if _kernels() else "plain torch"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.layers.mamba2 import gpu_kernels
+from pipeline.gpu.dispatch import kernels_for
 
 
 class RMSNorm(nn.Module):
@@ -17,7 +17,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if fast := gpu_kernels(x):
-            return fast.rms_norm(x, self.weight, self.eps)
+        if kernels := kernels_for(x):
+            return kernels.rms_norm(x, self.weight, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype) * self.weight

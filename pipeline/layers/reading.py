@@ -147,7 +147,7 @@ class Moments:
     """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
 
     def __init__(self, memory: Memory):
-        times = memory.log.column("time")  # (slots,), ascending
+        times = memory.log.tensor("time")  # (slots,), ascending
         end = torch.arange(len(times), len(times) + min(len(times), 1), device=times.device)
         self._ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
         self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState, gpu_kernels
+from pipeline.gpu.dispatch import kernels_for
+from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
 from pipeline.stream import UserError
 
@@ -160,8 +161,8 @@ class Layer(nn.Module):
             return h + own
         if self.alpha is None:
             return h + own + cross
-        if fast := gpu_kernels(h):
-            return fast.blend(h, own, cross, self.alpha)
+        if kernels := kernels_for(h):
+            return kernels.blend(h, own, cross, self.alpha)
         a = self.alpha.clamp(0, 1).to(h.dtype)
         return h + a * own + (1 - a) * cross
 
@@ -276,7 +277,7 @@ class Vamba(nn.Module):
 def rotate(x_BHTP: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding (RoFormer, eq. 34), halves paired as in NeoX."""
     cos, sin = rope
-    if cos.dim() == 2 and (fast := gpu_kernels(x_BHTP)):
-        return fast.rotate(x_BHTP, cos, sin)
+    if cos.dim() == 2 and (kernels := kernels_for(x_BHTP)):
+        return kernels.rotate(x_BHTP, cos, sin)
     first, second = x_BHTP.chunk(2, dim=-1)
     return x_BHTP * cos + torch.cat([-second, first], dim=-1) * sin

@@ -22,18 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pipeline.layers.mamba2 import gpu_kernels
-
-if TYPE_CHECKING:
-    from pipeline.memory.memory import Log, Memory, _Block
+from pipeline.memory.attention import QUERIES_PER_PASS, key_heads, scan, weights_given
+from pipeline.memory.log import Block, Log
 
 PIECE_BYTES = 64 << 20  # of one buffer: long enough that copying hides launching, short enough to start soon
-QUERIES_PER_PASS = 32
 ROWS_AGAIN = 32  # rows of one key head from which on keys are read twice instead of keeping their scores
 RESERVE = 2 << 30  # bytes of the computer's memory that stay free
 KEYS, VALUES = ("k", "k_scale"), ("v", "v_scale")
@@ -67,13 +63,13 @@ class Tier:
             blocks[i] = blocks[i].twin
         return log if tuple(blocks) == log.blocks else replace(log, blocks=tuple(blocks))
 
-    def _moved(self, block: _Block, log: Log) -> _Block:
+    def _moved(self, block: Block, log: Log) -> Block:
         """The same numbers on the host, from `arrived` on. Times stay: everybody asks for them."""
         moving = {name: tensor for name, tensor in block.tensors.items() if name != "time"}
         with self._moving:
             self._down = self._down or _Line(log.device)
             room = self._room(moving)
-            arrived = self._down.copy([(room[n], t) for n, t in moving.items()], [_now(log.device)])
+            arrived = self._down.copy([(room[n], t) for n, t in moving.items()], [_all_started(log.device)])
         return block.moved(block.tensors | room, arrived)
 
     def _room(self, like: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,32 +80,32 @@ class Tier:
         self._spare = self._helper.submit(_locked, shapes, pinned)
         return room
 
-    def pieces(self, memory: Memory, layer: int, names: Sequence[str]) -> Iterator[tuple[Memory, int]]:
-        """All of a memory's layer, oldest first, as (Memory on the device, layer to read there). Hold `lock` meanwhile.
+    def pieces(self, log: Log, layer: int, names: Sequence[str]) -> Iterator[tuple[Log, int]]:
+        """All of a memory's layer, oldest first, as (Log on the device, layer to read there). Hold `lock` meanwhile.
 
-        names: the columns that will be read. A piece is good until the next one is asked for.
+        names: the fields that will be read. A piece is good until the next one is asked for.
         """
-        names = [name for name in names if name in memory.log.columns]
+        names = [name for name in names if name in log.fields]
         if not self._buffers:
-            self._buffers, self._up = [_Buffer(memory.log) for _ in range(2)], _Line(memory.log.device)
-        groups, filled = self._groups(memory.log.on_host), []
+            self._buffers, self._up = [_Buffer(log) for _ in range(2)], _Line(log.device)
+        groups, filled = self._groups(log.on_host), []
         for i in range(len(groups) + 1):
             if i < len(groups):  # the next piece is on its way while this one is read
                 filled.append(self._buffers[0].fill(self._up, groups[i], layer, names))
                 self._buffers.reverse()
             if i:
-                buffer, log, done = filled[i - 1]
-                _wait(memory.log.device, done)
+                buffer, piece, done = filled[i - 1]
+                _wait(log.device, done)
                 try:
-                    yield replace(memory, log=log, tier=None), 0
+                    yield piece, 0
                 finally:
-                    buffer.free = _now(memory.log.device)
-        if len(memory.log.on_device):
-            yield replace(memory, log=memory.log.on_device, tier=None), layer
+                    buffer.free = _all_started(log.device)
+        if len(log.on_device):
+            yield log.on_device, layer
 
     def _groups(self, log: Log) -> list[Log]:
         """The log in pieces of at most `piece_bytes` a layer."""
-        a_block = log.slot_nbytes * log.block_slots // log.columns["k"].shape[0]
+        a_block = log.slot_nbytes * log.block_slots // log.fields["k"].shape[0]
         size, end, groups = max(1, int(self.piece_bytes // a_block)), log.first + log.length, []
         for i in range(0, len(log.blocks), size):
             base, blocks = i * log.block_slots, log.blocks[i : i + size]
@@ -122,8 +118,8 @@ class _Buffer:
     """Room on the device for one layer of some blocks, as a Log that is written again and again."""
 
     def __init__(self, log: Log):
-        layer = {n: replace(c, shape=(1, *c.shape[1:])) if n != "time" else c for n, c in log.columns.items()}
-        self.room, self.free = replace(log, columns=layer, blocks=(), first=0, length=0), None
+        layer = {n: f._replace(shape=(1, *f.shape[1:])) if n != "time" else f for n, f in log.fields.items()}
+        self.room, self.free = replace(log, fields=layer, blocks=(), first=0, length=0), None
         self._read_as: dict[tuple[int, int], Log] = {}  # kept, because writing a Log's `book` waits for the GPU
 
     def fill(self, line: _Line, log: Log, layer: int, names: Sequence[str]) -> tuple[_Buffer, Log, object]:
@@ -131,7 +127,7 @@ class _Buffer:
         after = [self.free, *(block.arrived for block in log.blocks)]
         if (more := len(log.blocks) - len(self.room.blocks)) > 0:
             self.room, self._read_as = self.room.reserve(more * log.block_slots)[0], {}
-            after.append(_now(log.device))  # the new room may be old room that is still being read
+            after.append(_all_started(log.device))  # the new room may be old room that is still being read
         both = list(zip(self.room.blocks, log.blocks))
         done = line.copy([(to.tensors[n][0], of.tensors[n][layer]) for to, of in both for n in names], after)
         seen = log.first, log.length
@@ -167,7 +163,7 @@ def _locked(shapes: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> 
     return {n: torch.empty(shape, dtype=dtype, pin_memory=pinned) for n, (shape, dtype) in shapes.items()}
 
 
-def _now(device: torch.device | str) -> torch.cuda.Event | None:
+def _all_started(device: torch.device | str) -> torch.cuda.Event | None:
     """All that has been started so far."""
     cuda = torch.device(device).type == "cuda"
     return torch.cuda.current_stream(device).record_event() if cuda else None
@@ -196,18 +192,17 @@ def free_host_bytes(machine: Path = Path("/proc/meminfo"), group: Path = Path("/
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def attend(memory: Memory, layer: int, q_HQP: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
+def attend(tier: Tier, log: Log, layer: int, q_HQP: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
     """`Memory.attend_spans` where a part lies on the host. That part is copied once, however many queries there are.
 
     The weights need the sum over all pieces, which is known at the end. Few queries' scores are kept until then (4
     bytes a row and slot); for many the keys are read a second time.
     """
-    scan, weigh = _means(memory, q_HQP)
     passes = [range(i, min(i + QUERIES_PER_PASS, q_HQP.shape[1])) for i in range(0, q_HQP.shape[1], QUERIES_PER_PASS)]
-    keep = bool(spans) and q_HQP[..., 0].numel() // memory.log.columns["k"].shape[1] < ROWS_AGAIN
-    with memory.tier.lock:
-        pieces = memory.tier.pieces(memory, layer, KEYS + VALUES)
-        found = [[scan(*piece, _of(q_HQP, part), keep) for part in passes] for piece in pieces]
+    keep = bool(spans) and q_HQP[..., 0].numel() // key_heads(log) < ROWS_AGAIN
+    with tier.lock:
+        pieces = tier.pieces(log, layer, KEYS + VALUES)
+        found = [[scan(*piece, _some(q_HQP, part), keep) for part in passes] for piece in pieces]
         merged = [_merged(parts) for parts in zip(*found)]
         out, total_HQ = (torch.cat(parts, dim=1) for parts in zip(*merged))
         out = out.to(q_HQP.dtype)
@@ -216,22 +211,22 @@ def attend(memory: Memory, layer: int, q_HQP: Tensor, spans: Sequence[range]) ->
         if keep:  # so few queries make one pass
             scores = torch.cat([parts[0][2] for parts in found], dim=-1)
             shares = (scores - total_HQ[..., None]).exp()
-            return out, torch.stack([_of(shares, span).mean((0, 1)) for span in spans])
+            return out, torch.stack([_some(shares, span).mean((0, 1)) for span in spans])
         rows = [
-            torch.stack([_weighed(weigh, piece, q_HQP, total_HQ, span) for span in spans])
-            for piece in memory.tier.pieces(memory, layer, KEYS)
+            torch.stack([_weights_of_piece(piece, q_HQP, total_HQ, span) for span in spans])
+            for piece in tier.pieces(log, layer, KEYS)
         ]
     return out, torch.cat(rows, dim=1)
 
 
-def _of(x_HQ: Tensor, queries: range) -> Tensor:
+def _some(x_HQ: Tensor, queries: range) -> Tensor:
     return x_HQ[:, queries.start : queries.stop]
 
 
-def _weighed(weigh, piece: tuple[Memory, int], q_HQP: Tensor, total_HQ: Tensor, span: range) -> Tensor:
+def _weights_of_piece(piece: tuple[Log, int], q_HQP: Tensor, total_HQ: Tensor, span: range) -> Tensor:
     """(slots,) weights of one piece, the mean over the span's queries, some of them at a time."""
     parts = [span[i : i + QUERIES_PER_PASS] for i in range(0, len(span), QUERIES_PER_PASS)]
-    return sum(weigh(*piece, _of(q_HQP, p), _of(total_HQ, p)) * (len(p) / len(span)) for p in parts)
+    return sum(weights_given(*piece, _some(q_HQP, p), _some(total_HQ, p)) * (len(p) / len(span)) for p in parts)
 
 
 def _merged(parts: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
@@ -239,21 +234,3 @@ def _merged(parts: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tens
     values, sums = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
     total = sums.logsumexp(0)
     return (values * (sums - total).exp()[..., None]).sum(0), total
-
-
-def _means(memory: Memory, q_HQP: Tensor):
-    """How one piece is read, as by `Memory.scan` and `Memory.weigh`: by kernels where they can."""
-    fast = gpu_kernels(q_HQP)
-    if not (fast and fast.fits_attention(memory, q_HQP)):
-        return type(memory).scan, type(memory).weigh
-    from pipeline.gpu import attention
-
-    def scan(piece: Memory, layer: int, q: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        parts, sums, scores = attention.scan(piece, layer, q, keep)
-        values, total = attention.merge(parts, sums, parts.new_empty(parts.shape[1:]))  # in fp32, not yet rounded
-        return values.view(q.shape), total.view(q.shape[:2]), scores.view(*q.shape[:2], -1) if keep else None
-
-    def weigh(piece: Memory, layer: int, q: Tensor, total_HQ: Tensor) -> Tensor:
-        return attention.slot_weights(piece, layer, q, total_HQ.contiguous(), None)
-
-    return scan, weigh

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.clock import mmss
+from pipeline.gpu.dispatch import backend
 from pipeline.layers.decoding import TextStream, generator, sample
-from pipeline.layers.mamba2 import backend
 from pipeline.layers.norms import RMSNorm
 from pipeline.layers.reading import TextCache
 from pipeline.layers.vamba import Vamba, VambaConfig
@@ -306,7 +306,7 @@ class Reading:
         self.model, self.net, self.whole, self.question = model, model.net, state.memory, question
         log = state.extra["index"]
         if question.at is not None:
-            frames = max(1, int(np.searchsorted(log.column("time").numpy(), question.at, "right")))
+            frames = max(1, int(np.searchsorted(log.tensor("time").numpy(), question.at, "right")))
             log = log.until(frames)
             self.whole = replace(self.whole, log=self.whole.log.until(frames * TOKENS))
         self.index = read_index(log, model.cfg.cut)

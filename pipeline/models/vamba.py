@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.gpu.device import sent
+from pipeline.gpu.dispatch import backend
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.int8 import Int8Linear
-from pipeline.layers.mamba2 import backend, sent
 from pipeline.layers.reading import Reader, shares, until
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory, Policy

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.layers.mamba2 import MixerState, gpu_kernels
+from pipeline.gpu.dispatch import attention_kernels, kernels_for
+from pipeline.gpu.layout import Slots, book_room
+from pipeline.layers.mamba2 import MixerState
 from pipeline.memory.memory import Memory
 
 if TYPE_CHECKING:
@@ -134,11 +136,10 @@ class Fixed:
         self.net, self.places = net, {place: n for n, place in enumerate(places)}
         self.slots = max(LEAST_SLOTS, 1 << (len(memory) - 1).bit_length())
         weight = net.model.embed_tokens.weight
-        new = weight.new_zeros
-        most = len(memory.log.columns) * (self.slots // 64 + 2)  # addresses, were the blocks as small as they may be
-        self.step, self.book = new(IDS + ROWS[-1], dtype=torch.int64), new(3 + most, dtype=torch.int64)
+        new, most = weight.new_zeros, book_room(self.slots // 64 + 2)  # were the blocks as small as they may be
+        self.step, self.book = new(IDS + ROWS[-1], dtype=torch.int64), new(most, dtype=torch.int64)
         self.gaze, self.logits = new(len(places), 2, self.slots, dtype=torch.float32), new(net.cfg.vocab)
-        self._view = _slots(memory, self.book, self.slots)
+        self._view = Slots.of(self.book, self.slots, memory.log.fields)
         pool = torch.cuda.graph_pool_handle() if shared.stream else None
         self.tapes = {rows: Tape(lambda rows=rows: self._pass(rows), shared, pool) for rows in ROWS}
 
@@ -158,19 +159,19 @@ class Fixed:
     def _pass(self, rows: int) -> None:
         """`rows` tokens from `step`, of which the first COUNT are real. What lies behind them is worked through too,
         and read by nobody: causal attention never looks ahead, and all else is token by token."""
-        from pipeline.gpu.attention import attend, attend_text
-
-        net, step, one = self.net, self.step, rows == 1
+        net, step, one, kernels = self.net, self.step, rows == 1, kernels_for(self.gaze)
         count, spans = step[COUNT : COUNT + 1], step[SPANS:IDS].view(2, 2)
         recorded = {} if one else {"count": count, "spans": spans}
 
         def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend_text(step, layer, q[0], k[0], v[0])[None]
+            return kernels.attend_text(step, layer, q[0], k[0], v[0])[None]
 
         def cross(place: int, q: Tensor) -> Tensor:
             if place not in self.places:
-                return attend(self._view, place, q[0], **({} if one else {"count": count}))[0][None]
-            return attend(self._view, place, q[0], True, weights=self.gaze[self.places[place]], **recorded)[0][None]
+                return kernels.attend(self._view, place, q[0], **({} if one else {"count": count}))[0][None]
+            return kernels.attend(self._view, place, q[0], True, weights=self.gaze[self.places[place]], **recorded)[0][
+                None
+            ]
 
         h = net.model.embed_tokens(step[None, IDS : IDS + rows])
         h = net.read(h, step[LENGTH] + torch.arange(rows, device=step.device), own, cross)
@@ -194,7 +195,7 @@ class Recordings:
         """Compiles and records every pass, once, over one slot: so that no question waits for it. memory: any."""
         from pipeline.layers.reading import Reader
 
-        if self._prepared or not gpu_kernels(self.net.model.embed_tokens.weight):
+        if self._prepared or not kernels_for(self.net.model.embed_tokens.weight):
             return
         self._prepared, cfg = True, self.net.cfg
         memory, write = replace(memory, log=replace(memory.log, blocks=(), length=0, block_slots=64)).append(ONE_SLOT)
@@ -218,9 +219,10 @@ class Recordings:
         weight, memory, cfg = self.net.model.embed_tokens.weight, reader.memory, self.net.cfg
         if self.tapes.off or not reader.moments or reader.watch_layers != self.places or len(spans) > 2:
             return False
-        if memory.host_slots or not (fast := gpu_kernels(weight)):
+        if memory.host_slots:
             return False
-        return fast.fits_attention(memory, weight.new_empty(cfg.n_heads, 1, cfg.head_dim))
+        q = weight.new_empty(cfg.n_heads, 1, cfg.head_dim)
+        return attention_kernels(q, len(memory), memory.log.block_slots) is not None
 
     def _feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
         cfg, cache, memory, gazes = self.net.cfg, reader.cache, reader.memory, {}
@@ -247,13 +249,6 @@ class Recordings:
                 self._fixed = None
             self._fixed = Fixed(self.net, self.places, memory, self.tapes)
         return self._fixed
-
-
-def _slots(memory: Memory, book: Tensor, room: int):
-    from pipeline.gpu.attention import Slots
-
-    columns = memory.log.columns
-    return Slots(book, room, columns["k"].shape[1], len(columns), memory.eight_bit)
 
 
 def _parts(count: int) -> list[range]:
@@ -343,7 +338,7 @@ class LiveRecordings(Live):
     ) -> tuple[MixerState, ...]:
         """As `Vamba.watch`, but `write` is that of `Memory.append`: all layers are written at once where it can be."""
         new, T = None, v_BTD.shape[1]
-        if len(v_BTD) == 1 and T <= LIVE_TOKENS and gpu_kernels(v_BTD) and self._again(T):
+        if len(v_BTD) == 1 and T <= LIVE_TOKENS and kernels_for(v_BTD) and self._again(T):
             with self.tapes.turn("live chunks"):
                 chunk = self._of(T, lambda: Chunk(self.net, v_BTD, states, positions, self.tapes))
                 new = chunk.play(v_BTD, states, positions)
@@ -385,7 +380,7 @@ class LiveTower(Live):
     def encode(self, pairs_NLC: Tensor, h: int, w: int) -> Tensor:
         """Tokens of pairs of h x w patches each, as `encode` gives them."""
         found, kind = None, (len(pairs_NLC), h, w)
-        if pairs_NLC[..., 0].numel() <= LIVE_PATCHES and gpu_kernels(pairs_NLC) and self._again(kind):
+        if pairs_NLC[..., 0].numel() <= LIVE_PATCHES and kernels_for(pairs_NLC) and self._again(kind):
             with self.tapes.turn("live pictures"):
                 glance = self._of(kind, lambda: Glance(lambda x: self._encode(x, h, w), pairs_NLC, self.tapes))
                 found = glance.play(pairs_NLC)

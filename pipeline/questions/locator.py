@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.clock import mmss
 from pipeline.layers.norms import RMSNorm
-from pipeline.memory.memory import Column, Log
+from pipeline.memory.log import Field, Log
 from pipeline.questions.things import Things, named_things
 from pipeline.questions.times import named_stretch, named_time
 from pipeline.questions.wordings import SO_FAR, stretch_plan, wording_plan
@@ -178,16 +178,16 @@ def index_log(width: int, features: int, device: torch.device | str = "cpu") -> 
     """An empty table of frames. 3.5 kB a frame."""
     f32, i16 = torch.float32, torch.int16
     columns = {
-        "time": Column((None,), torch.float64), "key": Column((None, width), torch.float16),
-        "novelty": Column((None,), f32), "classes": Column((None, 5), i16), "class_probs": Column((None, 5), f32),
-        "det_ids": Column((None, 8), i16), "det_scores": Column((None, 8), f32), "det_boxes": Column((None, 8, 4), f32),
+        "time": Field((None,), torch.float64), "key": Field((None, width), torch.float16),
+        "novelty": Field((None,), f32), "classes": Field((None, 5), i16), "class_probs": Field((None, 5), f32),
+        "det_ids": Field((None, 8), i16), "det_scores": Field((None, 8), f32), "det_boxes": Field((None, 8, 4), f32),
     }  # fmt: skip
     return Log(columns, block_slots=512, device=device)
 
 
 def read_index(log: Log, cut: float) -> Index:
     """The table of a snapshot, small enough (an hour is 13 MB) to be put together for every question."""
-    columns = {name: log.column(name) for name in log.columns}
+    columns = {name: log.tensor(name) for name in log.fields}
     blank = torch.zeros(0)
     features = FrameFeatures(
         blank, blank, columns["classes"].long(), columns["class_probs"], blank,

@@ -24,7 +24,8 @@ from transformers.activations import QuickGELUActivation
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from pipeline.layers.mamba2 import gpu_kernels, sent
+from pipeline.gpu.device import sent
+from pipeline.gpu.dispatch import kernels_for
 from pipeline.models.vamba_graphs import LiveTower
 from pipeline.stream import Frame
 from pipeline.towers.seen import Seen
@@ -94,8 +95,8 @@ def _add_norm(x_NLE: torch.Tensor, more: torch.Tensor | None, norm: nn.LayerNorm
     """The sum and its norm. In one launch on a GPU: two were a tenth of the tower's time, and all of it memory's."""
     if more is None:
         return x_NLE, norm(x_NLE)
-    if fast := gpu_kernels(x_NLE):
-        return fast.add_layer_norm(x_NLE, more, norm.weight, norm.bias, norm.eps)
+    if kernels := kernels_for(x_NLE):
+        return kernels.add_layer_norm(x_NLE, more, norm.weight, norm.bias, norm.eps)
     x_NLE = x_NLE + more
     return x_NLE, norm(x_NLE)
 
@@ -111,8 +112,8 @@ def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torc
 
 def _mlp(mlp: nn.Module, x_NLE: torch.Tensor) -> torch.Tensor:
     """On a GPU torch's quick GELU, three passes over the tower's widest tensor, was a seventh of the tower's time."""
-    if isinstance(mlp.act, QuickGELUActivation) and (fast := gpu_kernels(x_NLE)):
-        return mlp.fc2(fast.quick_gelu(mlp.fc1(x_NLE)))
+    if isinstance(mlp.act, QuickGELUActivation) and (kernels := kernels_for(x_NLE)):
+        return mlp.fc2(kernels.quick_gelu(mlp.fc1(x_NLE)))
     return mlp(x_NLE)
 
 
@@ -131,8 +132,8 @@ def _rotate(x_NHLP: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
     By torch this was a third of the tower's time on a GPU: eight passes over queries and keys, most of them in fp32.
     """
-    if fast := gpu_kernels(x_NHLP):
-        return fast.rotate(x_NHLP, cos, sin)
+    if kernels := kernels_for(x_NHLP):
+        return kernels.rotate(x_NHLP, cos, sin)
     a, b = x_NHLP.to(torch.promote_types(x_NHLP.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_NHLP.dtype)
 

@@ -1,6 +1,6 @@
 """The Triton kernels against the plain torch code they replace, on a GPU.
 
-Without one they can still be checked, slowly, by Triton's interpreter: TRITON_INTERPRET=1 pytest tests/test_cuda.py.
+Without one they can still be checked, slowly, by Triton's interpreter: TRITON_INTERPRET=1 pytest tests/gpu.
 
 fp32 must agree within 1e-4 of the largest value. bf16 numbers have 8 bits, and both paths round after every product, so
 they are held against the same weights in fp32: within 2 % of the largest value, and no further than the torch path is.
@@ -18,11 +18,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.layers.mamba2 import Mamba2Mixer, MixerState, backend, gpu_kernels
+from pipeline.gpu.dispatch import attention_kernels, backend, kernels_for, override
+from pipeline.layers.mamba2 import Mamba2Mixer, MixerState
 from pipeline.layers.norms import RMSNorm
 from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Layer
 from pipeline.layers.vamba import rotate as rotate_by_torch
+from pipeline.memory.attention import plain_attend
 from pipeline.memory.memory import Memory
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Frame, VideoChunk
@@ -43,7 +45,7 @@ gpu_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter sees no CUDA 
 @pytest.fixture
 def kernels():
     pytest.importorskip("triton")
-    from pipeline.gpu import mixer as kernels
+    from pipeline.gpu import kernels
 
     with torch.no_grad():
         yield kernels
@@ -64,24 +66,25 @@ def on_gpu(mixer: Mamba2Mixer, dtype: torch.dtype) -> tuple[Mamba2Mixer, Mamba2M
 def plain(mixer: Mamba2Mixer, u: torch.Tensor, state: MixerState) -> tuple[torch.Tensor, MixerState]:
     """The torch path, which every mixer takes where gradients are wanted."""
     with torch.enable_grad():
-        assert gpu_kernels(u) is None
+        assert kernels_for(u) is None
         return mixer(u, state)
 
 
 @gpu_only
 def test_the_kernels_are_chosen_and_reported(kernels):
     u = torch.zeros(1, 1, 8, device="cuda")
-    assert gpu_kernels(u) is kernels
-    assert gpu_kernels(u.double()) is None
-    assert gpu_kernels(u.cpu()) is None
+    assert kernels_for(u) is kernels
+    assert kernels_for(u.double()) is None
+    assert kernels_for(u.cpu()) is None
     assert "Triton" in backend()
 
 
 @gpu_only
 def test_the_mixer_goes_through_them(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "mixer", lambda *_: "came by")
+    monkeypatch.setattr(kernels, "mixer", lambda *_, **__: ("came by", None, None, None))
     mixer = random_mixer(torch.float32).cuda()
-    assert mixer(torch.randn(1, 3, 32, device="cuda"), mixer.start()) == "came by"
+    monkeypatch.setattr(mixer, "out_proj", lambda y: y)
+    assert mixer(torch.randn(1, 3, 32, device="cuda"), mixer.start())[0] == "came by"
 
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 300, 777])
@@ -91,7 +94,7 @@ def test_mixer_in_fp32(options, T, kernels):
         pytest.skip("on a GPU only: Triton's interpreter takes minutes at this size")
     mixer = random_mixer(torch.float32, **options).to(DEVICE)
     u, state = torch.randn(2, T, TINY_MIXER.d_model, device=DEVICE), carried(mixer, 2)
-    out, new = kernels.mixer(mixer, u, state)
+    out, new = mixer.by_kernels(kernels, u, state)
     want, want_new = plain(mixer, u, state)
     assert gap(out, want) < 1e-4
     assert gap(new.ssm, want_new.ssm) < 1e-4
@@ -105,11 +108,11 @@ def test_mixer_adds_to_a_residual(options, kernels):
     """Plain: where the norm's factor is multiplied. The others: by torch, afterwards."""
     mixer = random_mixer(torch.float32, **OPTIONS[options]).to(DEVICE)
     u, residual = torch.randn(2, 2, 70, TINY_MIXER.d_model, device=DEVICE)
-    got, _ = kernels.mixer(mixer, u, carried(mixer, 2), residual)
+    got, _ = mixer.by_kernels(kernels, u, carried(mixer, 2), residual)
     want, _ = plain(mixer, u, carried(mixer, 2))
     assert gap(got, want) > 0.1  # another state: the comparison below can fail
     state = carried(mixer, 2)
-    got, want = kernels.mixer(mixer, u, state, residual)[0], plain(mixer, u, state)[0] + residual
+    got, want = mixer.by_kernels(kernels, u, state, residual)[0], plain(mixer, u, state)[0] + residual
     assert gap(got, want) < 1e-4
     with torch.enable_grad():
         assert torch.equal(mixer(u, state, residual)[0], want)
@@ -125,7 +128,7 @@ def test_mixer_in_bf16(T, kernels):
     u, state = torch.randn(1, T, small.cfg.d_model, device=DEVICE).to(HALF), carried(small, 1)
     truth, truth_new = plain(wide, u.float(), MixerState(state.conv.float(), state.ssm))
     by_torch, torch_new = plain(small, u, state)
-    out, new = kernels.mixer(small, u, state)
+    out, new = small.by_kernels(kernels, u, state)
     assert new.ssm.dtype == torch.float32
     for got, torch_got, want in ((out, by_torch, truth), (new.ssm, torch_new.ssm, truth_new.ssm)):
         assert gap(got.float(), want) < 0.02
@@ -140,15 +143,15 @@ def test_cutting_tokens_in_bf16(cuts, kernels):
     T = 130 if INTERPRETED else 700
     mixer = random_mixer(torch.float32).to(DEVICE, HALF)
     u, state = torch.randn(1, T, TINY_MIXER.d_model, device=DEVICE).to(HALF), mixer.start()
-    whole, whole_state = kernels.mixer(mixer, u, state)
+    whole, whole_state = mixer.by_kernels(kernels, u, state)
     outputs, ends = [], [*cuts, T]
     for a, b in zip([0, *cuts], ends):
-        out, state = kernels.mixer(mixer, u[:, a:b], state)
+        out, state = mixer.by_kernels(kernels, u[:, a:b], state)
         outputs.append(out)
     assert gap(torch.cat(outputs, 1).float(), whole.float()) < 0.02
     assert gap(state.ssm, whole_state.ssm) < 0.02
     assert torch.equal(state.conv, whole_state.conv)
-    forgetful, _ = kernels.mixer(mixer, u[:, cuts[-1] :], mixer.start())
+    forgetful, _ = mixer.by_kernels(kernels, u[:, cuts[-1] :], mixer.start())
     assert gap(forgetful.float(), whole[:, cuts[-1] :].float()) > 0.05
 
 
@@ -193,11 +196,11 @@ def test_the_tower_goes_through_them(dtype, kernels, monkeypatch):
         torch.nn.init.normal_(p, 0.1, 0.2)
     patches, grid = torch.randn(2 * 24, 3 * 2 * 14 * 14, device=DEVICE), torch.tensor([[2, 4, 6]])
     with monkeypatch.context() as patched:
-        patched.setattr(vision, "gpu_kernels", lambda _: None)
+        patched.setattr(vision, "kernels_for", lambda _: None)
         want = vision.encode_pairs(tower, patches, grid)
         by_torch = vision.encode_pairs(tower.to(dtype), patches, grid)
-    monkeypatch.setattr(vision, "gpu_kernels", lambda _: kernels)
-    got = vision.encode_pairs(tower, patches, grid)
+    with override("own"):
+        got = vision.encode_pairs(tower, patches, grid)
     assert got.dtype == dtype and got.shape == want.shape
     assert (got - want).norm() < 1.5 * (by_torch - want).norm() + 1e-5 * want.norm()
 
@@ -267,13 +270,14 @@ def test_attention_over_the_memory(dropped, queries, eight_bit, dtype, kernels):
     memory = Memory(memory.log.drop_oldest(dropped))
     q = 2 * torch.randn(6, queries, 32, device=DEVICE).to(dtype)
     for layer in range(2):
-        assert kernels.fits_attention(memory, q)
-        out, weights = kernels.attend(memory, layer, q, want_weights=True)
-        want, want_weights = memory._attend(layer, q.float(), True)
+        with override("own"):
+            assert attention_kernels(q, len(memory), memory.log.block_slots)
+        out, weights = kernels.attend(memory.log.slots, layer, q, want_weights=True)
+        want, want_weights = plain_attend(memory.log, layer, q.float(), True)
         assert gap(out.float(), want) < (1e-4 if dtype == torch.float32 else 0.02)
         assert gap(weights, want_weights) < (1e-4 if dtype == torch.float32 else 0.02)
         assert abs(float(weights.sum()) - 1) < 1e-3
-        assert torch.equal(kernels.attend(memory, layer, q)[0], out)
+        assert torch.equal(kernels.attend(memory.log.slots, layer, q)[0], out)
 
 
 @gpu_only
@@ -364,9 +368,9 @@ def test_one_nan_is_seen_through_the_kernels(where, kernels, monkeypatch):
     mixer = random_mixer(torch.float32, dt_limit=(0.01, 1.0)).to(DEVICE)
     u, row = torch.randn(1, 80, 32, device=DEVICE), {"x": TINY_MIXER.d_inner, "dt": -1}[where]
     mixer.in_proj.bias = torch.nn.Parameter(torch.zeros(len(mixer.in_proj.weight), device=DEVICE), requires_grad=False)
-    assert torch.isfinite(kernels.mixer(mixer, u, mixer.start())[1].ssm).all()
+    assert torch.isfinite(mixer.by_kernels(kernels, u, mixer.start())[1].ssm).all()
     mixer.in_proj.bias[row] = torch.nan
-    assert not torch.isfinite(kernels.mixer(mixer, u, mixer.start())[1].ssm).all()
+    assert not torch.isfinite(mixer.by_kernels(kernels, u, mixer.start())[1].ssm).all()
 
 
 def test_tiny_steps_keep_their_digits(kernels):
@@ -374,7 +378,7 @@ def test_tiny_steps_keep_their_digits(kernels):
     mixer = random_mixer(torch.float32).to(DEVICE)
     mixer.dt_bias.fill_(-9.0)
     u = torch.randn(1, 65, 32, device=DEVICE)
-    assert gap(kernels.mixer(mixer, u, mixer.start())[1].ssm, plain(mixer, u, mixer.start())[1].ssm) < 2e-5
+    assert gap(mixer.by_kernels(kernels, u, mixer.start())[1].ssm, plain(mixer, u, mixer.start())[1].ssm) < 2e-5
 
 
 def test_silu_of_the_convolution_at_extremes(kernels):

@@ -73,9 +73,10 @@ def recorded(net, monkeypatch) -> Recordings:
     monkeypatch.setattr(recordings, "ROWS", (1, 16, 32))
     monkeypatch.setattr(reading, "LEAST_ROOM", 32)
     if INTERPRETED:
-        from pipeline.gpu import mixer as kernels
+        from pipeline.gpu import kernels
 
-        monkeypatch.setattr(recordings, "gpu_kernels", lambda x: kernels)
+        monkeypatch.setattr(recordings, "kernels_for", lambda x: kernels)
+        monkeypatch.setattr(recordings, "attention_kernels", lambda *_: kernels)
     return Recordings(net, PLACES)
 
 
@@ -236,7 +237,7 @@ def test_all_is_recorded_before_the_first_question(net, recorded, monkeypatch):
 def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
     """Chunks of five lengths, in turn: recordings come and go. No state that was given out is written again."""
     if not CUDA:
-        monkeypatch.setattr(recordings, "gpu_kernels", lambda x: recordings)
+        monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
     live, kept = LiveRecordings(net), []
     memory = plain_memory = Memory.empty(2, 2, 16, torch.float32, DEVICE, block_slots=64, eight_bit=eight_bit)
     states = plain_states = net.start()
@@ -252,7 +253,7 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
     for ours, want in zip(states, plain_states):
         assert gap(ours.ssm, want.ssm) < 1e-4 and gap(ours.conv, want.conv) < 1e-4
     for name in ("k", "v"):
-        ours, want = memory.log.column(name).float(), plain_memory.log.column(name).float()
+        ours, want = memory.log.tensor(name).float(), plain_memory.log.tensor(name).float()
         assert gap(ours, want) < (0.02 if eight_bit else 1e-4)
     for given, copies in kept:
         assert all(torch.equal(a, b) for a, b in zip((t for s in given for t in s), copies))
@@ -261,7 +262,7 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
 def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
     """Pictures of five kinds in turn, too many for one among them. No tokens that were given out are written again."""
     if not CUDA:
-        monkeypatch.setattr(recordings, "gpu_kernels", lambda x: recordings)
+        monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
     tower = vision.build_tower({**TINY_VISION, "embed_dim": 160, "num_heads": 2}).to(DEVICE)
     plain, met, kept = vision._encode_equal, [], []
     monkeypatch.setattr(recordings, "LIVE_PATCHES", 50)
@@ -293,7 +294,7 @@ def test_golden_checkpoints_are_recorded(folder):
     for i in range(0, len(whole), 2):
         state = model.watch(VideoChunk(tuple(whole[i : i + 2])), state)
     at_once = model.watch(VideoChunk(tuple(whole)), model.start())
-    assert gap(state.memory.log.column("k"), at_once.memory.log.column("k")) < 1e-3
+    assert gap(state.memory.log.tensor("k"), at_once.memory.log.tensor("k")) < 1e-3
     about, ids = (model.net, state.memory, model.watch_layers), golden.prompt
     for _ in range(3):
         ours, plain = Reader(*about, model._recordings), Reader(*about)
@@ -359,4 +360,4 @@ def test_ask_and_watch_at_the_same_time(options, tiny_vamba, monkeypatch):
         again = model.watch(frames(i, i + 60), again)
     for ours, want in zip(later.backbone, again.backbone):
         assert gap(ours.ssm, want.ssm) < 1e-3
-    assert gap(later.memory.log.column("k").float(), again.memory.log.column("k").float()) < 0.02
+    assert gap(later.memory.log.tensor("k").float(), again.memory.log.tensor("k").float()) < 0.02

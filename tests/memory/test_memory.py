@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipeline.engine import moments
-from pipeline.memory.memory import Column, Log, Memory, Policy, _Block
+from pipeline.memory.log import Block, Field, Log
+from pipeline.memory.memory import Memory, Policy
 from tests.conftest import gap
 
 LAYERS, HEADS, WIDTH = 2, 2, 8
@@ -34,7 +35,7 @@ def grown(memory: Memory, k: torch.Tensor, v: torch.Tensor, start: float = 0.0) 
 
 
 def contents(memory: Memory) -> list[torch.Tensor]:
-    return [memory.log.column(name).clone() for name in memory.log.columns]
+    return [memory.log.tensor(name).clone() for name in memory.log.fields]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -55,7 +56,7 @@ def full_attention(q, k, v):
 def test_a_log_is_a_list_of_rows(seed):
     """Random appends, forks, drops, prefixes and reads, beside a plain tensor that is copied every time."""
     rng = np.random.default_rng(seed)
-    log = Log({"a": Column((2, None, 3), torch.float64), "b": Column((None,), torch.int64)}, int(rng.integers(1, 9)))
+    log = Log({"a": Field((2, None, 3), torch.float64), "b": Field((None,), torch.int64)}, int(rng.integers(1, 9)))
     pairs = [(log, torch.zeros(2, 0, 3, dtype=torch.float64))]
     for step in range(40):
         log, plain = pairs[rng.integers(len(pairs))]  # often an old one: then an append forks
@@ -69,8 +70,8 @@ def test_a_log_is_a_list_of_rows(seed):
             log, plain = log.until(n), plain[:, :n]
         pairs.append((log, plain))
     for log, plain in pairs:
-        assert len(log) == plain.shape[1] == len(log.column("b"))
-        assert torch.equal(log.column("a"), plain)
+        assert len(log) == plain.shape[1] == len(log.tensor("b"))
+        assert torch.equal(log.tensor("a"), plain)
         wanted = torch.arange(len(log))[torch.rand(len(log)) < 0.4]
         assert torch.equal(log.gather(wanted, "a")[0], plain[:, wanted])
 
@@ -137,14 +138,14 @@ def test_two_threads_going_on_from_one_snapshot():
             t.join()
         assert same(contents(trunk), was)
         for name in "ab":
-            assert torch.equal(grew[name].log.column("k")[:, :, 10:], torch.cat([k for k, _ in data[name]], 2))
-            assert torch.equal(grew[name].log.column("k")[:, :, :10], was[0])
+            assert torch.equal(grew[name].log.tensor("k")[:, :, 10:], torch.cat([k for k, _ in data[name]], 2))
+            assert torch.equal(grew[name].log.tensor("k")[:, :, :10], was[0])
 
 
 def test_two_threads_never_claim_the_same_slots():
     """The window between looking and taking is nanoseconds; here it is a millisecond."""
 
-    class Slow(_Block):
+    class Slow(Block):
         @property
         def used(self):
             value = self._used
@@ -155,7 +156,7 @@ def test_two_threads_never_claim_the_same_slots():
         def used(self, value):
             self._used = value
 
-    block, won, ready = Slow({"a": Column((None,), torch.int64)}, 8, "cpu"), [], threading.Barrier(2)
+    block, won, ready = Slow({"a": Field((None,), torch.int64)}, 8, "cpu"), [], threading.Barrier(2)
 
     def run():
         ready.wait()
@@ -200,7 +201,7 @@ def test_policies_keep_the_newest_however_the_video_was_cut(policy, kept, seed, 
         assert memory.dropped + len(memory) == part.stop
     assert memory.times.tolist() == list(range(60 - kept, 60))
     assert memory.dropped == 60 - kept
-    assert torch.equal(memory.log.column("k"), k[:, :, 60 - kept :])
+    assert torch.equal(memory.log.tensor("k"), k[:, :, 60 - kept :])
 
 
 def test_an_unknown_policy_is_refused():
@@ -312,7 +313,7 @@ def test_eight_bits_in_bfloat16_err_little_more():
 
 def test_eight_bits_take_half_of_bfloat16():
     full, small = (
-        Memory.empty(28, 4, 128, torch.bfloat16, eight_bit=eight_bit).log.columns for eight_bit in (False, True)
+        Memory.empty(28, 4, 128, torch.bfloat16, eight_bit=eight_bit).log.fields for eight_bit in (False, True)
     )
     bytes_full, bytes_small = (sum(c.bytes_per_slot() for c in columns.values()) for columns in (full, small))
     assert bytes_full == 57_344 + 8

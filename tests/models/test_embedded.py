@@ -97,7 +97,7 @@ def ask(model, state, text: str, at: float | None = None, history=(), tokens: in
 def everything(state) -> list[torch.Tensor]:
     """Copies of all tensors a state holds."""
     logs = (state.memory.log, state.extra["index"])
-    held = [log.column(name).clone() for log in logs for name in log.columns]
+    held = [log.tensor(name).clone() for log in logs for name in log.fields]
     carried = [t for s in state.backbone[0] for t in (s.conv, s.ssm)]
     return held + [t.clone() for t in carried if t is not None]
 
@@ -137,13 +137,13 @@ def test_cutting_changes_nothing(vamba, film, cut, seen, fine_keys):
     state = watched(vamba, film, cut(FRAMES, 0))
     assert gap(fine_keys(), whole_keys) < 1e-4
     for name in ("k", "v", "time"):
-        assert gap(state.memory.log.column(name), seen.memory.log.column(name)) < 1e-4, name
+        assert gap(state.memory.log.tensor(name), seen.memory.log.tensor(name)) < 1e-4, name
     for a, b in zip(state.backbone[0], seen.backbone[0]):
         assert gap(a.ssm, b.ssm) < 1e-4 and gap(a.conv, b.conv) < 1e-4
     mine, theirs = state.extra["index"], seen.extra["index"]
-    for name in mine.columns:
+    for name in mine.fields:
         close = 2e-3 if name == "key" else 1e-4  # a 16-bit key may round the other way
-        assert gap(mine.column(name).double(), theirs.column(name).double()) < close, name
+        assert gap(mine.tensor(name).double(), theirs.tensor(name).double()) < close, name
     assert (state.frames, state.seen_until, state.memory_bytes) == (seen.frames, seen.seen_until, seen.memory_bytes)
     assert [ask(vamba, state, q).text for q in (AT_FIVE, "What happened first?")] == [
         ask(vamba, seen, q).text for q in (AT_FIVE, "What happened first?")
@@ -157,9 +157,9 @@ def test_in_bf16_cuts_differ_by_rounding_alone(film):
     whole, cut = watched(model, film, [slice(0, FRAMES)]), watched(model, film, by(3))
     assert model.net.vamba.model.embed_tokens.weight.dtype == torch.bfloat16
     for name in ("k", "v"):
-        one, other = (state.memory.log.column(name).float() for state in (whole, cut))
+        one, other = (state.memory.log.tensor(name).float() for state in (whole, cut))
         assert (one - other).abs().max() < 0.01 * one.abs().max()
-    one, other = (state.extra["index"].column("key").float() for state in (whole, cut))
+    one, other = (state.extra["index"].tensor("key").float() for state in (whole, cut))
     assert gap(one, other) < 1e-2
     asked = [ask(model, state, AT_FIVE) for state in (whole, cut)]
     assert [e.time for e in asked[0].evidence] == [e.time for e in asked[1].evidence] == [5.0]
@@ -168,7 +168,7 @@ def test_in_bf16_cuts_differ_by_rounding_alone(film):
 def test_what_is_carried_matters(vamba, film, seen):
     """The property above can fail: a chunk that starts from nothing leaves other keys and values."""
     second = watched(vamba, film, [slice(12, FRAMES)])
-    assert gap(second.memory.log.column("k"), seen.memory.log.column("k")[:, :, 12 * TOKENS :]) > 1e-3
+    assert gap(second.memory.log.tensor("k"), seen.memory.log.tensor("k")[:, :, 12 * TOKENS :]) > 1e-3
 
 
 def test_cutting_changes_nothing_for_the_twin_either(twin, film, fine_keys):
@@ -178,7 +178,7 @@ def test_cutting_changes_nothing_for_the_twin_either(twin, film, fine_keys):
     parts = watched(twin, short, [slice(0, 1), slice(1, 6), slice(6, 12)])
     assert gap(fine_keys(), whole_keys) < 1e-4
     for name in ("k", "v"):
-        assert gap(parts.memory.log.column(name), whole.memory.log.column(name)) < 1e-4, name
+        assert gap(parts.memory.log.tensor(name), whole.memory.log.tensor(name)) < 1e-4, name
 
 
 @pytest.mark.parametrize("policy", [Policy("budget", 4 * TOKENS), Policy("window", 3.5 / 60)], ids=lambda p: p.kind)
@@ -188,8 +188,8 @@ def test_cutting_changes_nothing_where_the_twin_forgets(twin, film, policy):
     whole, parts = watched(small, short, [slice(0, 10)]), watched(small, short, few)
     assert whole.dropped == parts.dropped == 6
     for name in ("k", "v", "time"):
-        assert gap(parts.memory.log.column(name), whole.memory.log.column(name)) < 1e-4, name
-    assert gap(parts.extra["index"].column("key").float(), whole.extra["index"].column("key").float()) < 2e-3
+        assert gap(parts.memory.log.tensor(name), whole.memory.log.tensor(name)) < 1e-4, name
+    assert gap(parts.extra["index"].tensor("key").float(), whole.extra["index"].tensor("key").float()) < 2e-3
 
 
 # ---------------------------------------------------------------- snapshots, sizes
@@ -284,7 +284,7 @@ def test_a_limited_memory_drops_says_so_and_can_be_asked(vamba, film, policy):
     state = watched(small, film[:12], by(3, last=12))
     assert state.dropped == 4 and "4 frames" in state.dropped_note
     index = state.extra["index"]
-    assert index.column("time").tolist() == [float(t) for t in range(4, 12)], "memory and index drop the same frames"
+    assert index.tensor("time").tolist() == [float(t) for t in range(4, 12)], "memory and index drop the same frames"
     assert state.memory.times.tolist() == np.repeat(np.arange(4.0, 12), TOKENS).tolist()
     answer = ask(small, state, "What do you see at 0:09?")
     assert [e.time for e in answer.evidence] == [9.0] and answer.text.strip()

@@ -212,9 +212,9 @@ def test_one_retrieved_moment_is_the_needle(make, needle) -> None:
 def test_retrieving_never_changes_the_stream_and_is_said(make) -> None:
     model = planted(make, 5, sink=2, retrieve=4)
     state = watched(model, 12)
-    was = state.memory.log.column("k").clone()
+    was = state.memory.log.tensor("k").clone()
     first, again = (answers(model, state)[-1].text for _ in range(2))
-    assert first == again and torch.equal(state.memory.log.column("k"), was) and len(state.memory) == 36
+    assert first == again and torch.equal(state.memory.log.tensor("k"), was) and len(state.memory) == 36
     moments = model._read(QUESTION, state.memory)[0].moments
     assert len(moments) == 2 and 10.0 in moments.times  # four frames are two pairs
     assert moments.best(torch.arange(2.0), 2).tolist() == [0, 1, 2, 3, 4, 5]  # in the video's order, not the weight's

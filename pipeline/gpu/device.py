@@ -1,0 +1,35 @@
+"""What the graphics card is like, and how tensors travel to it without anybody waiting."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def gpu_size(device: torch.device) -> tuple[int, bool]:
+    """How many programs to start at once (two on each multiprocessor), and whether shared memory is large.
+
+    Large is 160 KB and more (A100, H100, B200); desktop and Blackwell-workstation GPUs have 99 KB.
+    """
+    if device.type != "cuda":  # Triton's interpreter
+        return 8, True
+    properties = torch.cuda.get_device_properties(device)
+    return 2 * properties.multi_processor_count, properties.shared_memory_per_block_optin >= 160 * 1024
+
+
+def precision(x: Tensor) -> str:
+    """Of fp32 matrix products: one tf32 product has 10 bits and misses 1e-4; three of them make 21."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`; nobody waits. A plain copy to a GPU waits for all that it still has to do.
+
+    From page-locked memory the copy is queued like a kernel. torch keeps that memory until the copy has happened.
+    """
+    if tensor.is_cuda or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,44 @@
+"""All Triton kernels by name: tensors in, tensors out. `dispatch.py` says when they run.
+
+Forward only: training runs the torch code. Every kernel has plain torch code beside it that is always right:
+
+    mixer, causal_conv, ssd       layers/mamba2.py: Mamba2Mixer.forward, causal_conv, ssd
+    gated_norm, rms_norm          layers/mamba2.py: GatedRMSNorm; layers/norms.py: RMSNorm
+    scaled_rows                   the second half of GatedRMSNorm, after the out-projection
+    attend, scan, slot_weights    memory/attention.py: plain_attend, plain_scan, plain_weights
+    attend_text                   layers/reading.py: TextCache.attend
+    rotate, blend                 layers/vamba.py: rotate, Layer.blend; towers/qwen.py: _rotate
+    add_layer_norm, quick_gelu    towers/qwen.py: _add_norm, _mlp
+    int8_linear                   layers/int8.py: Int8Linear.forward
+
+Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time or a download at run
+time, and none of them joins what belongs together here: the convolution with its carried tail, the scan with carried
+states, the gate with the norm, and one query's attention over a memory that lies in many blocks.
+"""
+
+from pipeline.gpu.attention import attend, slot_weights
+from pipeline.gpu.attention_scan import merge, scan
+from pipeline.gpu.convolution import causal_conv
+from pipeline.gpu.int8 import int8_linear
+from pipeline.gpu.mixer import mixer, ssd
+from pipeline.gpu.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
+from pipeline.gpu.text_attention import attend_text
+
+__all__ = [
+    "add_layer_norm",
+    "attend",
+    "attend_text",
+    "blend",
+    "causal_conv",
+    "gated_norm",
+    "int8_linear",
+    "merge",
+    "mixer",
+    "quick_gelu",
+    "rms_norm",
+    "rotate",
+    "scaled_rows",
+    "scan",
+    "slot_weights",
+    "ssd",
+]

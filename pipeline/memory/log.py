@@ -1,0 +1,207 @@
+"""An append-only log of tensors whose snapshots cost nothing.
+
+A `Log` is a value: (shared blocks, first visible slot, number of slots). Appending returns a new Log and writes past
+the end of the old one, so whoever holds the old one keeps seeing exactly what it held. Appending twice from the same
+Log forks: only the last, partly filled block is copied. Blocks are allocated once and never moved, so an
+hour of memory is never copied, and blocks nobody sees any more are freed by Python's own counting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.gpu.device import sent
+from pipeline.gpu.layout import Slots, book_of
+
+
+class Field(NamedTuple):
+    """One tensor of a Log: its shape with None where the slots go, and its element type."""
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @property
+    def slot_dim(self) -> int:
+        return self.shape.index(None)
+
+    def bytes_per_slot(self) -> int:
+        return math.prod(n for n in self.shape if n is not None) * self.dtype.itemsize
+
+
+class Block:
+    """Preallocated room for `slots` slots. `used` marks how far somebody has written; it only grows."""
+
+    def __init__(self, fields: dict[str, Field], slots: int, device: torch.device | str):
+        def shape(c: Field) -> list[int]:
+            return [slots if n is None else n for n in c.shape]
+
+        self.tensors = {name: torch.empty(shape(c), dtype=c.dtype, device=device) for name, c in fields.items()}
+        self.slots, self.used, self.lock = slots, 0, Lock()
+        self.on_host, self.arrived = False, None  # None: at once
+        self.twin: Block | None = None  # this block on the host, if it was moved
+
+    def moved(self, tensors: dict[str, Tensor], arrived: torch.cuda.Event | None) -> Block:
+        """This block, written to its end, as it will be on the host once `arrived` has happened."""
+        twin = Block({}, self.slots, "cpu")
+        twin.tensors, twin.used, twin.on_host, twin.arrived = tensors, self.slots, True, arrived
+        return twin
+
+    def ready(self) -> dict[str, Tensor]:
+        """The tensors, fit for a processor to read."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensors
+
+    def claim(self, start: int, n: int) -> bool:
+        """True if slots start..start+n were free and are now the caller's."""
+        with self.lock:
+            if self.used != start:
+                return False
+            self.used = start + n
+            return True
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """An append-only table of tensors. Frozen; see the module's docstring for what appending means."""
+
+    fields: dict[str, Field]
+    block_slots: int
+    device: torch.device | str = "cpu"
+    blocks: tuple[Block, ...] = ()
+    first: int = 0  # slots of blocks[0] that are no longer visible
+    length: int = 0  # visible slots
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def book(self) -> Tensor:
+        """What kernels that walk all blocks must know, int64 on the device (see gpu/layout.py)."""
+        book = book_of(self.first, self.length, self.block_slots, [block.tensors for block in self.blocks])
+        return sent(book, self.device)
+
+    @property
+    def slots(self) -> Slots:
+        """What attention kernels know of it; ValueError where it holds no keys and values as they read them."""
+        return Slots.of(self.book, self.length, self.fields)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the visible slots (allocated blocks may hold up to one block more)."""
+        return self.length * self.slot_nbytes
+
+    @cached_property
+    def slot_nbytes(self) -> int:
+        return sum(c.bytes_per_slot() for c in self.fields.values())
+
+    @cached_property
+    def host_blocks(self) -> int:
+        """How many blocks lie on the host: always the oldest."""
+        return sum(block.on_host for block in self.blocks)
+
+    @cached_property
+    def on_host(self) -> Log:
+        """The part of it that lies on the host."""
+        blocks = self.blocks[: self.host_blocks]
+        return replace(
+            self, blocks=blocks, length=max(0, min(self.length, len(blocks) * self.block_slots - self.first))
+        )
+
+    @cached_property
+    def on_device(self) -> Log:
+        """The part of it that lies on the device."""
+        if not self.host_blocks:
+            return self
+        return replace(self, blocks=self.blocks[self.host_blocks :], first=0, length=self.length - len(self.on_host))
+
+    def reserve(self, n: int) -> tuple[Log, list[tuple[Block, slice, slice]]]:
+        """A Log with `n` more slots, unwritten, and where to write them: (block, slots there, rows of the new data)."""
+        blocks, end, spans, done = list(self.blocks), self.first + self.length, [], 0
+        while done < n:
+            at = end + done - sum(b.slots for b in blocks[:-1]) if blocks else 0
+            if not blocks or at == blocks[-1].slots:
+                blocks.append(Block(self.fields, self.block_slots, self.device))
+                at = 0
+            count = min(n - done, blocks[-1].slots - at)
+            if not blocks[-1].claim(at, count):  # somebody went on from this snapshot before: fork
+                blocks[-1] = self._copy(blocks[-1], at, count)
+            spans.append((blocks[-1], slice(at, at + count), slice(done, done + count)))
+            done += count
+        return replace(self, blocks=tuple(blocks), length=self.length + n), spans
+
+    def _copy(self, block: Block, upto: int, more: int) -> Block:
+        new = Block(self.fields, block.slots, self.device)
+        for name, field in self.fields.items():
+            dim = field.slot_dim
+            new.tensors[name].narrow(dim, 0, upto).copy_(block.ready()[name].narrow(dim, 0, upto))
+        new.claim(0, upto + more)
+        return new
+
+    def append(self, **rows: Tensor) -> Log:
+        """The Log with `rows` added; each tensor has its field's shape with the new slots."""
+        name = next(iter(self.fields))
+        log, spans = self.reserve(rows[name].shape[self.fields[name].slot_dim])
+        for name, tensor in rows.items():
+            dim = self.fields[name].slot_dim
+            for block, there, here in spans:
+                target = block.tensors[name].narrow(dim, there.start, there.stop - there.start)
+                target.copy_(tensor.narrow(dim, here.start, here.stop - here.start))
+        return log
+
+    def drop_oldest(self, n: int) -> Log:
+        """The Log without its `n` oldest slots. Blocks that fall out of sight are let go."""
+        n = min(n, self.length)
+        first, blocks = self.first + n, self.blocks
+        while len(blocks) > 1 and first >= blocks[0].slots:
+            first, blocks = first - blocks[0].slots, blocks[1:]
+        return replace(self, first=first, length=self.length - n, blocks=blocks)
+
+    def until(self, slots: int) -> Log:
+        """The Log as it was after its first `slots` visible slots. Appending to it forks."""
+        length, blocks = min(slots, self.length), self.blocks
+        while len(blocks) > 1 and self.first + length <= sum(b.slots for b in blocks[:-1]):
+            blocks = blocks[:-1]  # a block left hanging beyond the end would be taken for the one to go on in
+        return replace(self, length=length, blocks=blocks)
+
+    def views(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
+        """The visible part of each block, in order, where it lies, uncopied; slots in each field's slot dimension."""
+        skip, left = self.first, self.length
+        for block in self.blocks:
+            if left <= 0:
+                return
+            count = min(block.slots - skip, left)
+            tensors = block.ready()
+            yield tuple(tensors[n].narrow(self.fields[n].slot_dim, skip, count) for n in names)
+            skip, left = 0, left - count
+
+    def tensor(self, name: str) -> Tensor:
+        """One field's visible slots in one piece (copies if it spans blocks: for small fields)."""
+        dim = self.fields[name].slot_dim
+        parts = [view.to(self.device) for (view,) in self.views(name)]
+        if not parts:
+            c = self.fields[name]
+            return torch.empty([0 if n is None else n for n in c.shape], dtype=c.dtype, device=self.device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+    def gather(self, slots: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """Copies of the given visible slots (int64, ascending), one tensor per name."""
+        if not self.length:
+            return tuple(self.tensor(n) for n in names)
+        out, base = {n: [] for n in names}, 0
+        for views in self.views(*names):
+            count = views[0].shape[self.fields[names[0]].slot_dim]
+            here = slots[(slots >= base) & (slots < base + count)] - base
+            for name, view in zip(names, views):
+                chosen = view.index_select(self.fields[name].slot_dim, here.to(view.device))
+                out[name].append(chosen.to(self.device))
+            base += count
+        return tuple(torch.cat(out[n], dim=self.fields[n].slot_dim) for n in names)
