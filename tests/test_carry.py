@@ -137,7 +137,7 @@ def test_cutting_tokens_never_changes_a_vamba(changes, dtype, cut, tiny_vamba):
 def test_positions_turn_the_remembered_keys_and_only_them(tiny_vamba):
     net = tiny_vamba(torch.float64, **VAMBAS["positions and norm in cross-attention"])
     v, times = torch.randn(1, 9, 32, dtype=torch.float64), torch.arange(9.0)
-    here, there = (watched(net, v, times, torch.full((3, 9), place), [slice(0, 9)])[1].log.column for place in (0, 5))
+    here, there = (watched(net, v, times, torch.full((3, 9), place), [slice(0, 9)])[1].log.tensor for place in (0, 5))
     assert gap(here("k"), there("k")) > 1e-2
     assert torch.equal(here("v"), there("v"))
     assert gap(here("k").norm(dim=-1), there("k").norm(dim=-1)) < 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.layers.mamba2 import sent
+from pipeline.gpu.device import sent
 from pipeline.stream import Frame
 from pipeline.towers import qwen as vision
 from tests.conftest import TINY_VISION
