@@ -54,15 +54,6 @@ RATIOS = ("chunk_ms", "state_bytes", "memory_bytes", "first_token_s", "tokens_pe
 
 def run(args: argparse.Namespace) -> int:
     """The command. Measures one model after the other, so that each one's peak of memory is its own."""
-    if (
-        not all(1 <= minute <= 600 for minute in args.minutes)
-        or not 1 <= (1 if args.frames is None else args.frames) <= 512
-    ):
-        raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
-    if args.size == "published":
-        from pipeline.bench import published
-
-        return published.run(args)
     minutes, frames, size, measured = sorted(set(args.minutes)), args.frames or PER_CHUNK, None, {}
     for name in (names := _names(args.model, args.baseline)).values():
         weights.check(name)  # a misspelt one must not be noticed after minutes of measuring the other

@@ -46,9 +46,9 @@ from pipeline.layers.int8 import to_int8
 from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba import VambaModel
+from pipeline.options import ModelOptions
 from pipeline.stream import Sampling, StreamState, UserError, VideoChunk, VideoModel
 from pipeline.towers.qwen import Patching, QwenVision, build_tower
-from pipeline.weights.checkpoint import check_amounts
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
 ANSWER_TOKENS = 16
@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
     if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
         raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
-    check_amounts(vars(args))
+    saving = ModelOptions.from_flags(args)
     device = torch.device("cuda", torch.cuda.current_device())
     if args.loading:
-        return loading.run(Path(args.loading), PUBLISHED.config, device, args.int8, args.json)
-    given = {name: getattr(args, name, None) for name in OPTIONS}
-    options = OPTIONS | {name: value for name, value in given.items() if value is not None}
+        return loading.run(Path(args.loading), PUBLISHED.config, device, saving.int8, args.json)
+    given = {name: getattr(args, name) for name in ("minutes", "frames", "baseline_frames", "tower")}
+    options = OPTIONS | {name: value for name, value in given.items() if value is not None} | saving.given()
     document = measure(PUBLISHED, device, torch.bfloat16, **options)
     print(table(document), file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
