@@ -5,7 +5,7 @@ frame's second; the mixers of `vamba.Vamba` carry their state over them. Beside 
 cross-attention, the memory keeps one *locate key* a frame and the words the tower found.
 
 An answer takes one pass of the text column, in three steps. The lower layers read the question; at `locate_layer` the
-`Locator` (locate.py) says which moments it is about, or that there is none; the upper layers then see only the frames
+`Locator` says which moments it is about, or that there is none; the upper layers then see only the frames
 of that moment, and a *note* in plain words (its time, what the tower named) follows the question, so that times, counts
 and names are copied, not imagined. The moment is also the answer's evidence: they cannot disagree.
 """
@@ -29,19 +29,11 @@ from pipeline.layers.norms import RMSNorm
 from pipeline.layers.reading import TextCache
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
-from pipeline.questions.locator import (
-    MAYBE,
-    READ,
-    Locator,
-    Planner,
-    Verdict,
-    asked_about,
-    index_log,
-    note,
-    read_index,
-    spoken,
-)
-from pipeline.questions.wordings import asks_length, refers
+from pipeline.questions.asked import parse
+from pipeline.questions.index import index_log, read_index
+from pipeline.questions.locator import Locator
+from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
+from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
 from pipeline.towers.efficientnet import FrameFeatures, FrameTower
 
@@ -312,7 +304,8 @@ class Reading:
         self.index = read_index(log, model.cfg.cut)
         self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
         self.position = model.start_text(self.cache, self.whole)
-        self.earlier = self._earlier(question, state) if question.history and refers(question.text) else None
+        self.asked = parse(question.text, float(self.index.times[-1]))
+        self.earlier = self._earlier(question, state) if question.history and self.asked.refers else None
         self._read(question)
         self.looked: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -338,15 +331,15 @@ class Reading:
         self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
         own = self.lower[0, len(head) :]
         located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
-        self.verdict = self.model.planner.plan(question.text, located, self.index, self.earlier)
+        self.verdict = self.model.planner.plan(self.asked, located, self.index, self.earlier)
         self.lengths = list(self.cache.used)  # what to go back to before each moment of a summary
 
-    def _earlier(self, question: Question, state: StreamState) -> tuple[str, Verdict]:
+    def _earlier(self, question: Question, state: StreamState) -> Earlier:
         """What "it" may be: the last question that named something, and where the last one led. Read anew, because a
         conversation keeps words alone: one pass of the lower layers for each of the last TURNS_BACK turns."""
         *before, (text, _) = question.history[-TURNS_BACK:]
         last = Reading(self.model, Question(text, tuple(before), question.at), state)
-        return (last.earlier[0] if last.earlier else text), last.verdict
+        return Earlier(last.earlier.asked if last.earlier else last.asked, last.verdict)
 
     @torch.no_grad()
     def look(self, frames: Sequence[int], time: float | None) -> None:
@@ -372,14 +365,14 @@ class Reading:
     def moments(self) -> list[Verdict]:
         """What is answered one after the other: the verdict, or each moment of a summary."""
         v = self.verdict
-        listed = () if asks_length(self.question.text) else v.listed
+        listed = () if self.asked.length else v.listed
         return [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in listed] or [v]
 
     def composed(self, moment: Verdict) -> str:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
         sure of nothing. The reader has never been shown anything it has no words for, and makes something up (of a
         galaxy: "A young girl is playing in a pool."). Empty where it is to write."""
-        if asks_length(self.question.text):
+        if self.asked.length:
             return f"I have seen {mmss(float(self.index.times[-1]))} of the video."
         if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
@@ -395,7 +388,7 @@ class Reading:
     def prompt(self, moment: Verdict) -> list[int]:
         """What is put before the model writes, after it looked: the note."""
         self.look(moment.frames, moment.time)
-        said = asked_about(spoken(self.index.features, moment.frames), self.question.text, bool(self.verdict.listed))
+        said = asked_about(spoken(self.index.features, moment.frames), self.asked, bool(self.verdict.listed))
         return self.tokens(note(moment, said, float(self.index.times[-1])) + ANSWER)
 
     @torch.no_grad()

@@ -37,6 +37,10 @@ class Things(NamedTuple):
     coco: tuple[int, ...]
     classes: tuple[int, ...]
 
+    def __or__(self, other: Things) -> Things:
+        """What either names."""
+        return Things(*(tuple(sorted({*a, *b})) for a, b in zip(self, other)))
+
     def shares(self, other: Things, detected_only: bool) -> bool:
         """Whether both name the same thing, or one of its kinds. detected_only: among what the detector finds."""
         return bool(set(self.coco) & set(other.coco) or (not detected_only and set(self.classes) & set(other.classes)))

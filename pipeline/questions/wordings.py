@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-from pipeline.questions.things import named_things
-from pipeline.questions.times import named_time
-
 _VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
 _SEEN = "|".join((
     "(did|have) (you|we|i) (see|seen|miss|missed)", rf"(is|are|was|were)( there)? in {_VIDEO}",
@@ -44,7 +41,15 @@ _WORDINGS = (
     (r"\b(when (it|this|the (video|clip|film)) ends|how (does|did) (it|this|the (video|clip|film)) end)\b", "last"),
 )
 _REFERRING = {"it", "that", "they", "them", "he", "she", "there", "next", "then"}
-SO_FAR = re.compile(r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b", re.IGNORECASE)
+CUES = {
+    "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
+    "first": r"\bfirst\b",
+    "last": r"\blast\b",
+    "counts": r"\b(how many|count|number of)\b",
+    "who": r"^\W*who\b",
+    "yes or no": r"^\W*(is|are|was|were|did|do|does|has|have|had|any)\b",
+    "when or where": r"^\W*(when|at what time|where)\b",
+}
 
 
 def wording_plan(text: str) -> str | None:
@@ -53,24 +58,13 @@ def wording_plan(text: str) -> str | None:
     return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
 
 
-def stretch_plan(plan: str, rest: str) -> str:
-    """The plan of a question about a stretch of time, from the trained head's and the question without the stretch.
-
-    "last" and "first" were the stretch's own words, and what it shows "now" is all that it shows.
-    """
-    if re.match(r"\W*(is|are|was|were|did|do|does|has|have|had|any)\b", rest, re.IGNORECASE):
-        return "yesno"
-    if re.match(r"\W*(when|at what time|where)\b", rest, re.IGNORECASE) and any(named_things(rest)):
-        return "find"
-    of_moments = plan in ("find", "after", "before") and not any(named_things(rest))
-    own = plan in ("first", "last") and not re.search(rf"\b{plan}\b", rest, re.IGNORECASE)
-    return "list" if plan in ("now", "at", "yesno_now") or of_moments or own else plan
+def cues(text: str) -> frozenset[str]:
+    """Which of CUES a question holds."""
+    return frozenset(name for name, pattern in CUES.items() if re.search(pattern, text, re.IGNORECASE))
 
 
-def refers(text: str) -> bool:
-    """Whether the question names nothing itself, so that it may be about what the last one was about ("And then?")."""
-    if any(named_things(text)) or named_time(text) is not None:
-        return False
+def points_back(text: str) -> bool:
+    """Whether a question that names nothing itself may be about what the last one was about."""
     words_of = re.findall(r"[a-z']+", text.lower())
     return len(words_of) < 3 or any(word in _REFERRING for word in words_of)
 

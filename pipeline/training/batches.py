@@ -16,7 +16,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN
-from pipeline.questions.locator import LISTED, PLANS, READ, Verdict, note, spoken, spread
+from pipeline.questions.index import spread
+from pipeline.questions.locator import PLANS
+from pipeline.questions.notes import Verdict, note, spoken
+from pipeline.questions.planner import LISTED, READ
 from pipeline.towers.efficientnet import FrameFeatures, labels
 from pipeline.training.episodes import VIEWS, Episode, Example, World, generate, retrieval_pairs
 from pipeline.training.phrases import label_phrase

@@ -19,7 +19,7 @@ import torch
 from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.models.embedded import END
-from pipeline.questions.locator import spoken
+from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers.efficientnet import ASSETS, FrameTower

@@ -24,7 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.models.embedded import END, EmbeddedConfig
-from pipeline.questions.locator import READ, Verdict, spread
+from pipeline.questions.asked import parse
+from pipeline.questions.index import spread
+from pipeline.questions.notes import Verdict
+from pipeline.questions.planner import READ
+from pipeline.questions.things import named_things
 from pipeline.towers.efficientnet import ASSETS, FrameFeatures, labels
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
@@ -77,7 +81,8 @@ def examine(e: Evaluator, episode: Episode, cells: dict[str, Cell], rng, choose:
     located = e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)
     verdicts = []
     for q, found in zip(asked, located):
-        verdict = e.planner.plan(q.text, found, upto(index, q.asked_at + 1))
+        so_far = upto(index, q.asked_at + 1)
+        verdict = e.planner.plan(parse(q.text, float(so_far.times[-1])), found, so_far)
         verdicts.append(verdict)
         judge_verdict(q, verdict, episode, cells)
     if choose:
@@ -175,7 +180,7 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
             asked = [q for q in episode.questions if plan_of(q) in ("find", "after", "before", "yesno", "yesno_now")]
             for q, found in zip(asked, e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)):
                 now = upto(index, q.asked_at + 1)
-                fitted = e.planner.fit(q.text, found, now)
+                fitted = e.planner.fit(named_things(q.text), found, now)
                 kind = {"yesno": "yesno", "yesno_now": "here"}.get(plan_of(q), "find")
                 newest = fitted.frames[list(e.planner.newest(now))]
                 margin = float(np.log(np.exp(newest).mean())) if kind == "here" else float(fitted.shots.max())

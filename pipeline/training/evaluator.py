@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.embedded import ANSWER, END, HEAD, TURN
-from pipeline.questions.locator import READ, Index, Located, Planner, Verdict, note, spoken
+from pipeline.questions.index import Index
+from pipeline.questions.locator import Located
+from pipeline.questions.notes import Verdict, note, spoken
+from pipeline.questions.planner import READ, Planner
 from pipeline.towers.efficientnet import FrameFeatures
 from pipeline.training.episodes import World
 from pipeline.training.student import Trainer

@@ -13,7 +13,8 @@ from pipeline.engine import Engine
 from pipeline.memory.memory import Policy
 from pipeline.models import embedded
 from pipeline.models.embedded import ANSWER, END, HEAD, TOKENS, TURN, EmbeddedModel, EmbeddedTwin, Reading
-from pipeline.questions.locator import Locator, Planner
+from pipeline.questions.locator import Locator
+from pipeline.questions.planner import Planner
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
 from pipeline.towers.efficientnet import ASSETS, FrameTower
 from pipeline.weights import shipped

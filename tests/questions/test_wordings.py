@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.questions.locator import asked_about
+from pipeline.questions.asked import parse
 from pipeline.questions.things import named_things
-from pipeline.questions.wordings import asks_length, refers, wording_plan
-from tests.questions.test_locate import COCO, IMAGENET, features
+from pipeline.questions.wordings import asks_length, wording_plan
+from tests.questions.made import COCO, IMAGENET, features
 
 
 def coco(*words):
@@ -85,27 +85,6 @@ def test_how_much_was_seen_is_asked(text, expected):
     assert asks_length(text) == expected
 
 
-def test_a_list_of_things_hears_only_of_them():
-    said = ["person left", "Egyptian cat", "2 dog", "espresso"]
-    assert asked_about(said, "Which animals did you see?", listed=True) == ["Egyptian cat", "2 dog"]
-    assert asked_about(said, "Who was there?", listed=True) == ["person left"]
-    assert asked_about(said, "Which cars did you see?", listed=True) == said, "none of it: then all of it"
-    assert asked_about(said, "Which animals did you see?") == said
-
-
-def test_only_what_the_detector_counts_is_counted():
-    assert asked_about(["golden retriever", "2 dog"], "How many dogs are there?") == ["2 dog"]
-    assert asked_about(["golden retriever", "2 dog"], "Which dogs were there?", listed=True)[0] == "golden retriever"
-
-
-def test_a_question_that_counts_hears_only_of_what_it_counts():
-    said = ["2 person left", "dog", "maybe 3 dog right", "hot dog", "tie"]
-    assert asked_about(said, "How many dogs are there?") == ["dog", "maybe 3 dog right"]
-    assert asked_about(said, "Count the people") == ["2 person left"]
-    assert asked_about(said, "What about the dogs?") == said, "not a question that counts"
-    assert asked_about(said, "How many zebras are there?") == said, "nothing known about them: all is said"
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -116,4 +95,12 @@ def test_a_question_that_counts_hears_only_of_what_it_counts():
     ],
 )  # fmt: skip
 def test_what_refers_to_the_last_question(text, expected):
-    assert refers(text) == expected
+    assert parse(text, 9.0).refers == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("How does this one open?", "first"), ("What did the video start with?", "first"),
+                           ("What is there when it ends?", "last"), ("How do you open a bottle?", None)],
+)  # fmt: skip
+def test_wordings_of_the_two_ends(text, expected):
+    assert wording_plan(text) == expected

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import VambaConfig
 from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet
-from pipeline.questions.locator import PLANS, READ
+from pipeline.questions.locator import PLANS
+from pipeline.questions.planner import READ
 from pipeline.towers.efficientnet import labels
 from pipeline.training import train as training
 from pipeline.training.batches import GROUP, PAIR_TOKENS, TOKENS_PER_ROW, Batches, Scribe, Split

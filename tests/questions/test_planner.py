@@ -1,174 +1,19 @@
-"""Locating without weights: what questions name, what notes say, and where the planner goes for hand-made scores."""
+"""Where the planner goes for hand-made scores: times, finding, counting, stretches, follow-ups, the towers' say."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.questions.locator import (
-    ALIKE,
-    LISTED,
-    LONG_TAKE,
-    PLANS,
-    READ,
-    SEEN,
-    Index,
-    Located,
-    Planner,
-    Verdict,
-    index_log,
-    note,
-    read_index,
-    spoken,
-    spread,
-)  # fmt: skip
-from pipeline.questions.wordings import wording_plan
-from pipeline.towers.efficientnet import FrameFeatures, labels
-
-COCO = {word: i for i, word in enumerate(labels()["coco"])}
-IMAGENET = {word: i for i, word in enumerate(labels()["imagenet"])}
-SURE = {"find": (1.0, 0.0, 0.0), "yesno": (1.0, 0.0, 0.0), "here": (1.0, 0.0, 0.0), "towers": (5.0, 1.5)}
-QUARTERS = {"left": (0.0, 0.3, 0.2, 0.7), "right": (0.8, 0.3, 1.0, 0.7), "centre": (0.4, 0.4, 0.6, 0.6)}
-
-
-# ---------------------------------------------------------------- hand-made findings of the towers
-
-
-def features(frames: int, detections: dict[int, list[tuple]] | None = None, classes: dict[int, tuple] | None = None):
-    """Findings of `frames` frames: {frame: [(thing, score, place)]} and {frame: (ImageNet word, probability)}."""
-    ids, scores = torch.full((frames, 8), -1), torch.zeros(frames, 8)
-    boxes, probs = torch.zeros(frames, 8, 4), torch.zeros(frames, 5)
-    named = torch.arange(5).repeat(frames, 1) + 900
-    for frame, found in (detections or {}).items():
-        for i, (thing, score, place) in enumerate(found):
-            ids[frame, i], scores[frame, i] = COCO[thing], score
-            boxes[frame, i] = torch.tensor(QUARTERS[place])
-    for frame, (word, probability) in (classes or {}).items():
-        named[frame, 0], probs[frame, 0] = IMAGENET[word], probability
-    blank = torch.zeros(0)
-    return FrameFeatures(blank, blank, named, probs, blank, ids, scores, boxes)
-
-
-class HandMade:
-    """Stand-in for the trained Locator: the score of a frame is its key's only number."""
-
-    def scores(self, query, keys):
-        return keys[None, :, 0]
-
-
-def located(plan: str, nowhere: float = 0.0) -> Located:
-    logits = torch.zeros(1, len(PLANS))
-    logits[0, PLANS.index(plan)] = 1
-    return Located(torch.ones(1, 1), logits, torch.tensor([nowhere]))
-
-
-def index(scores, starts=(0,), seen: FrameFeatures | None = None) -> Index:
-    """One frame a second."""
-    keys = torch.tensor(scores, dtype=torch.float32)[:, None]
-    return Index(np.arange(len(scores), dtype=float), keys, np.array(starts), seen or features(len(scores)))
-
-
-def plan(name: str, idx: Index, text: str = "go on", calibration: dict = SURE, nowhere: float = 0.0) -> Verdict:
-    return Planner(HandMade(), calibration).plan(text, located(name, nowhere), idx)
-
-
-def shots(*scores_and_lengths) -> Index:
-    """An index of shots given as (score of every frame, frames)."""
-    scores = [s for s, n in scores_and_lengths for _ in range(n)]
-    return index(scores, np.cumsum([0, *(n for _, n in scores_and_lengths)])[:-1])
-
-
-# ---------------------------------------------------------------- notes
-
-
-def test_every_plan_has_a_note_that_says_its_verdict():
-    for name in PLANS:
-        found = note(Verdict(name, (0,), 35.0), ["dog"], 50.0)
-        lost = note(Verdict(name, (0,), 35.0, found=False), ["dog"], 50.0)
-        if name == "chat":
-            assert found == lost == "(chat)"
-        else:
-            assert found == ("(yes, at 0:35: dog)" if name.startswith("yesno") else "(at 0:35: dog)")
-            assert "0:35" not in lost and "dog" not in lost and lost.startswith("(no")
-    assert note(Verdict("after", (0,), found=False), [], 5) == "(nothing after)"
-    assert note(Verdict("before", (0,), found=False), [], 5) == "(nothing before)"
-    assert note(Verdict("yesno", (0,), found=False), [], 5) == "(no)"
-
-
-def test_notes_of_counts_late_times_and_unsure_moments():
-    assert note(Verdict("count", (0,), 9.0, count=8), ["dog"], 9) == "(8 scenes)"
-    assert note(Verdict("count", (0,), 9.0, count=1), ["dog"], 9) == "(1 scene)"
-    assert note(Verdict("count_of", (0,), 9.0, count=2, times=(12.0, 40.0)), [], 50) == "(2 scenes: 0:12, 0:40)"
-    assert note(Verdict("count_of", (0,), 9.0, False, count=0), [], 50) == "(0 scenes)"
-    assert note(Verdict("at", (0,), 35.0, late=True), ["dog"], 40.0) == "(now 0:40, later)"
-    assert note(Verdict("at", (0,), 3605.0), [], 4000.0) == "(at 1:00:05: unsure)"
-
-
-def test_spoken_marks_doubt_counts_and_places():
-    seen = features(
-        3,
-        {0: [("person", 0.9, "left"), ("person", 0.8, "left"), ("tie", 0.7, "centre")], 1: [("dog", 0.6, "right")],
-         2: [("cat", 0.35, "left")]},
-        {1: ("goldfish", 0.2), 2: ("rooster", 0.1)},
-    )  # fmt: skip
-    assert spoken(seen, [0]) == ["2 person left", "tie"]
-    assert spoken(seen, [1]) == ["dog right", "maybe goldfish"]
-    assert spoken(seen, [2]) == [], "a weak detection and a weak class are not said at all"
-    assert spoken(seen, [0, 1, 2]) == ["2 person left", "tie", "dog right", "maybe goldfish"]
-    assert spoken(seen, [0, 1], at_most=2) == ["2 person left", "tie"]
-
-
-def test_the_best_frame_of_a_moment_speaks_for_each_word():
-    seen = features(2, {0: [("dog", 0.5, "left")], 1: [("dog", 0.8, "right"), ("dog", 0.6, "right")]})
-    assert spoken(seen, [0, 1]) == ["2 dog right"]
-    spread_out = features(1, {0: [("dog", 0.8, "right"), ("dog", 0.6, "left")]})
-    assert spoken(spread_out, [0]) == ["2 dog"], "things on both sides have no one place"
-
-
-# ---------------------------------------------------------------- frames, shots, spreads
-
-
-@given(st.integers(1, 60), st.data())
-@settings(max_examples=60, deadline=None)
-def test_shots_and_their_frames_agree(frames, data):
-    starts = sorted({0, *data.draw(st.lists(st.integers(0, frames - 1), max_size=8))})
-    idx = index([0.0] * frames, starts)
-    assert [f for s in range(len(starts)) for f in idx.frames_of(s)] == list(range(frames))
-    assert all(f in idx.frames_of(idx.shot_of(f)) for f in range(frames))
-
-
-@given(st.integers(0, 50), st.integers(1, 40), st.integers(1, 8), st.data())
-@settings(max_examples=150, deadline=None)
-def test_spread_stays_inside_in_order_and_around(start, length, at_most, data):
-    frames = range(start, start + length)
-    around = data.draw(st.one_of(st.none(), st.sampled_from(list(frames))))
-    picked = spread(frames, at_most, around)
-    assert len(picked) == min(at_most, length) and set(picked) <= set(frames)
-    assert list(picked) == sorted(set(picked))
-    if around is None:
-        assert picked[0] == frames[0] and (len(picked) == 1 or picked[-1] == frames[-1])
-    else:
-        assert around in picked and picked[-1] - picked[0] == len(picked) - 1
-
-
-def test_the_index_is_what_was_appended():
-    log, seen = index_log(4, 1280), features(6, {2: [("dog", 0.9, "left")]})
-    novelty = torch.tensor([1, 0, 0, 0.5, 0.1, 0.9])
-    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        log = log.append(
-            time=torch.arange(6.0)[part], key=torch.eye(6, 4)[part], novelty=novelty[part],
-            classes=seen.classes[part], class_probs=seen.class_probs[part], det_ids=seen.det_ids[part],
-            det_scores=seen.det_scores[part], det_boxes=seen.det_boxes[part],
-        )  # fmt: skip
-    idx = read_index(log, cut=0.3)
-    assert idx.starts.tolist() == [0, 3, 5] and idx.times.tolist() == [0, 1, 2, 3, 4, 5]
-    assert torch.equal(idx.keys.float(), torch.eye(6, 4)) and torch.equal(idx.features.det_ids, seen.det_ids)
-    cut_off = read_index(log.drop_oldest(1), cut=0.3)
-    assert cut_off.starts.tolist() == [0, 2, 4], "what is left of a shot whose beginning was dropped is a shot"
-
+from pipeline.questions.asked import parse
+from pipeline.questions.index import Index
+from pipeline.questions.locator import PLANS
+from pipeline.questions.notes import SEEN
+from pipeline.questions.planner import ALIKE, LISTED, LONG_TAKE, READ, Earlier, Planner
+from pipeline.questions.things import named_things
+from tests.questions.made import COCO, SURE, HandMade, features, index, located, plan, shots
 
 # ---------------------------------------------------------------- the planner: times
 
@@ -205,7 +50,7 @@ def test_find_takes_the_best_shot_and_its_peak():
 
 def test_a_shot_scores_as_the_log_mean_exp_of_its_frames():
     scores = [0.5, 2.0, -1.0, 3.0, 3.5]
-    fit = Planner(HandMade(), SURE).fit("x", located("find", 0.25), index(scores, (0, 3)))
+    fit = Planner(HandMade(), SURE).fit(named_things("x"), located("find", 0.25), index(scores, (0, 3)))
     for shot, part in enumerate((scores[:3], scores[3:])):
         expected = math.log(sum(math.exp(s - 0.25) for s in part) / len(part))
         assert fit.shots[shot] == pytest.approx(expected)
@@ -357,7 +202,8 @@ def test_a_follow_up_goes_on_from_the_last_verdict():
     dog = plan("find", idx, "When was the dog there?")
 
     def then(name, text, earlier=dog):
-        return Planner(HandMade(), SURE).plan(text, located(name, 0.0), idx, ("When was the dog there?", earlier))
+        told = Earlier(parse("When was the dog there?", 19.0), earlier)
+        return Planner(HandMade(), SURE).plan(parse(text, 19.0), located(name, 0.0), idx, told)
 
     assert then("now", "And then?").time == 10 and then("now", "What came before it?").time == 0
     assert then("chat", "When?")[:3] == ("find", dog.frames, 5.0) and then("about", "What colour is it?").time == 5
@@ -371,21 +217,10 @@ def test_a_follow_up_goes_on_from_the_last_verdict():
     assert then("yesno", "Is it a dog?").plan == "yesno"
     shown = features(20, {n: [("dog", 0.9, "left")] for n in range(10, 15)})
     quiet = shots((-2.5, 5), (-2.5, 5), (-2.5, 5), (-2.5, 5))._replace(features=shown)
-    asked = ("Was there a dog?", dog._replace(listed=((1, 2),)))
-    often = Planner(HandMade(), SURE).plan("How often was it there?", located("now", 0.0), quiet, asked)
+    told = Earlier(parse("Was there a dog?", 19.0), dog._replace(listed=((1, 2),)))
+    often = Planner(HandMade(), SURE).plan(parse("How often was it there?", 19.0), located("now", 0.0), quiet, told)
     assert (often.count, often.times) == (1, (10.0,)), "it is the dog"
     assert then("find", "When was it there in the last 4 seconds?").time != 5, "who names a stretch means it"
-
-
-@given(st.integers(0, 29), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
-def test_a_cut_index_is_a_video_of_its_own(start, length):
-    idx = shots((1, 7), (2, 3), (3, 12), (4, 8))
-    stop = min(30, start + length)
-    part = idx.cut(start, stop)
-    assert part.times.tolist() == idx.times[start:stop].tolist() and torch.equal(part.keys, idx.keys[start:stop])
-    assert part.starts[0] == 0 and len(part.features.det_ids) == stop - start
-    assert all(idx.shot_of(start + f) - idx.shot_of(start) == part.shot_of(f) for f in range(stop - start))
 
 
 def test_a_list_of_things_is_where_the_towers_see_them():
@@ -436,7 +271,9 @@ def test_first_is_the_beginning():
 def test_a_detection_raises_and_its_absence_lowers_the_fit():
     seen = features(6, {4: [("dog", 0.8, "left")]})
     idx, planner = index([0.0] * 6, (0, 3), seen), Planner(HandMade(), SURE)
-    plain, about = (planner.fit(t, located("find"), idx).frames for t in ("Where is it?", "Where is the dog?"))
+    plain, about = (
+        planner.fit(named_things(t), located("find"), idx).frames for t in ("Where is it?", "Where is the dog?")
+    )
     assert plain.tolist() == [0.0] * 6
     assert about[4] == pytest.approx(5.0 * 0.8 - 1.5) and about[[0, 1, 2, 3, 5]].tolist() == [-1.5] * 5
     verdict = plan("find", idx, "Where is the dog?")
@@ -447,7 +284,7 @@ def test_a_detection_raises_and_its_absence_lowers_the_fit():
 def test_without_a_calibration_the_towers_have_no_say():
     seen = features(4, {0: [("dog", 0.9, "left")]})
     alone = {k: v for k, v in SURE.items() if k != "towers"}
-    fit = Planner(HandMade(), alone).fit("the dog", located("find"), index([1.0] * 4, seen=seen))
+    fit = Planner(HandMade(), alone).fit(named_things("the dog"), located("find"), index([1.0] * 4, seen=seen))
     assert fit.frames.tolist() == [1.0] * 4
 
 
@@ -464,11 +301,3 @@ def test_what_has_come_so_far_is_not_about_now():
     idx = shots((5.0, 4), (-9.0, 4))  # there first, gone now
     assert not plan("yesno_now", idx, "Is there a tree now?").found
     assert plan("yesno_now", idx, "Has a tree come by now?").found
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("How does this one open?", "first"), ("What did the video start with?", "first"),
-                           ("What is there when it ends?", "last"), ("How do you open a bottle?", None)],
-)  # fmt: skip
-def test_wordings_of_the_two_ends(text, expected):
-    assert wording_plan(text) == expected
