@@ -66,10 +66,8 @@ class Planner:
         """Of a stretch of time: the index cut to it, and the verdict's frames put back into their places."""
         if name == "chat":
             return self._planned(name, asked, located, index)
-        start, stop = (
-            np.searchsorted(index.times, asked.stretch[0]),
-            np.searchsorted(index.times, asked.stretch[1], "right"),
-        )
+        first, last = asked.stretch
+        start, stop = np.searchsorted(index.times, first), np.searchsorted(index.times, last, "right")
         if start >= stop:
             return self._now("at", index)._replace(late=True)
         verdict = self._planned(asked.plan or stretch_plan(name, asked), asked, located, index.cut(start, stop))
