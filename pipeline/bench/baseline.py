@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.bench import floors
-from pipeline.bench.embedded import peak_memory, reset_peak_memory, timed
 from pipeline.bench.floors import bytes_of
-from pipeline.bench.shapes import OUT_OF_MEMORY, Machine, ReadyTokens, Shapes, beside, frames_of, sizes, watch_to
+from pipeline.bench.machine import OUT_OF_MEMORY, Machine, peak_memory, reset_peak_memory, timed
+from pipeline.bench.shapes import ReadyTokens, Shapes, built, frames_of, sizes, watch_to, with_floor
 from pipeline.models.transformer import Qwen2VL, TransformerModel
 from pipeline.stream import VideoChunk
 
@@ -66,7 +66,7 @@ def _pass(net: Qwen2VL, shapes: Shapes, machine: Machine, frames: int) -> tuple[
 
 
 def _built(shapes: Shapes, machine: Machine) -> Qwen2VL:
-    net = machine.build(lambda: Qwen2VL(shapes.baseline))
+    net = built(machine, lambda: Qwen2VL(shapes.baseline))
     net.visual = None  # its tower is measured by itself
     net.finish()
     return net
@@ -74,7 +74,7 @@ def _built(shapes: Shapes, machine: Machine) -> Qwen2VL:
 
 def _row(net: Qwen2VL, shapes: Shapes, machine: Machine, frames: int, seconds: float, kept: int) -> dict[str, Any]:
     floor = machine.floor_s(floors.baseline_flops(net, frames // 2 * shapes.pair_tokens))
-    return {"frames": frames, "watch": beside(seconds, floor), **sizes(net, 0, kept)}
+    return {"frames": frames, "watch": with_floor(seconds, floor), **sizes(net, 0, kept)}
 
 
 def compared(vamba: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, float]]:

@@ -13,7 +13,6 @@ import contextlib
 import gc
 import json
 import os
-import re
 import shutil
 import sys
 import threading
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
-from pipeline.bench.embedded import peak_memory, reset_peak_memory, timed
+from pipeline.bench.machine import peak_memory, reset_peak_memory, timed
+from pipeline.bench.shapes import random_weight
 from pipeline.stream import UserError
 from pipeline.weights.checkpoint import INDEX, _files, _skeleton, load_net, read_config
 
@@ -34,8 +33,8 @@ SHARD = 5_000_000_000  # bytes
 EVERY_S = 0.005  # how often the memory is read
 
 
-def run(folder: Path, config: dict[str, Any], device: torch.device, int8: bool, only_json: bool) -> int:
-    """The command."""
+def measure_loading(folder: Path, config: dict[str, Any], device: torch.device, int8: bool) -> dict[str, Any]:
+    """The document; where the folder holds no checkpoint, one of random weights is written there first."""
     if not (folder / "config.json").is_file():
         print(f"writing a random checkpoint into {folder.name}", file=sys.stderr, flush=True)
         try:
@@ -44,23 +43,7 @@ def run(folder: Path, config: dict[str, Any], device: torch.device, int8: bool, 
             raise UserError(
                 "The random checkpoint could not be written there, so nothing was measured; name a folder of your own."
             ) from error
-    found = measured(folder, device, int8)
-    print(table(found), file=sys.stderr if only_json else sys.stdout)
-    print(json.dumps(found))
-    return 0
-
-
-def table(found: dict[str, Any]) -> str:
-    """The document for people."""
-    lines = [f"{found['bytes'] / 1e9:.1f} GB in {found['files']} files{', weights to 8 bits' if found['int8'] else ''}"]
-    for name, words in {"cold": "files not in the page cache", "warm": "files in it"}.items():
-        row = found[name]
-        gpu = f", peak GPU memory {row['peak_gpu'] / 1e9:.2f} GB" if "peak_gpu" in row else ""
-        lines.append(
-            f"{words}: {row['s']:.1f} s, {row['bytes_per_s'] / 1e9:.2f} GB/s, host memory that no file backs "
-            f"{row['peak_anonymous'] / 1e9:.2f} GB ({row['before_anonymous'] / 1e9:.2f} before){gpu}"
-        )
-    return "\n".join(lines)
+    return measured(folder, device, int8)
 
 
 def written(folder: Path, config: dict[str, Any], device: torch.device, shard: int = SHARD) -> None:
@@ -73,7 +56,7 @@ def written(folder: Path, config: dict[str, Any], device: torch.device, shard: i
     held, generator = {}, torch.Generator(device).manual_seed(0)
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
-        save_file({name: _random(name, shapes[name], generator).cpu() for name in part}, folder / file)
+        save_file({name: random_weight(name, shapes[name], generator).cpu() for name in part}, folder / file)
         held |= dict.fromkeys(part, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": held}))
     (folder / "config.json").write_text(json.dumps(config))  # last: it marks the checkpoint as whole
@@ -96,14 +79,6 @@ def _check_room(folder: Path, needed: int) -> None:
             f"A random checkpoint takes {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free there, "
             "so nothing was written; name a folder on a larger disk."
         )
-
-
-def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Weights that keep a network's numbers finite: norms of 1, small matrices."""
-    if len(shape) == 1:
-        scales = re.search(r"(norm\w*|ln_q)\.weight$|\.D$", name)
-        return torch.full(shape, float(bool(scales)), dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(0, 0.02, generator=generator)
 
 
 def measured(folder: Path, device: torch.device, int8: bool) -> dict[str, Any]:

@@ -10,87 +10,61 @@ computed from the shapes and this GPU's rates measured in the same run. What the
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.bench import floors, loading
+from pipeline.bench import floors
 from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
-from pipeline.bench.embedded import conditions, peak_memory, reset_peak_memory, timed
 from pipeline.bench.floors import bytes_of
+from pipeline.bench.machine import OUT_OF_MEMORY, Machine, machine_conditions, peak_memory, reset_peak_memory, timed
 from pipeline.bench.shapes import (
-    OUT_OF_MEMORY,
-    PUBLISHED,
     QUESTION,
     QUESTION_TOKENS,
-    Machine,
     ReadyTokens,
     Shapes,
-    Words,
-    beside,
+    built,
     frames_of,
     pictures_of,
     sizes,
     watch_to,
+    with_floor,
 )
-from pipeline.bench.table import table
+from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import to_int8
 from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba import VambaModel
 from pipeline.options import ModelOptions
-from pipeline.stream import Sampling, StreamState, UserError, VideoChunk, VideoModel
+from pipeline.stream import Sampling, StreamState, VideoChunk, VideoModel
 from pipeline.towers.qwen import Patching, QwenVision, build_tower
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
 ANSWER_TOKENS = 16
 LED_WORDS = 48
 REPEATS = 5
-OPTIONS = {
-    "minutes": (1, 15, 60),
-    "frames": 64,
-    "baseline_frames": 1024,
-    "eight_bit": False,
-    "int8": False,
-    "gpu_memory": None,
-    "retrieve": None,
-    "tower": True,
-}
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command. UserError without a GPU, or where the options cannot be measured."""
-    if not torch.cuda.is_available():
-        raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
-    if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
-        raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
-    saving = ModelOptions.from_flags(args)
-    device = torch.device("cuda", torch.cuda.current_device())
-    if args.loading:
-        return loading.run(Path(args.loading), PUBLISHED.config, device, saving.int8, args.json)
-    given = {name: getattr(args, name) for name in ("minutes", "frames", "baseline_frames", "tower")}
-    options = OPTIONS | {name: value for name, value in given.items() if value is not None} | saving.given()
-    document = measure(PUBLISHED, device, torch.bfloat16, **options)
-    print(table(document), file=sys.stderr if args.json else sys.stdout)
-    print(json.dumps(document))
-    return 0
 
 
 @torch.no_grad()
-def measure(
-    shapes: Shapes, device: torch.device, dtype: torch.dtype, *, minutes: Sequence[int], frames: int,
-    baseline_frames: int, eight_bit: bool, int8: bool, tower: bool, gpu_memory: float | None, retrieve: int | None,
-) -> dict[str, Any]:  # fmt: skip
+def measure_published(
+    shapes: Shapes,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    minutes: Sequence[int],
+    frames: int,
+    baseline_frames: int,
+    options: ModelOptions,
+    tower: bool,
+) -> dict[str, Any]:
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
-    saving = {"eight_bit": eight_bit, "gpu_memory": gpu_memory, "retrieve": retrieve}
+    saving, int8 = options.model_dump(exclude={"int8"}), options.int8
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
     with_tower = {
@@ -107,7 +81,13 @@ def measure(
         parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
     question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
     document = {
-        "conditions": conditions(frames, list(shapes.picture)) | question,
+        "conditions": {
+            "fps": 1.0,
+            "frames_per_chunk": frames,
+            "picture": list(shapes.picture),
+            **question,
+            **machine_conditions(),
+        },
         "machine": {
             "matmul FLOP/s": machine.flops,
             "copy bytes/s": machine.bytes,
@@ -160,9 +140,9 @@ def measure_vamba(
 
     The peak beside what was watched is that of watching alone, as the baseline's is; questions have their own.
     """
-    net = machine.build(lambda: Vamba(shapes.vamba), int8)
+    net = built(machine, lambda: Vamba(shapes.vamba), int8)
     eyes = ReadyTokens(shapes, machine, max(per_chunk, *LIVE_FRAMES))
-    model = VambaModel(net, eyes, Words(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
+    model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
     for count in {per_chunk, *LIVE_FRAMES}:  # compile, and warm up
         model.watch(VideoChunk(frames_of(shapes, 0, count)), model.start())
     state, spent, most, watched, rows, first = model.start(), 0.0, 0, [], [], None
@@ -172,7 +152,7 @@ def measure_vamba(
         spent += seconds
         floor = machine.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
         kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.memory.host_nbytes)
-        watched.append({"frames": stop, "watch": beside(spent, floor), **kept})
+        watched.append({"frames": stop, "watch": with_floor(spent, floor), **kept})
         most = kept["peak"] or 0
         if stop in marks:
             first = first or state
@@ -204,7 +184,7 @@ def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machin
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         flops, read = floors.column_flops(model.net) * count // 2 * shapes.pair_tokens, floors.column_bytes(model.net)
         floor = machine.floor_s(flops, read + state.state_bytes)
-        chunks[str(count)] = beside(_chunk_s(model, state, shapes, count), floor)
+        chunks[str(count)] = with_floor(_chunk_s(model, state, shapes, count), floor)
     return {"frames": state.frames, "slots": len(state.memory), "chunks": chunks, **answers, "peak": peak}
 
 
@@ -222,9 +202,9 @@ def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[st
     if model.retrieve and model.retrieve < state.frames:  # the answer itself reads a part of the memory, on the GPU
         one = machine.floor_s(0.0, weights + kept * model.retrieve / state.frames)
     return {
-        "question": beside(question, many), "question_without_evidence": beside(bare_question, many),
-        "first_token": beside(first, many),
-        "token": beside(later, one), "token_without_evidence": beside(bare_token, bare),
+        "question": with_floor(question, many), "question_without_evidence": with_floor(bare_question, many),
+        "first_token": with_floor(first, many),
+        "token": with_floor(later, one), "token_without_evidence": with_floor(bare_token, bare),
     }  # fmt: skip
 
 
@@ -268,8 +248,8 @@ def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[s
 
     It is led along the exact answer's words, so that one slip does not spoil what follows.
     """
-    net, eyes = machine.build(lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
-    model = VambaModel(net, eyes, Words(shapes.vamba.vocab))
+    net, eyes = built(machine, lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
+    model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab))
     exact, words = _led(model, shapes, per_chunk, None)
     to_int8(net)
     rounded, _ = _led(model, shapes, per_chunk, words)
@@ -295,8 +275,8 @@ def measure_all_in(
     shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], int8: bool
 ) -> dict[str, Any]:
     """Pictures in, memory out: the tower, the column and the memory over the whole video, each picture uploaded."""
-    tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
-    net = machine.build(lambda: Vamba(shapes.vamba, tower), int8)
+    tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
+    net = built(machine, lambda: Vamba(shapes.vamba, tower), int8)
     patching = Patching(shapes.baseline["vision_config"]["patch_size"])
     model = VambaModel(net, QwenVision(net.visual, patching), None, **saving)
     pictures = pictures_of(shapes, per_chunk)
@@ -305,22 +285,22 @@ def measure_all_in(
     flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(net.visual, shapes.pair_tokens)
     floor = machine.floor_s(flops * (frames // 2))
     kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.memory.host_nbytes)
-    return {"frames": frames, "watch": beside(seconds, floor), **kept, **peak_memory()}
+    return {"frames": frames, "watch": with_floor(seconds, floor), **kept, **peak_memory()}
 
 
 def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int) -> dict[str, Any]:
     """The tower alone, pixels included: single chunks, and `frames` frames as catching up takes them, without waits."""
-    tower = machine.build(lambda: build_tower(shapes.baseline["vision_config"]))
+    tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
     eyes, found = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"])), {}
     flops, pictures = floors.tower_flops(tower, shapes.pair_tokens), pictures_of(shapes, per_chunk)
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         chunk = frames_of(shapes, 0, count, pictures_of(shapes, count))
         floor = machine.floor_s(flops * count // 2, bytes_of(tower))
-        found[str(count)] = beside(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
+        found[str(count)] = with_floor(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
 
     def watch() -> None:
         for start in range(0, frames, per_chunk):
             eyes.tokens(frames_of(shapes, start, min(per_chunk, frames - start), pictures))
 
     floor = machine.floor_s(flops * frames // 2, bytes_of(tower))
-    return {"chunks": found, "frames": frames, "watch": beside(timed(watch)[0], floor)}
+    return {"chunks": found, "frames": frames, "watch": with_floor(timed(watch)[0], floor)}

@@ -6,6 +6,10 @@ The readable table comes first; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
 from pipeline.options import ModelOptions
 from pipeline.stream import UserError
@@ -32,14 +36,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures one pair; torch is imported only when the figures asked for can be."""
+    """Measures one pair: a table for people, then the document."""
     frames = 1 if args.frames is None else args.frames
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
-    if args.size == "published":
-        from pipeline.bench import published
+    document, shown = _published(args) if args.size == "published" else _embedded(args)
+    print(shown, file=sys.stderr if args.json else sys.stdout)
+    print(json.dumps(document))
+    return 0
 
-        return published.run(args)
-    from pipeline.bench import embedded
 
-    return embedded.run(args)
+def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from pipeline.bench.embedded import PER_CHUNK, measure_pair  # here, so that `--help` waits for no torch
+    from pipeline.bench.tables import embedded_table
+
+    names = {"model": args.model}
+    if args.baseline != "none":
+        names["baseline"] = args.baseline
+    document = measure_pair(names, sorted(set(args.minutes)), args.frames or PER_CHUNK)
+    return document, embedded_table(document)
+
+
+def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """UserError without a GPU, or where the options cannot be measured."""
+    import torch
+
+    from pipeline.bench.loading import measure_loading
+    from pipeline.bench.published import measure_published
+    from pipeline.bench.shapes import PUBLISHED
+    from pipeline.bench.tables import loading_table, published_table
+
+    if not torch.cuda.is_available():
+        raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
+    if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
+        raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
+    options, device = ModelOptions.from_flags(args), torch.device("cuda", torch.cuda.current_device())
+    if args.loading:
+        document = measure_loading(Path(args.loading), PUBLISHED.config, device, options.int8)
+        return document, loading_table(document)
+    document = measure_published(
+        PUBLISHED,
+        device,
+        torch.bfloat16,
+        minutes=args.minutes,
+        frames=args.frames or 64,
+        baseline_frames=args.baseline_frames or 1024,
+        options=options,
+        tower=args.tower,
+    )
+    return document, published_table(document)

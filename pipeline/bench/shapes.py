@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch import Tensor, nn
 
-from pipeline.bench.embedded import bus_rate, copy_rate, matmul_rate, peak_memory, timed
 from pipeline.bench.floors import bytes_of
-from pipeline.layers.int8 import Int8Linear
+from pipeline.bench.machine import Machine, peak_memory, timed
+from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import VambaConfig
 from pipeline.stream import Frame, Question, StreamState, VideoChunk, VideoModel
@@ -25,7 +22,6 @@ from pipeline.towers.qwen import Patching
 from pipeline.towers.seen import Seen
 
 QUESTION_TOKENS = 32
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -69,51 +65,44 @@ PUBLISHED = Shapes(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where it runs, and the rates there of a large matrix product (FLOP/s) and of large copies (bytes/s).
+def built(machine: Machine, make: Callable[[], nn.Module], int8: bool = False) -> nn.Module:
+    """A module with random weights, made where and as it will be used: 10.6 B parameters in 0.1 s on an H100.
 
-    bus: of a copy from the host's page-locked memory.
+    int8: it is made without memory, and every linear layer is rounded as soon as it gets weights, so that the unrounded
+    network never exists.
     """
-
-    device: torch.device
-    dtype: torch.dtype
-    flops: float
-    bytes: float
-    bus: float = math.inf
-
-    @classmethod
-    def measured(cls, device: torch.device, dtype: torch.dtype) -> Machine:
-        return cls(device, dtype, matmul_rate(device, dtype), copy_rate(device), bus_rate(device))
-
-    def floor_s(self, flops: float, read: float = 0.0, fetched: float = 0.0) -> float:
-        """Seconds that so many operations, bytes read there and bytes from the host take at least, side by side."""
-        return max(flops / self.flops, read / self.bytes, fetched / self.bus)
-
-    def build(self, make: Callable[[], nn.Module], int8: bool = False) -> nn.Module:
-        """A module with random weights, made where and as it will be used: 10.6 B parameters in 0.1 s on an H100.
-
-        int8: every linear layer is rounded as soon as it is made, so that the unrounded network never exists.
-        """
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with self.device, _rounding() if int8 else contextlib.nullcontext():
-                return make().to(self.device).requires_grad_(False).eval()
-        finally:
-            torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def _rounding() -> Iterator[None]:
-    def rounded(parent: nn.Module, name: str, child: nn.Module) -> nn.Module | None:
-        return Int8Linear(child) if type(child) is nn.Linear else None
-
-    hook = register_module_module_registration_hook(rounded)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(machine.dtype)
     try:
-        yield
+        with torch.device("meta") if int8 else machine.device:
+            net = make()
     finally:
-        hook.remove()
+        torch.set_default_dtype(before)
+    if int8:
+        _fill(to_int8(net), machine)
+    return net.to(machine.device).requires_grad_(False).eval()
+
+
+def _fill(net: nn.Module, machine: Machine) -> None:
+    """Random weights for what lies on the meta device, one tensor at a time."""
+    generator = torch.Generator(machine.device).manual_seed(0)
+    for place, module in net.named_modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if not empty.is_meta or (isinstance(module, Int8Linear) and name == "scale"):  # `take` makes the scales
+                continue
+            weight = random_weight(f"{place}.{name}", tuple(empty.shape), generator).to(machine.dtype)
+            if isinstance(module, Int8Linear) and name == "weight":
+                module.take(weight.to(machine.device))
+            else:
+                setattr(module, name, nn.Parameter(weight.to(machine.device)))
+
+
+def random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """bf16 weights that keep a network's numbers finite: norms of 1, small matrices."""
+    if len(shape) == 1:
+        scales = re.search(r"(norm\w*|ln_q)\.weight$|\.D$", name)
+        return torch.full(shape, float(bool(scales)), dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(0, 0.02, generator=generator)
 
 
 # --- what stands in for weights, words and pictures ------------------------------------------------------------------
@@ -135,22 +124,6 @@ class ReadyTokens:
         times = torch.tensor([frame.time for frame in frames[::2]], dtype=torch.float64).repeat_interleave(self._size)
         axes = torch.meshgrid(torch.arange(pairs), *map(torch.arange, self._grid), indexing="ij")
         return Seen(self._tokens[:, : pairs * self._size], times, torch.stack([axis.flatten() for axis in axes]))
-
-
-class Words:
-    """A tokenizer without a vocabulary: a word is a token, whose id is its checksum. Answers have no end."""
-
-    def __init__(self, vocab: int):
-        self._vocab = vocab
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        return [zlib.crc32(word.encode()) % self._vocab for word in re.findall(r"<\|\w+\|>|\w+|\n", text)]
-
-    def get_vocab(self) -> dict[str, int]:
-        return {}
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return " word" * len(ids)
 
 
 QUESTION = Question("word " * (QUESTION_TOKENS - 6))  # the chat format adds six
@@ -182,7 +155,8 @@ def pictures_of(shapes: Shapes, count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
-def beside(seconds: float, floor: float) -> dict[str, float]:
+def with_floor(seconds: float, floor: float) -> dict[str, float]:
+    """A time, its floor, and how many times the floor it is."""
     return {"s": seconds, "floor_s": floor, "ratio": seconds / floor}
 
 

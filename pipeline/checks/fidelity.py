@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.memory.memory import Memory
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Frame, Question, UserError, VideoChunk
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         seen = list(frames)
     questions = [Question(text) for text in args.question or QUESTIONS]
     rounded = load(args.model, args.device, args.dtype, int8=True)
-    report = measure(model, seen, questions, args.retrieve, args.max_tokens, rounded)
-    print(table(report))
+    report = measure_fidelity(model, seen, questions, args.retrieve, args.max_tokens, rounded)
+    print(fidelity_table(report))
     print(json.dumps(report))
     return 0
 
@@ -89,7 +90,7 @@ def scenes(count: int, fps: float = 1.0, seed: int = 0) -> Iterator[Frame]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_fidelity(
     model: VambaModel, frames: Sequence[Frame], questions: Sequence[Question], retrieve: Sequence[int], words: int,
     rounded: VambaModel | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -121,9 +122,7 @@ def measure(
 def _variant(model: VambaModel, **options: Any) -> VambaModel:
     tokenizer = model.tokenizer
     if tokenizer is None:  # a checkpoint for tests; any ids are questions to it
-        from pipeline.bench.shapes import Words
-
-        tokenizer = Words(model.net.cfg.vocab)
+        tokenizer = HashTokenizer(model.net.cfg.vocab)
     return VambaModel(model.net, model.vision, tokenizer, block_slots=model.block_slots, **options)
 
 
@@ -177,7 +176,7 @@ def compared(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     }
 
 
-def table(report: dict[str, Any]) -> str:
+def fidelity_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']}: {report['questions']} questions of {report['words']} words to {report['frames']:,} frames "
         f"({report['slots']:,} slots); the exact answer gives its words {report['sure']:.0%} on average",

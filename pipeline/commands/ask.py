@@ -170,7 +170,7 @@ def _timings(viewer: Viewer, answer: Answer) -> dict[str, float | None]:
 
 
 def _document(viewer: Viewer, answer: Answer) -> dict[str, Any]:
-    from pipeline.bench.embedded import peak_memory  # which loads torch; a model has done so by now
+    from pipeline.bench.machine import peak_memory  # which loads torch; a model has done so by now
 
     state = viewer.state
     return {

@@ -10,18 +10,23 @@ import torch
 from pipeline.__main__ import main
 from pipeline.bench import baseline as published_baseline
 from pipeline.bench import floors, published
+from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
 from pipeline.bench.floors import bytes_of
-from pipeline.bench.published import Machine, Shapes, Words, measure
-from pipeline.bench.table import table
+from pipeline.bench.machine import Machine
+from pipeline.bench.published import measure_published
+from pipeline.bench.shapes import PUBLISHED, QUESTION, QUESTION_TOKENS, ReadyTokens, Shapes, built
+from pipeline.bench.tables import published_table
+from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.models.transformer import Qwen2VL, TransformerModel
 from pipeline.models.vamba import VambaModel
+from pipeline.options import ModelOptions
 from tests.conftest import TINY, TINY_MIXER
 from tests.models.test_transformer import CONFIG
 
 CPU = torch.device("cpu")
-OPTIONS = published.OPTIONS | {"minutes": [1, 2], "frames": 16, "baseline_frames": 64}
+GIVEN = {"minutes": [1, 2], "frames": 16, "baseline_frames": 64, "options": ModelOptions(), "tower": True}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,14 @@ def shapes() -> Shapes:
     return Shapes(wide, config, (84, 56))
 
 
+def measured_with(shapes, other):
+    return measure_published(shapes, CPU, torch.float32, **GIVEN | other)
+
+
 @pytest.fixture(scope="module")
 def measured(shapes):
     torch.set_num_threads(1)
-    return measure(shapes, CPU, torch.float32, **OPTIONS)
+    return measure_published(shapes, CPU, torch.float32, **GIVEN)
 
 
 def test_every_part_is_measured(measured, shapes):
@@ -97,7 +106,7 @@ def test_chunks_follow_each_other(shapes, monkeypatch):
         return watch(self, chunk, state)
 
     machine = Machine(CPU, torch.float32, 1e9, 1e9)
-    model = VambaModel(machine.build(lambda: Vamba(shapes.vamba)), published.ReadyTokens(shapes, machine, 16), None)
+    model = VambaModel(built(machine, lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, 16), None)
     monkeypatch.setattr(VambaModel, "watch", noted)
     assert published._chunk_s(model, model.start(), shapes, 16) > 0
     assert seen == [16 * n for n in range(1 + published.REPEATS)]
@@ -107,13 +116,13 @@ def test_memory_is_compared_without_the_weights():
     def row(above):
         return {"watched": [{"frames": 64, "watch": {"s": 1.0}, "above_weights": above}]}
 
-    assert published.compared(row(6), row(10)) == [{"frames": 64, "watch": 1.0, "above_weights": 0.6}]
-    assert published.compared(row(None), row(None)) == [{"frames": 64, "watch": 1.0}]
-    assert published.compared(row(6), {"stopped": "out of memory"}) == []
+    assert compared(row(6), row(10)) == [{"frames": 64, "watch": 1.0, "above_weights": 0.6}]
+    assert compared(row(None), row(None)) == [{"frames": 64, "watch": 1.0}]
+    assert compared(row(6), {"stopped": "out of memory"}) == []
 
 
 def test_the_table_has_a_line_for_every_time(measured):
-    text = table(measured)
+    text = published_table(measured)
     for words in (
         "120 frames: first token",
         "all in: 120 frames",
@@ -125,8 +134,8 @@ def test_the_table_has_a_line_for_every_time(measured):
 
 
 def test_eight_bits_keep_less(measured, shapes):
-    small = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "eight_bit": True, "tower": False})
-    assert small["tower"] is None and small["all_in"] is None and "tower" not in table(small)
+    small = measured_with(shapes, {"minutes": [1], "options": ModelOptions(eight_bit=True), "tower": False})
+    assert small["tower"] is None and small["all_in"] is None and "tower" not in published_table(small)
     assert small["vamba"]["watched"][0]["memory_bytes"] < 0.5 * measured["vamba"]["watched"][0]["memory_bytes"]
 
 
@@ -134,21 +143,21 @@ def test_a_memory_on_two_floors(measured, shapes, monkeypatch):
     """What lies on the host is not counted as kept on the GPU, and its way from there is a floor of its own."""
     monkeypatch.setattr(published, "VambaModel", partial(VambaModel, block_slots=64))
     monkeypatch.setattr(published.Machine, "measured", lambda *_: Machine(CPU, torch.float32, 1e15, 1e15, bus=1e6))
-    given = {"minutes": [2], "tower": False, "gpu_memory": 1e-4}
-    found = measure(shapes, CPU, torch.float32, **OPTIONS | given)
+    given = {"minutes": [2], "tower": False, "options": ModelOptions(gpu_memory=1e-4)}
+    found = measured_with(shapes, given)
     (part,), (before,) = found["vamba"]["watched"][-1:], measured["vamba"]["watched"][-1:]
     assert 0 < part["host_bytes"] < part["memory_bytes"] == before["memory_bytes"] and before["host_bytes"] == 0
     assert part["peak_floor"] == before["peak_floor"] - part["host_bytes"] and found["vamba"]["gpu_memory"] == 1e-4
     (mark,) = found["vamba"]["marks"]
     assert mark["token"]["floor_s"] == mark["question"]["floor_s"] == part["host_bytes"] / 1e6
-    assert found["vamba"]["chunk_last_over_first"] is None and "at the first" not in table(found)
-    assert "at the first" in table(measured)
-    assert "of it on the host" in table(found) and "on the host" not in table(measured)
+    assert found["vamba"]["chunk_last_over_first"] is None and "at the first" not in published_table(found)
+    assert "at the first" in published_table(measured)
+    assert "of it on the host" in published_table(found) and "on the host" not in published_table(measured)
 
 
 def test_an_answer_that_reads_a_part_has_a_lower_floor(shapes):
     """Not its question, which reads all."""
-    found = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [2], "tower": False, "retrieve": 8})
+    found = measured_with(shapes, {"minutes": [2], "tower": False, "options": ModelOptions(retrieve=8)})
     (mark,) = found["vamba"]["marks"]
     assert mark["token"]["floor_s"] < 0.9 * mark["token_without_evidence"]["floor_s"]
     assert mark["first_token"]["floor_s"] >= mark["token_without_evidence"]["floor_s"]
@@ -156,18 +165,18 @@ def test_an_answer_that_reads_a_part_has_a_lower_floor(shapes):
 
 def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
     machine = Machine(CPU, torch.float32, 1e9, 1e9)
-    whole, small = (machine.build(lambda: Vamba(shapes.vamba), int8) for int8 in (False, True))
-    again = to_int8(machine.build(lambda: Vamba(shapes.vamba)))
+    whole, small = (built(machine, lambda: Vamba(shapes.vamba), int8) for int8 in (False, True))
+    again = to_int8(built(machine, lambda: Vamba(shapes.vamba)))
     assert bytes_of(small) == bytes_of(again) < 0.6 * bytes_of(whole)
     assert type(small.lm_head) is type(again.lm_head) is Int8Linear
-    assert type(machine.build(lambda: torch.nn.Linear(2, 2))) is torch.nn.Linear  # the hook is gone
-    found = measure(shapes, CPU, torch.float32, **OPTIONS | {"minutes": [1], "int8": True, "tower": False})
+    assert type(built(machine, lambda: torch.nn.Linear(2, 2))) is torch.nn.Linear
+    found = measured_with(shapes, {"minutes": [1], "options": ModelOptions(int8=True), "tower": False})
     assert found["vamba"]["int8"] and found["vamba"]["weights"] == bytes_of(small) and found["vamba"]["finite"]
     assert found["baseline"]["weights"] == measured["baseline"]["weights"]
     rounding = found["rounding"]
     assert 1e-4 < rounding["rms_in_std"] < 0.05 and rounding["rms_in_std"] < rounding["most_in_std"] < 0.5
     assert rounding["same_answer_for"] <= rounding["words"] * rounding["same_word"] + 1e-6
-    assert f"of {published.LED_WORDS} times" in table(found) and "rounding" not in measured
+    assert f"of {published.LED_WORDS} times" in published_table(found) and "rounding" not in measured
 
 
 def test_nothing_strays_that_was_not_rounded(shapes, monkeypatch):
@@ -186,18 +195,18 @@ def test_running_out_of_memory_is_a_row(shapes, monkeypatch):
 
     monkeypatch.setattr(TransformerModel, "watch", full)
     machine = Machine(CPU, torch.float32, 1e9, 1e9)
-    found = published.measure_baseline(shapes, machine, published._doublings(300), 16)
+    found = measure_baseline(shapes, machine, published._doublings(300), 16)
     assert [row["frames"] for row in found["watched"]] == [128]
     assert found["stopped"] == "out of memory on the way to 256 frames"
     assert published._alone("part", lambda: (_ for _ in ()).throw(MemoryError)) == {"stopped": "out of memory"}
     monkeypatch.setattr(published_baseline, "timed", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError))
     monkeypatch.setattr(published_baseline, "_pass", keeping_the_warm_up(published_baseline._pass))
-    whole = published.measure_one_pass(shapes, machine, [64, 128])
+    whole = measure_one_pass(shapes, machine, [64, 128])
     assert whole["watched"] == [] and whole["stopped"] == "out of memory at 64 frames"
     broken = {"machine": {}, "conditions": {}, "vamba": {"stopped": "out of memory"}, "tower": None, "all_in": None}
     both = {"baseline": found, "one_pass": whole}
-    both |= {f"vamba_over_{name}": published.compared({}, part) for name, part in both.items()}
-    text = table(broken | both)
+    both |= {f"vamba_over_{name}": compared({}, part) for name, part in both.items()}
+    text = published_table(broken | both)
     assert "Vamba: out of memory" in text and "in one pass: out of memory at 64 frames" in text
 
 
@@ -207,7 +216,7 @@ def keeping_the_warm_up(one_pass):
 
 def test_floors_are_those_of_the_published_shapes():
     """By hand: 27 live mixers and 28 pairs of key and value projections; text weights; 299 tokens a pair."""
-    shapes = published.PUBLISHED
+    shapes = PUBLISHED
     with torch.device("meta"):
         net, baseline = Vamba(shapes.vamba), Qwen2VL(shapes.baseline)
     assert shapes.pair_tokens == 299
@@ -223,13 +232,13 @@ def test_floors_are_those_of_the_published_shapes():
 
 
 def test_the_config_describes_the_shapes():
-    assert VambaConfig.from_dict(published.PUBLISHED.config) == published.PUBLISHED.vamba
+    assert VambaConfig.from_dict(PUBLISHED.config) == PUBLISHED.vamba
 
 
 def test_the_question_has_its_tokens():
     from pipeline.layers.decoding import ChatPrompt
 
-    assert len(ChatPrompt(Words(1000)).after_video(published.QUESTION)) == published.QUESTION_TOKENS
+    assert len(ChatPrompt(HashTokenizer(1000)).after_video(QUESTION)) == QUESTION_TOKENS
 
 
 @pytest.mark.skipif(

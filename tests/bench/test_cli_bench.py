@@ -96,7 +96,7 @@ def test_the_floor_is_below_the_measured_time(benched):
 
 
 def test_a_model_that_runs_out_of_memory_is_reported_not_raised():
-    from pipeline.bench.embedded import measure
+    from pipeline.bench.embedded import measure_model
 
     class Full(MatrixModel):
         def watch(self, chunk, state):
@@ -104,7 +104,7 @@ def test_a_model_that_runs_out_of_memory_is_reported_not_raised():
                 raise MemoryError
             return super().watch(chunk, state)
 
-    found = measure(Full(), [1, 2], 8, (32, 18))
+    found = measure_model(Full(), [1, 2], 8, (32, 18))
     assert [row["minute"] for row in found["rows"]] == [1]
     assert "Memory ran out at 1:2" in found["stopped"]
 
@@ -136,7 +136,7 @@ def test_misspelt_names_are_told_before_anything_is_loaded(names, monkeypatch, c
 
 def test_costs_are_those_of_the_shapes():
     """FLOPs by hand; bytes of what was there before, once, and not of what the calls make."""
-    from pipeline.bench.embedded import Cost
+    from pipeline.bench.cost import Cost
 
     weight, keys = torch.randn(128, 64), torch.randn(1, 2, 100, 8)
     with torch.no_grad(), Cost() as linear:

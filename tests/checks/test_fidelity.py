@@ -11,7 +11,7 @@ import torch
 
 from pipeline.__main__ import main
 from pipeline.checks import fidelity
-from pipeline.checks.fidelity import compared, measure, scenes
+from pipeline.checks.fidelity import compared, measure_fidelity, scenes
 from pipeline.stream import Question
 from tests.checks.test_golden import golden
 from tests.weights.test_weights import PLAIN, VAMBA, write
@@ -20,7 +20,7 @@ QUESTIONS = [Question("what was it?"), Question("and then?")]
 
 
 def rows(model, clip, retrieve=(), frames=24) -> dict[str, dict]:
-    report = measure(model, clip(frames), QUESTIONS, retrieve, 5)
+    report = measure_fidelity(model, clip(frames), QUESTIONS, retrieve, 5)
     return {row["what"]: row for row in report["rows"]}
 
 
@@ -80,7 +80,9 @@ def test_variants_are_led_along_the_exact_words(tiny_model, clip, monkeypatch) -
 
 
 def test_weights_in_8_bits_are_watched_anew(tiny_model, clip) -> None:
-    report = measure(tiny_model(), clip(8), QUESTIONS, [], 3, rounded=tiny_model(net={"alpha_balancing": False}))
+    report = measure_fidelity(
+        tiny_model(), clip(8), QUESTIONS, [], 3, rounded=tiny_model(net={"alpha_balancing": False})
+    )
     assert [row["what"] for row in report["rows"]] == ["memory in 8 bits", "weights in 8 bits"]
     assert report["rows"][1]["difference"] > 10 * report["rows"][0]["difference"]  # it is another network altogether
 

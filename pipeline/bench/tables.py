@@ -1,8 +1,10 @@
-"""The published-size bench's document as a table for people: what, measured, floor, ratio."""
+"""The bench's documents for people: one table a size."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from pipeline.bench.embedded import RATIOS
 
 ROWS = {
     "question": "the question in one pass, with evidence",
@@ -20,7 +22,7 @@ ROUNDING = (
 BASELINES = {"baseline": "Qwen2-VL in chunks", "one_pass": "Qwen2-VL in one pass"}
 
 
-def table(document: dict[str, Any]) -> str:
+def published_table(document: dict[str, Any]) -> str:
     """The document for people: what, measured, floor, ratio."""
     lines = [f"{name} {rate:.3g}" for name, rate in document["machine"].items()]
     lines += [f"{'':<66} {'measured':>12} {'floor':>12} {'ratio':>7}"]
@@ -72,3 +74,52 @@ def _line(what: str, beside: dict[str, float]) -> str:
         return f"{seconds:10.2f} s" if seconds >= 1 else f"{seconds * 1e3:9.2f} ms"
 
     return f"{what:<66} {shown(beside['s'])} {shown(beside['floor_s'])} {beside['ratio']:7.2f}"
+
+
+def loading_table(found: dict[str, Any]) -> str:
+    """The document of `--loading`."""
+    lines = [f"{found['bytes'] / 1e9:.1f} GB in {found['files']} files{', weights to 8 bits' if found['int8'] else ''}"]
+    for name, words in {"cold": "files not in the page cache", "warm": "files in it"}.items():
+        row = found[name]
+        gpu = f", peak GPU memory {row['peak_gpu'] / 1e9:.2f} GB" if "peak_gpu" in row else ""
+        lines.append(
+            f"{words}: {row['s']:.1f} s, {row['bytes_per_s'] / 1e9:.2f} GB/s, host memory that no file backs "
+            f"{row['peak_anonymous'] / 1e9:.2f} GB ({row['before_anonymous'] / 1e9:.2f} before){gpu}"
+        )
+    return "\n".join(lines)
+
+
+# --- the embedded size ----------------------------------------------------------------------------------------------
+
+HEAD = f"{'minute':>6} {'ms/chunk':>9} {'floor':>8} {'1st token s':>12} {'floor':>8} {'tokens/s':>9} {'ceiling':>8}"
+HEAD += f" {'state MB':>9} {'memory MB':>10}  dropped"
+
+
+def embedded_table(document: dict[str, Any]) -> str:
+    """The document for people."""
+    lines = []
+    for role in (role for role in ("model", "baseline") if role in document):
+        found = document[role]
+        lines += [f"{role}: {found['name']} ({found['backend']}), peak RSS {found['peak_rss'] / 1e6:,.0f} MB", HEAD]
+        lines += [_mark_line(row) for row in found["rows"]]
+        lines += [f"  last / first: {_shown(found['growth'])}"] if len(found["rows"]) > 1 else []
+        lines += [f"  stopped: {found['stopped']}"] if found["stopped"] else []
+    lines += [f"model / baseline at minute {r['minute']}: {_shown(r)}" for r in document["model_over_baseline"]]
+    lines += [", ".join(f"{name} {rate:.3g}" for name, rate in document["machine"].items())]
+    return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
+
+
+def _mark_line(row: dict[str, Any]) -> str:
+    figures = [
+        (row["chunk_ms"], 9, 1), (row["chunk_floor_ms"], 8, 2), (row["first_token_s"], 12, 3),
+        (row["first_token_floor_s"], 8, 3), (row["tokens_per_s"], 9, 1), (row["tokens_per_s_ceiling"], 8, 0),
+        (row["state_bytes"] / 1e6, 9, 2), (row["memory_bytes"] / 1e6, 10, 2),
+    ]  # fmt: skip
+    cells = [
+        f"{value:{width},.{digits}f}" if value is not None else "-".rjust(width) for value, width, digits in figures
+    ]
+    return f"{row['minute']:>6} {' '.join(cells)}  {row['dropped_note'] or '-'}"
+
+
+def _shown(ratios: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {ratios[key]:.2f}x" for key in RATIOS if ratios.get(key) is not None)
