@@ -120,20 +120,9 @@ class Mamba2Mixer(nn.Module):
         z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
         x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
-        dt = F.softplus(dt.to(state.ssm.dtype) + self.dt_bias.to(state.ssm.dtype)).clamp(*cfg.dt_limit)
-        x_BTHP = x.unflatten(-1, (cfg.nheads, cfg.headdim))
-        y, ssm = ssd(
-            x_BTHP,
-            dt,
-            -self.A_log.to(state.ssm.dtype).exp(),
-            B.unflatten(-1, (cfg.ngroups, cfg.d_state)),
-            C.unflatten(-1, (cfg.ngroups, cfg.d_state)),
-            state.ssm,
-            cfg.ssd_block,
-        )
-        if self.D is not None:
-            D = self.D.to(y.dtype)
-            y = y + x_BTHP * (D.view(cfg.nheads, cfg.headdim) if cfg.D_has_hdim else D[:, None])
+        x = x.unflatten(-1, (cfg.nheads, cfg.headdim))
+        B, C = (part.unflatten(-1, (cfg.ngroups, cfg.d_state)) for part in (B, C))
+        y, ssm = scan(None, x, dt, self.dt_bias, self.A_log, B, C, state.ssm, self.D, cfg.dt_limit, cfg.ssd_block)
         y = y.flatten(-2)
         y = self.norm(y, z) if self.norm is not None else y * F.silu(z)
         out = self.out_proj(y)
@@ -199,6 +188,33 @@ def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Ten
         out = torch.addcmul(out, rows[:, k : k + T], weight_C1W[:, 0, k])
     out = F.silu(out if bias_C is None else out + bias_C)
     return out, rows[:, T:].clone()  # the newest width - 1 rows; a view would keep the whole chunk alive
+
+
+def scan(
+    kernels: ModuleType | None,
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    dt_bias_H: Tensor,
+    A_log_H: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    ssm_BHPN: Tensor,
+    D: Tensor | None,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    block: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """`ssd` from what a network holds: step sizes before their softplus, logarithms of decays, a skip D (H or H * P).
+
+    kernels: what `mixer_kernels` gave. Returns y (B, T, H, P) in x's dtype and the state after the last token.
+    """
+    if kernels is not None:
+        return kernels.ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit)[:2]
+    wide = ssm_BHPN.dtype
+    dt = F.softplus(dt_BTH.to(wide) + dt_bias_H.to(wide)).clamp(*dt_limit)
+    y, ssm = ssd(x_BTHP, dt, -A_log_H.to(wide).exp(), B_BTGN, C_BTGN, ssm_BHPN, block)
+    if D is not None:
+        y = y + x_BTHP * D.to(y.dtype).view(x_BTHP.shape[2], -1)
+    return y, ssm
 
 
 def ssd(

@@ -1,0 +1,136 @@
+"""Gemamba (TensorSense's gemamba-v0): VideoMamba turns closed clips of 8 frames into 8 tokens, Gemma reads them.
+
+The prompt's beginning is fixed, clips follow it and the question comes last, so a stream's keys and values are computed
+once. The published model saw one clip; a stream of clips is an extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.gemma.configuration_gemma import GemmaConfig
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
+
+from pipeline.layers.rotary import rotary_tables
+from pipeline.models.sequence import KeySizes, View
+from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.towers.videomamba import VideoMamba, VideoMambaConfig
+
+CLIP = -200  # stands for a clip in golden ids
+_TEXT_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters",
+)  # fmt: skip
+
+
+class ShiftedRMSNorm(nn.Module):
+    """Gemma's norm: in fp32 or better, the weight counted from 1. (transformers' would take fp64 down to fp32.)"""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (F.rms_norm(x.to(wide), x.shape[-1:], eps=self.eps) * (1 + self.weight.to(wide))).to(x.dtype)
+
+
+class Gemamba(nn.Module):
+    """The network, with the published key names; the head is the embedding. Gemma's layers are transformers' own."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        fields = {key: config[key] for key in _TEXT_FIELDS if config.get(key) is not None}
+        self.config = GemmaConfig(**fields)
+        self.config._attn_implementation = "pipeline_stream"
+        width, eyes = self.config.hidden_size, VideoMambaConfig.from_dict(config.get("vision_encoder") or {})
+        words = self.model = nn.Module()
+        words.embed_tokens = nn.Embedding(self.config.vocab_size, width)
+        words.layers = nn.ModuleList(self._layer(place) for place in range(self.config.num_hidden_layers))
+        words.norm = ShiftedRMSNorm(width, self.config.rms_norm_eps)
+        words.mm_projector = nn.Sequential(nn.Linear(eyes.width, width), nn.GELU(), nn.Linear(width, width))
+        words.vision_tower = nn.Module()
+        words.vision_tower.vision_tower = nn.Module()
+        words.vision_tower.vision_tower.vision_encoder = VideoMamba(eyes)
+
+    def _layer(self, place: int) -> GemmaDecoderLayer:
+        layer, cfg = GemmaDecoderLayer(self.config, place), self.config
+        layer.input_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        layer.post_attention_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        return layer
+
+    @property
+    def keys(self) -> KeySizes:
+        return KeySizes(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
+
+    @property
+    def eyes(self) -> VideoMamba:
+        return self.model.vision_tower.vision_tower.vision_encoder
+
+    def see(self, pixels_NCFHW: Tensor) -> Tensor:
+        """One token per frame (N, frames, D) of whole clips, before the embedding's scale."""
+        return self.model.mm_projector(self.eyes.pooled(self.eyes.tokens(pixels_NCFHW)))
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """(1, T, D), before the embedding's scale."""
+        return self.model.embed_tokens(ids_T)[None]
+
+    def forward(
+        self, x_1TD: Tensor, states: tuple, place: int, view: View, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple]:
+        """The residual stream after T more tokens, the first at `place`; `view` holds the keys before them.
+
+        states: nothing is carried but keys. hidden: if given, collects the stream before and after every layer.
+        """
+        # Words and frames alike are scaled on entering, by a factor rounded to the model's type (as published).
+        x_1TD = x_1TD * torch.tensor(self.config.hidden_size**0.5, dtype=x_1TD.dtype, device=x_1TD.device)
+        positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
+        base = self.config.rope_parameters["rope_theta"]
+        cos, sin = rotary_tables(positions, base, self.config.head_dim, x_1TD.dtype)
+        if hidden is not None:
+            hidden.append(x_1TD)
+        for layer in self.model.layers:
+            x_1TD = layer(x_1TD, attention_mask=None, position_embeddings=(cos[None], sin[None]), view=view)
+            if hidden is not None:
+                hidden.append(x_1TD)
+        return x_1TD, states
+
+    def start(self) -> tuple:
+        """Nothing recurrent."""
+        return ()
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return F.linear(self.normed(x), self.model.embed_tokens.weight)
+
+
+class GemambaGolden(SequenceGolden):
+    """A golden folder of Gemamba: the same question behind one clip ("native.") and behind several ("clips.")."""
+
+    at_end = "kv."
+
+    def __init__(self, net: Gemamba, expected: Mapping[str, Tensor]):
+        pixels = expected["pixel_values"].to(net.eyes.cls_token)
+        hidden: list[Tensor] = []
+        normed = net.eyes.tokens(pixels, hidden)
+        pooled = net.eyes.pooled(normed)
+        tokens = net.model.mm_projector(pooled)
+        tower = {f"encoder.hidden.{n}": x for n, x in enumerate(hidden)}
+        tower |= {"encoder.norm": normed, "encoder.pooled": pooled, "projected": tokens}
+        self.unit_frames = net.eyes.cfg.frames
+        scripts = [_script(name, expected[f"{name}input_ids"][0].tolist()) for name in ("native.", "clips.")]
+        super().__init__(net, expected, scripts, tower, tokens)
+
+    def carried(self, states: tuple, keys: Keys) -> dict[str, Tensor]:
+        return {f"{n}.{name}": part[None] for n, pair in enumerate(keys) for name, part in zip("kv", pair)}
+
+
+def _script(name: str, ids: list[int]) -> Script:
+    first, clips = ids.index(CLIP), ids.count(CLIP)
+    return Script(name, ids[:first], [[]] * clips, [[]] * clips, ids[first + clips :])

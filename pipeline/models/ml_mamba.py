@@ -1,0 +1,256 @@
+"""ML-Mamba (arXiv 2407.19832): two image towers, a connector that scans patches both ways, a Mamba-2 language model.
+
+Frame by frame, with no text between and none before: the language model has no positions and no attention, so all it
+knows of the video is one state of constant size. The published model saw one picture; a stream of them is an extension.
+
+    visual tokens = projector(LayerNorm(scan blocks(gelu(mlp(features)))))       closed inside one frame
+    x <- x + Mamba2(RMSNorm x)                                                    per language layer, nothing else
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.layers.bimamba2 import BidirectionalMamba2
+from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
+from pipeline.layers.norms import RMSNorm
+from pipeline.models.sequence import KeySizes, View
+from pipeline.models.sequence_golden import Golden, Keys, Script, SequenceGolden, Sizes
+from pipeline.towers.siglip_dino import Shapes, ViT, ViTConfig
+
+EPS = 1e-5  # of every norm
+HEADS = {"dino": 16, "siglip": 16}  # of the published towers: no tensor's shape tells
+TOWERS = tuple(f"{name}_featurizer" for name in HEADS)
+LM, CONNECTOR = "llm_backbone.backbone.", "bidirectional_mamba."
+
+
+@dataclass(frozen=True)
+class MLMambaConfig:
+    """Sizes, read from the weights' shapes: the published config.json holds none."""
+
+    features: int  # channels of both towers together
+    mixer: MixerConfig
+    layers: int
+    blocks: int  # of the connector
+    vocab: int
+    towers: tuple[ViTConfig, ...]  # of TOWERS, in order; empty: features come ready made
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes, config: dict[str, Any]) -> MLMambaConfig:
+        """shapes: of every tensor, by key. Groups of B and C cannot be told from shapes: 1 unless the config says."""
+        ssm = config.get("llm", {}).get("ssm_cfg", {})
+        first = f"{LM}layers.0.mixer."
+        vocab, width = shapes[f"{LM}embedding.weight"]
+        inner, heads = shapes[first + "norm.weight"][0], shapes[first + "A_log"][0]
+        channels, _, d_conv = shapes[first + "conv1d.weight"]
+        groups = ssm.get("ngroups", 1)
+        mixer = MixerConfig(
+            d_model=width, d_state=(channels - inner) // (2 * groups), d_conv=d_conv, expand=inner // width,
+            headdim=inner // heads, ngroups=groups, norm_eps=EPS, ssd_block=ssm.get("chunk_size", 256),
+        )  # fmt: skip
+        return cls(
+            features=shapes["mlp.0.weight"][1],
+            mixer=mixer,
+            layers=_count(shapes, LM + "layers"),
+            blocks=_count(shapes, CONNECTOR + "layers"),
+            vocab=vocab,
+            towers=towers_of(shapes, config),
+        )
+
+
+def _count(shapes: Shapes, stem: str) -> int:
+    return len({m[1] for key in shapes if (m := re.match(re.escape(stem) + r"\.(\d+)\.", key))})
+
+
+def towers_of(shapes: Shapes, config: dict[str, Any]) -> tuple[ViTConfig, ...]:
+    found = []
+    for name, heads in HEADS.items():
+        stem = f"{name}_featurizer."
+        own = {key.removeprefix(stem): shape for key, shape in shapes.items() if key.startswith(stem)}
+        if own:
+            found.append(ViTConfig.from_shapes(own, config.get(name, {}).get("num_heads", heads)))
+    return tuple(found)
+
+
+class Towers(nn.Module):
+    """Both image towers. Key names: `dino_featurizer.`, `siglip_featurizer.`, then timm's."""
+
+    def __init__(self, configs: tuple[ViTConfig, ...]):
+        super().__init__()
+        self.dino_featurizer, self.siglip_featurizer = (ViT(cfg) for cfg in configs)
+
+    def forward(self, dino_NCHW: Tensor, siglip_NCHW: Tensor) -> Tensor:
+        """Patch features (N, L, D of both) of the same pictures, each normalised as its tower wants it."""
+        return torch.cat([self.dino_featurizer(dino_NCHW), self.siglip_featurizer(siglip_NCHW)], dim=-1)
+
+
+class SwiGLU(nn.Module):
+    """The connector's feed-forward part, with biases and without widening."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.w1, self.w2, self.w3 = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+class ScanBlock(nn.Module):
+    """One block of the connector: the mixer has no norm in front of it."""
+
+    def __init__(self, cfg: MixerConfig):
+        super().__init__()
+        self.mixer, self.mlp = BidirectionalMamba2(cfg), SwiGLU(cfg.d_model)
+        self.norm = nn.LayerNorm(cfg.d_model, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixer(x)
+        return x + self.mlp(self.norm(x))
+
+
+class LanguageLayer(nn.Module):
+    """Pre-norm residual Mamba-2 mixer; the residual stream is in fp32 or better whatever the weights are in."""
+
+    def __init__(self, cfg: MixerConfig):
+        super().__init__()
+        self.norm, self.mixer = RMSNorm(cfg.d_model, EPS), Mamba2Mixer(cfg)
+
+    def forward(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        out, state = self.mixer(self.norm(x).to(self.norm.weight.dtype), state)
+        return x + out, state
+
+
+class MLMamba(nn.Module):
+    """The network; keys are `<part of the published pickle>.<key in it>`."""
+
+    def __init__(self, cfg: MLMambaConfig):
+        super().__init__()
+        self.cfg, width = cfg, cfg.mixer.d_model
+        self.towers = Towers(cfg.towers) if cfg.towers else None
+        self.mlp = nn.Sequential(nn.Linear(cfg.features, width), nn.GELU())
+        self.bidirectional_mamba, self.projector, self.llm_backbone = nn.Module(), nn.Module(), nn.Module()
+        self.bidirectional_mamba.layers = nn.ModuleList(ScanBlock(cfg.mixer) for _ in range(cfg.blocks))
+        self.bidirectional_mamba.norm_f = nn.LayerNorm(width, eps=EPS)
+        self.projector.projector = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        words = self.llm_backbone.backbone = nn.Module()
+        words.embedding = nn.Embedding(cfg.vocab, width)
+        words.layers = nn.ModuleList(LanguageLayer(cfg.mixer) for _ in range(cfg.layers))
+        words.norm_f = RMSNorm(width, EPS)
+        self.llm_backbone.lm_head = nn.Linear(width, cfg.vocab, bias=False)
+        self.llm_backbone.lm_head.weight = words.embedding.weight
+
+    keys = KeySizes(0, 0, 0)  # nothing attends
+
+    @property
+    def words(self) -> nn.Module:
+        return self.llm_backbone.backbone
+
+    def connect(self, features_NLD: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Visual tokens (N, L, D) of each frame's patch features. hidden: if given, collects what lies between."""
+        x = self.mlp(features_NLD)
+        for part in [nn.Identity(), *self.bidirectional_mamba.layers, self.bidirectional_mamba.norm_f]:
+            x = part(x)
+            if hidden is not None:
+                hidden.append(x)
+        return self.projector.projector(x)
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """(1, T, D)"""
+        return self.words.embedding(ids_T)[None]
+
+    def start(self) -> tuple[MixerState, ...]:
+        """The state before the first token: one MixerState per layer."""
+        return tuple(layer.mixer.start() for layer in self.words.layers)
+
+    def forward(
+        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple[MixerState, ...]]:
+        """The residual stream after T more tokens and the states after them; `place` and `view` mean nothing to it.
+
+        hidden: if given, collects the stream before and after every layer.
+        """
+        x_1TD, after = x_1TD.to(torch.promote_types(x_1TD.dtype, torch.float32)), []
+        if hidden is not None:
+            hidden.append(x_1TD)
+        for layer, state in zip(self.words.layers, states):
+            x_1TD, state = layer(x_1TD, state)
+            after.append(state)
+            if hidden is not None:
+                hidden.append(x_1TD)
+        return x_1TD, tuple(after)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The stream after the last norm, in the weights' type."""
+        return self.words.norm_f(x).to(self.words.norm_f.weight.dtype)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Over all rows of the embedding, its padding included, as published."""
+        return self.llm_backbone.lm_head(self.normed(x))
+
+
+class MLMambaGolden(SequenceGolden):
+    """A golden folder of ML-Mamba: the same text behind one frame ("native.") and behind all ("video.")."""
+
+    before_question = "state_before_text."
+
+    def __init__(self, net: MLMamba, expected: Mapping[str, Tensor]):
+        features = expected["patch_features"].to(net.mlp[0].weight)
+        hidden: list[Tensor] = []
+        tokens = net.connect(features, hidden)
+        mlp, *blocks, norm = hidden
+        tower = {"connector.mlp": mlp, "connector.norm": norm, "connector.out": tokens}
+        tower |= {f"connector.block.{n}": block for n, block in enumerate(blocks)}
+        text = expected["input_ids"][0].tolist()
+        scripts = [
+            Script(name, [], [[]] * frames, [[]] * frames, text)
+            for name, frames in (("native.", 1), ("video.", len(features)))
+        ]
+        needed = net.cfg.mixer.d_conv - 1  # the reference keeps one row more than continuing takes
+        trimmed = {n: t[..., -needed:] if n.endswith(".conv") else t for n, t in expected.items()}
+        super().__init__(net, trimmed, scripts, tower, tokens)
+
+    def carried(self, states: tuple[MixerState, ...], keys: Keys) -> dict[str, Tensor]:
+        out = {f"{n}.conv": state.conv.transpose(1, 2) for n, state in enumerate(states)}
+        return out | {f"{n}.ssm": state.ssm for n, state in enumerate(states)}
+
+
+class TowersGolden(Golden):
+    """A golden folder of the two image towers alone; pictures are cut into any groups."""
+
+    kinds = ("pictures",)
+
+    def __init__(self, net: Towers, expected: Mapping[str, Tensor]):
+        self.net, self.expected = net, expected
+        weight = net.dino_featurizer.pos_embed
+        self.pixels = [expected[f"pixel_values.{name}"].to(weight) for name in HEADS]
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, Tensor]:
+        return self._seen(*self.pixels)
+
+    @torch.no_grad()
+    def cut(self, kind: str, sizes: Sizes) -> dict[str, Tensor]:
+        lengths = sizes(len(self.pixels[0]))
+        parts = [self._seen(*group) for group in zip(*(pixels.split(lengths) for pixels in self.pixels))]
+        whole = [name for name in parts[0] if name != "dino.pos_embed_resampled"]
+        return {name: torch.cat([part[name] for part in parts]) for name in whole}
+
+    def _seen(self, *pixels: Tensor) -> dict[str, Tensor]:
+        out, features = {}, []
+        for name, tower, own in zip(HEADS, (self.net.dino_featurizer, self.net.siglip_featurizer), pixels):
+            hidden: list[Tensor] = []
+            features.append(tower(own, hidden))
+            out |= {f"{name}.hidden.{n}": x for n, x in enumerate(hidden)} | {f"{name}.features": features[-1]}
+        grid = [side // self.net.dino_featurizer.cfg.patch for side in pixels[0].shape[2:]]
+        out["dino.pos_embed_resampled"] = self.net.dino_featurizer.positions(*grid)
+        both = torch.cat(features, dim=-1)
+        return out | {"patch_features": both, "fp64.patch_features": both}

@@ -1,0 +1,292 @@
+"""mmMamba (arXiv 2502.13145) and HoVLE (arXiv 2412.16158), its teacher: one decoder, every layer of one of two kinds.
+
+Pictures have no encoder: patches and words pass through the same two stacks of layers (an embedding stack and a
+language stack, no norm between them). Per layer, x the residual stream:
+
+    x <- x + mixer(RMSNorm x)            x <- x + W2(silu(W1 n) * W3 n),  n = RMSNorm x
+
+"mha" is grouped-query attention with rotary positions. "mamba2" is an attention layer distilled into a Mamba-2 mixer:
+values, keys and queries become x, B and C of the state-space duality (arXiv 2405.21060, section 4), without rotary
+positions, skip or scaling, and each head's output is normalised *before* it is gated. All "mha" is HoVLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.gpu.dispatch import mixer_kernels
+from pipeline.layers.mamba2 import MixerState, causal_conv, scan
+from pipeline.layers.norms import RMSNorm
+from pipeline.layers.rotary import rotary_tables
+from pipeline.layers.vamba import rotate
+from pipeline.models.sequence import KeySizes, View
+from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle
+
+Rope = tuple[Tensor, Tensor]
+
+CONV_WIDTH, SSD_BLOCK = 2, 128
+HEAD_NORM_EPS = 1e-5  # of the mixers' norm per head: a constant of the published code, not the config's
+STACKS = ("embedding_config", "llm_config")
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Sizes of one of the two stacks. kinds: "mamba2" or "mha" of every layer."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    eps: float
+    rope_theta: float
+    kinds: tuple[str, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def from_dict(cls, c: dict[str, Any], eps: float) -> StackConfig:
+        """From a section of config.json. eps: what its class falls back to."""
+        return cls(
+            width=c["hidden_size"],
+            heads=c["num_attention_heads"],
+            kv_heads=c["num_key_value_heads"],
+            hidden=c["intermediate_size"],
+            eps=c.get("rms_norm_eps", eps),
+            rope_theta=c.get("rope_theta", 1e4),
+            kinds=tuple(c.get("layers_block_type") or ["mha"] * c["num_hidden_layers"]),
+        )
+
+
+@dataclass(frozen=True)
+class MMMambaConfig:
+    """Sizes of the network. special: rows of the embedding for ids beyond the language model's vocabulary."""
+
+    embedding: StackConfig
+    language: StackConfig
+    vocab: int
+    image_token: int
+    side: int = 448
+    patch: int = 14
+    special: int = 0
+    normalised: bool = False  # each token is scaled to length 1 between the stacks
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.embedding.kinds + self.language.kinds
+
+    @classmethod
+    def from_dict(cls, c: dict[str, Any]) -> MMMambaConfig:
+        eyes, words = c["embedding_config"], c["llm_config"]
+        return cls(
+            embedding=StackConfig.from_dict(eyes, 1e-5),
+            language=StackConfig.from_dict(words, 1e-6),
+            vocab=eyes.get("llm_vocab_size", words["vocab_size"]),
+            image_token=eyes["img_context_token_id"],
+            side=c.get("force_image_size") or eyes["image_size"],
+            patch=eyes["patch_size"],
+            special=len(eyes.get("special_token_maps") or {}),
+            normalised=bool(c.get("normalize_encoder_output")),
+        )
+
+
+class DistilledMixer(nn.Module):
+    """The "mamba2" mixer. Projection rows: values, keys (K heads), queries, gate (H heads), one step size per head."""
+
+    def __init__(self, cfg: StackConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = cfg.heads, cfg.kv_heads, cfg.head_dim
+        kv, full = cfg.kv_heads * cfg.head_dim, cfg.heads * cfg.head_dim
+        self.rows, channels = [2 * kv + full, full, cfg.heads], 2 * kv + full
+        self.wvkqgdt = nn.Linear(cfg.width, sum(self.rows), bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, CONV_WIDTH, groups=channels)
+        self.dt_bias, self.A_log_bias = nn.Parameter(torch.zeros(cfg.heads)), nn.Parameter(torch.zeros(cfg.heads))
+        self.g_norm_swish_gate = RMSNorm(cfg.head_dim, HEAD_NORM_EPS)
+        self.o_proj = nn.Linear(full, cfg.width, bias=False)
+
+    def start(self) -> MixerState:
+        """Zeros: the last row before the convolution, and a state (1, H, P, P) in fp32 or better."""
+        w = self.conv1d.weight
+        wide = torch.promote_types(w.dtype, torch.float32)
+        return MixerState(
+            torch.zeros(1, CONV_WIDTH - 1, len(w), dtype=w.dtype, device=w.device),
+            torch.zeros(1, self.heads, self.head_dim, self.head_dim, dtype=wide, device=w.device),
+        )
+
+    def forward(self, n_1TD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        vkq, gate, dt = self.wvkqgdt(n_1TD).split(self.rows, dim=-1)
+        kernels = mixer_kernels(n_1TD, state.conv, state.ssm, self.heads)
+        convolve = kernels.causal_conv if kernels else causal_conv
+        vkq, tail = convolve(vkq, state.conv, self.conv1d.weight, self.conv1d.bias)
+        v, k, q = vkq.unflatten(-1, (-1, self.head_dim)).split([self.kv_heads, self.kv_heads, self.heads], dim=2)
+        v, k = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (v, k))
+        y, ssm = scan(kernels, v, dt, self.dt_bias, self.A_log_bias, k, q, state.ssm, None, block=SSD_BLOCK)
+        y = self.g_norm_swish_gate(y) * F.silu(gate.unflatten(-1, (self.heads, -1)))
+        return self.o_proj(y.flatten(2)), MixerState(tail, ssm)
+
+
+class GroupedAttention(nn.Module):
+    """The "mha" mixer. Projection rows by key head: its queries, its key, its value."""
+
+    def __init__(self, cfg: StackConfig):
+        super().__init__()
+        self.kv_heads, self.head_dim = cfg.kv_heads, cfg.head_dim
+        self.wqkv = nn.Linear(cfg.width, (cfg.heads + 2 * cfg.kv_heads) * cfg.head_dim, bias=False)
+        self.wo = nn.Linear(cfg.heads * cfg.head_dim, cfg.width, bias=False)
+
+    def forward(self, n_1TD: Tensor, rope: Rope, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        rows = self.wqkv(n_1TD).unflatten(-1, (self.kv_heads, -1, self.head_dim)).movedim(1, 3)  # 1 K R+2 T P
+        q = rotate(rows[:, :, :-2].flatten(1, 2), rope)
+        k = rotate(rows[:, :, -2], rope)
+        return self.wo(attend(q[0], k[0], rows[0, :, -1]).transpose(0, 1).flatten(1))[None]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, cfg: StackConfig):
+        super().__init__()
+        self.w1, self.w3 = (nn.Linear(cfg.width, cfg.hidden, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(cfg.hidden, cfg.width, bias=False)
+
+    def forward(self, n: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(n)) * self.w3(n))
+
+
+class Layer(nn.Module):
+    """One layer of either stack."""
+
+    def __init__(self, cfg: StackConfig, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.attention = GroupedAttention(cfg) if kind == "mha" else DistilledMixer(cfg)
+        self.feed_forward = FeedForward(cfg)
+        self.attention_norm, self.ffn_norm = RMSNorm(cfg.width, cfg.eps), RMSNorm(cfg.width, cfg.eps)
+
+
+class MMMamba(nn.Module):
+    """The network, with the published key names. A sequence is one row: batch 1."""
+
+    def __init__(self, cfg: MMMambaConfig):
+        super().__init__()
+        self.cfg, width = cfg, cfg.embedding.width
+        eyes, words = nn.Module(), nn.Module()
+        eyes.vision_embeddings = VisionEmbeddings(width, cfg.side, cfg.patch)
+        eyes.llm_text_embeddings = nn.Embedding(cfg.vocab, width)
+        if cfg.special:
+            eyes.special_text_embeddings = nn.Embedding(cfg.special, width)
+        eyes.pixel_shuffle_proj = nn.Sequential(nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width))
+        eyes.encoder = nn.ModuleList(Layer(cfg.embedding, kind) for kind in cfg.embedding.kinds)
+        words.model = nn.Module()
+        words.model.layers = nn.ModuleList(Layer(cfg.language, kind) for kind in cfg.language.kinds)
+        words.model.norm = RMSNorm(cfg.language.width, cfg.language.eps)
+        words.output = nn.Linear(cfg.language.width, cfg.vocab, bias=False)
+        self.embedding_model, self.language_model = eyes, words
+
+    @property
+    def keys(self) -> KeySizes:
+        cfg = self.cfg.language
+        return KeySizes(self.cfg.kinds.count("mha"), cfg.kv_heads, cfg.head_dim)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for _, layers in self._stacks() for layer in layers]
+
+    def start(self) -> tuple[MixerState, ...]:
+        """The state before the first token: one MixerState per mamba2 layer, in order."""
+        return tuple(layer.attention.start() for layer in self.layers if layer.kind == "mamba2")
+
+    def see(self, pixels_NCHW: Tensor) -> Tensor:
+        """Image tokens (N, L / 4, D) of normalised tiles."""
+        patches = self.embedding_model.vision_embeddings(pixels_NCHW)
+        return self.embedding_model.pixel_shuffle_proj(pixel_shuffle(patches))
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Inputs (1, T, D) of words."""
+        words, extra = self.embedding_model.llm_text_embeddings.weight, ids_T - self.cfg.vocab
+        out = F.embedding(ids_T.clamp(max=self.cfg.vocab - 1), words)
+        if self.cfg.special:
+            special = F.embedding(extra.clamp(min=0), self.embedding_model.special_text_embeddings.weight)
+            out = torch.where((extra >= 0)[:, None], special, out)
+        return out[None]
+
+    def forward(
+        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple[MixerState, ...]]:
+        """The residual stream after T more tokens, the first of which is at `place`, and the states after them.
+
+        view: holds the keys before them. hidden: if given, collects the stream before and after every layer.
+        """
+        if hidden is not None:
+            hidden.append(x_1TD)
+        states, after, attended = iter(states), [], 0
+        positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
+        for cfg, layers in self._stacks():
+            rope = rotary_tables(positions, cfg.rope_theta, cfg.head_dim, x_1TD.dtype)
+            for layer in layers:
+                n = layer.attention_norm(x_1TD)
+                if layer.kind == "mha":
+                    mixed, attended = layer.attention(n, rope, partial(view.attend, attended)), attended + 1
+                else:
+                    mixed, state = layer.attention(n, next(states))
+                    after.append(state)
+                x_1TD = x_1TD + mixed
+                x_1TD = x_1TD + layer.feed_forward(layer.ffn_norm(x_1TD))
+                if hidden is not None:
+                    hidden.append(x_1TD)
+            if self.cfg.normalised and cfg is self.cfg.embedding:
+                x_1TD = x_1TD / x_1TD.norm(dim=-1, keepdim=True)
+        return x_1TD, tuple(after)
+
+    def _stacks(self) -> tuple[tuple[StackConfig, nn.ModuleList], ...]:
+        return (
+            (self.cfg.embedding, self.embedding_model.encoder),
+            (self.cfg.language, self.language_model.model.layers),
+        )
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.language_model.model.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.language_model.output(self.normed(x))
+
+
+class MMMambaGolden(SequenceGolden):
+    """A golden folder of mmMamba or HoVLE: one prompt with its frames."""
+
+    before_question = "state_video."
+
+    def __init__(self, net: MMMamba, expected: Mapping[str, Tensor]):
+        weight = net.language_model.output.weight
+        pixels = expected["pixel_values"].to(weight)
+        patches = net.embedding_model.vision_embeddings(pixels)
+        tokens = net.see(pixels)
+        tower = {"patch_embeds": patches, "shuffled": pixel_shuffle(patches), "image_embeds": tokens}
+        ids, spans = expected["input_ids"][0].tolist(), expected["frame_spans"].tolist()
+        script = Script(
+            name="",
+            opening=ids[: spans[0][0]],
+            befores=[ids[start:first] for start, first, _, _ in spans],
+            afters=[ids[last:end] for _, _, last, end in spans],
+            behind=ids[spans[-1][3] :],
+        )
+        super().__init__(net, expected, [script], tower, tokens)
+
+    def carried(self, states: tuple[MixerState, ...], keys: Keys) -> dict[str, Tensor]:
+        out, states_left, keys_left = {}, iter(states), iter(keys)
+        for n, kind in enumerate(self.net.cfg.kinds):
+            if kind == "mha":
+                out |= {f"{n}.{name}": part.transpose(0, 1)[None] for name, part in zip("kv", next(keys_left))}
+            else:
+                state = next(states_left)
+                out |= {f"{n}.conv": state.conv.transpose(1, 2), f"{n}.ssm": state.ssm}
+        return out

@@ -1,0 +1,358 @@
+"""Systems whose video is one causal sequence of visual tokens and words: mmMamba, HoVLE, ML-Mamba, Gemamba.
+
+Such a system has no separate memory: a question would go into the same states and keys that the video goes into. So it
+is asked on a fork: states are values, and the conversation's keys are its own (layers/streamed.py). What comes before
+the video is read once; then every unit of frames is appended, with the text the system puts around it; the question and
+the answer are read behind it and dropped.
+
+A recurrent state cannot be taken back. For questions pinned to an earlier second the stream keeps some of its own
+states, ever fewer the older they are; keys are cut to the second exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.clock import mmss
+from pipeline.gpu.dispatch import backend
+from pipeline.layers.decoding import TextStream, generator, sample
+from pipeline.layers.mamba2 import MixerState
+from pipeline.layers.streamed import Answering, Prefix, Watching
+from pipeline.memory.memory import Memory
+from pipeline.stream import Frame, Question, Sampling, StreamState, Token, VideoChunk
+
+View = Watching | Answering | None  # who knows the keys of earlier tokens; None where nothing attends
+TOKENS_PER_CALL = 4096  # of one pass through the layers
+BLOCK_SLOTS = 8192  # of the keys' storage
+KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
+TEXT_PER_CALL = 128  # question tokens of one pass: `Answering` writes out their scores over the whole video
+SNAPSHOT_UNITS, SNAPSHOTS_KEPT = 4, 8  # a snapshot every so many units; of each age's, about so many are kept
+
+
+class KeySizes(NamedTuple):
+    """Of the keys that a network's attention layers keep of every token."""
+
+    layers: int
+    heads: int
+    width: int
+
+
+class Net(Protocol):
+    """What the common face needs of a network."""
+
+    keys: KeySizes
+
+    def start(self) -> tuple[MixerState, ...]: ...
+
+    def embed(self, ids_T: Tensor) -> Tensor: ...
+
+    def normed(self, x: Tensor) -> Tensor: ...
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+    def __call__(
+        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple[MixerState, ...]]: ...
+
+
+class Eyes(Protocol):
+    """Frames in, visual tokens out: (units, tokens, D) of whole units, each closed in itself."""
+
+    unit_frames: int
+    long_side: int
+
+    def tokens(self, frames: Sequence[Frame]) -> Tensor: ...
+
+
+class Prompt(Protocol):
+    """A system's chat format around a stream of units, in ids."""
+
+    opening: list[int]  # before the first unit
+    stops: set[int]
+
+    def before(self, unit: int) -> list[int]:
+        """In front of the tokens of that unit, counted from 1."""
+        ...
+
+    def after(self, unit: int) -> list[int]:
+        """Behind them."""
+        ...
+
+    def question(self, question: Question, units: int) -> list[int]:
+        """Behind the newest unit: earlier turns, the question, and the opened answer."""
+        ...
+
+
+class Snapshot(NamedTuple):
+    """The states as they were after `units` units, the newest frame of which was at `time`; `length` tokens in all."""
+
+    time: float
+    units: int
+    length: int
+    states: tuple[MixerState, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The backbone: all that the sequence carries.
+
+    states: of every recurrent layer. memory: keys and values of every attention layer from the first unit on, or None
+    where nothing attends; a slot of text has no time (NaN). length: tokens so far, so the next one's position. units:
+    how many were appended; per_unit: visual tokens of each. dropped: slots that a limit has let go.
+    """
+
+    states: tuple[MixerState, ...]
+    memory: Memory | None
+    length: int
+    units: int = 0
+    per_unit: int = 1
+    dropped: int = 0
+    snapshots: tuple[Snapshot, ...] = ()
+
+
+class Unit(NamedTuple):
+    """One unit's inputs (1, T, D), with the text around them, and the second of every token (T,); NaN for text."""
+
+    x: Tensor
+    times: Tensor
+
+
+def is_kept(unit: int, units: int) -> bool:
+    """Whether the snapshot after `unit` is kept when there are `units`: of both counts alone, so no cut matters.
+
+    Dense near the newest, then half as dense each time the age doubles; and the first, to have one to answer from.
+    """
+    if unit == 1 or unit % SNAPSHOT_UNITS:
+        return unit == 1
+    place = unit // SNAPSHOT_UNITS
+    return units // SNAPSHOT_UNITS - place < SNAPSHOTS_KEPT * (place & -place)  # times the largest power of 2 in it
+
+
+class SequenceModel:
+    """The common face (`stream.VideoModel`) of these systems.
+
+    eyes, prompt: see above. limit: the most slots of keys kept; None: all. Beyond it the oldest units go.
+    """
+
+    def __init__(
+        self, net: Any, eyes: Eyes, prompt: Prompt, tokenizer: Any, *, name: str, about: str, limit: int | None = None
+    ):
+        self.net, self.eyes, self.prompt, self.tokenizer = net.eval(), eyes, prompt, tokenizer
+        self.name, self.about, self.limit = name, about, limit
+        self.unit_frames, self.long_side = eyes.unit_frames, eyes.long_side
+        self.prefix, self._opened = self._read_opening()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    @property
+    def backend(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.device.type}, {kind}; {backend() if self._opened else 'torch attention'}"
+
+    def chunk_frames(self, backlog: int) -> int:
+        """Live: one unit. Catching up: the more the better until the kernels are full."""
+        most = 64 if self.device.type == "cuda" else 8
+        return max(self.unit_frames, min(backlog, most) // self.unit_frames * self.unit_frames)
+
+    def is_finite(self, state: StreamState) -> bool:
+        """Whether all recurrent states, or the last layer's keys, to which all trouble comes, are numbers."""
+        told = state.backbone
+        parts = [torch.isfinite(s.ssm).all() for s in told.states]
+        if told.memory is not None:
+            parts += [torch.isfinite(part[-1]).all() for found in told.memory.log.views("k", "v") for part in found]
+        return not parts or bool(torch.stack(parts).all())
+
+    def start(self) -> StreamState:
+        return self._state(StreamState(), Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening)))
+
+    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+        frames = state.held + chunk.frames
+        whole = len(frames) // self.unit_frames * self.unit_frames
+        if whole:
+            state = self._state(state, self._see(frames[:whole], state.backbone))
+        count = state.frames + len(chunk.frames)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
+
+    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+        """Tokens of the answer. A unit without all its frames is filled with its last one, on the fork.
+
+        A question pinned to a second is answered from what the stream still knows of itself up to that second.
+        """
+        told = self.told_at(state, question.at)
+        ids = self.prompt.question(question, told.units)
+        return self._answer(Conversation(self, told, len(ids) + sampling.max_tokens), ids, sampling)
+
+    def told_at(self, state: StreamState, second: float | None) -> Told:
+        """The stream as it was at that second (None: now), at least its first unit.
+
+        Keys are cut behind the last unit that had ended by then; recurrent states come from the newest snapshot that is
+        no later, or else from the first.
+        """
+        told = state.backbone
+        if second is None or second >= state.seen_until:
+            fill = state.held[-1:] * (self.unit_frames - len(state.held))
+            return self._see(state.held + fill, told) if state.held else told
+        if not told.states:
+            return self._cut(told, second)
+        if not told.snapshots:
+            return told
+        at = max((s for s in told.snapshots if s.time <= second), default=told.snapshots[0], key=lambda s: s.units)
+        memory = told.memory
+        if memory is not None:
+            memory = replace(memory, log=memory.log.until(at.length - len(self.prompt.opening)))
+        return replace(told, states=at.states, memory=memory, length=at.length, units=at.units)
+
+    def _cut(self, told: Told, second: float) -> Told:
+        times = told.memory.times
+        seen = times[~np.isnan(times)]
+        kept, held = int(np.searchsorted(seen, second, side="right")) // told.per_unit, len(seen) // told.per_unit
+        kept = min(held, max(kept, 1))
+        slots = self._slots(told, kept)
+        memory = replace(told.memory, log=told.memory.log.until(slots))
+        return replace(told, memory=memory, length=told.length - len(times) + slots, units=told.units - held + kept)
+
+    def _slots(self, told: Told, units: int) -> int:
+        """How many slots the memory's first so many units take, with the text around them."""
+        if not units:
+            return 0
+        seen = np.flatnonzero(~np.isnan(told.memory.times))
+        number = told.units - len(seen) // told.per_unit + units
+        return int(seen[units * told.per_unit - 1]) + 1 + len(self.prompt.after(number))
+
+    @torch.no_grad()
+    def _see(self, frames: tuple[Frame, ...], told: Told) -> Told:
+        """The sequence after whole units, in runs that end where a snapshot is due or where old units must go."""
+        tokens_NLD, size = self.eyes.tokens(frames), self.unit_frames
+        told = replace(told, per_unit=tokens_NLD.shape[1])
+        last, run = told.units + len(tokens_NLD), []
+        for tokens_LD, start in zip(tokens_NLD, range(0, len(frames), size)):
+            number = told.units + len(run) + 1
+            unit = self._unit(number, tokens_LD, frames[start : start + size])
+            if self.limit and len(told.memory) + sum(len(u.times) for u in (*run, unit)) > self.limit:
+                told, run = self._drop(self._append(told, run), len(unit.times)), []
+            run.append(unit)
+            due = bool(told.states) and is_kept(number, last)
+            if due or number == last or sum(len(u.times) for u in run) >= TOKENS_PER_CALL:
+                told, run = self._append(told, run), []
+            if due:
+                snapshot = Snapshot(frames[start + size - 1].time, number, told.length, told.states)
+                told = replace(told, snapshots=(*told.snapshots, snapshot))
+        snapshots = tuple(s for s in told.snapshots if is_kept(s.units, last))
+        return replace(told, snapshots=snapshots)
+
+    def _unit(self, number: int, tokens_LD: Tensor, frames: tuple[Frame, ...]) -> Unit:
+        before, after = self.embedded(self.prompt.before(number)), self.embedded(self.prompt.after(number))
+        seconds = torch.tensor([frame.time for frame in frames], dtype=torch.float64)
+        share = torch.arange(len(tokens_LD)) * len(frames) // len(tokens_LD)  # a frame's tokens lie side by side
+        none = seconds.new_full((before.shape[1] + after.shape[1],), torch.nan)
+        times = torch.cat([none[: before.shape[1]], seconds[share], none[before.shape[1] :]])
+        return Unit(torch.cat([before, tokens_LD[None].to(before.dtype), after], dim=1), times)
+
+    def embedded(self, ids: list[int]) -> Tensor:
+        return self.net.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
+
+    def _append(self, told: Told, run: list[Unit]) -> Told:
+        if not run:
+            return told
+        x_1TD, times = (torch.cat(parts, dim=-2 if parts[0].dim() > 1 else 0) for parts in zip(*run))
+        view = Watching(self.prefix, told.memory, times) if told.memory is not None else None
+        _, states = self.net(x_1TD, told.states, told.length, view)
+        return replace(
+            told, states=states, memory=view and view.memory, length=told.length + len(times),
+            units=told.units + len(run),
+        )  # fmt: skip
+
+    def _drop(self, told: Told, needed: int) -> Told:
+        """Without the oldest units, so that KEPT_AFTER_DROP of the limit is left, or room for `needed` slots."""
+        held = int((~np.isnan(told.memory.times)).sum()) // told.per_unit
+        target = max(0, min(int(KEPT_AFTER_DROP * self.limit), self.limit - needed))
+        units = next((n for n in range(held) if len(told.memory) - self._slots(told, n) <= target), held)
+        gone = self._slots(told, units)
+        memory = replace(told.memory, log=told.memory.log.drop_oldest(gone))
+        return replace(told, memory=memory, dropped=told.dropped + gone)
+
+    def _state(self, state: StreamState, told: Told) -> StreamState:
+        note, memory = "", told.memory
+        growing = sum(s.nbytes for snapshot in told.snapshots for s in snapshot.states)
+        if memory is not None:
+            growing += memory.nbytes + (self.prefix.k.nbytes + self.prefix.v.nbytes if self.prefix else 0)
+        if told.dropped:
+            first = np.nanmin(memory.times)
+            note = f"Only {self.limit:,} tokens fit, so what came before {mmss(first)} is no longer seen."
+        return replace(
+            state, backbone=told, state_bytes=sum(s.nbytes for s in told.states), memory_bytes=growing,
+            dropped=told.dropped, dropped_note=note,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _read_opening(self) -> tuple[Prefix | None, tuple[MixerState, ...]]:
+        """Keys of the fixed text in front of every video, and the states after it."""
+        ids, states = self.prompt.opening, self.net.start()
+        if not ids:
+            return None, states
+        memory = self._empty(len(ids))
+        view = None if memory is None else Watching(None, memory, torch.full((len(ids),), torch.nan))
+        _, states = self.net(self.embedded(ids), states, 0, view)
+        return None if view is None else Prefix(*next(view.memory.log.views("k", "v"))), states
+
+    def _empty(self, block_slots: int) -> Memory | None:
+        layers, heads, width = self.net.keys
+        if not layers:
+            return None
+        return Memory.empty(layers, heads, width, self.dtype, self.device, block_slots=block_slots)
+
+    def _answer(self, conversation: Conversation, ids: list[int], sampling: Sampling) -> Iterator[Token]:
+        """No torch context is held over a `yield`: other models run on this thread in between."""
+        text, chance = TextStream(self.tokenizer), generator(sampling)
+        for left in reversed(range(sampling.max_tokens)):
+            token = sample(conversation.feed(ids), sampling, chance)
+            looked, ids = conversation.looked(), [token]
+            if token in self.prompt.stops:
+                if rest := text.flush():
+                    yield Token(token, rest, looked)
+                return
+            yield Token(token, text.push(token) + ("" if left else text.flush()), looked)
+
+
+class Conversation:
+    """A question and its answer, read behind the video on a fork of it. room: the most tokens it may have."""
+
+    def __init__(self, model: SequenceModel, told: Told, room: int):
+        self._model, self._states, self._place = model, told.states, told.length
+        self._view = None if told.memory is None else Answering(model.prefix, told.memory, room)
+        self._times = np.zeros(0) if told.memory is None else told.memory.times
+        self._seen = ~np.isnan(self._times)
+
+    @torch.no_grad()
+    def feed(self, ids: list[int]) -> Tensor:
+        """Logits (V,) after the last of these tokens."""
+        net = self._model.net
+        for start in range(0, len(ids), TEXT_PER_CALL):
+            part = ids[start : start + TEXT_PER_CALL]
+            if self._view is not None:
+                self._view.gaze = None
+            x_1TD, self._states = net(self._model.embedded(part), self._states, self._place, self._view)
+            self._place += len(part)
+            if self._view is not None:
+                self._view.length += len(part)
+        return net.logits(x_1TD[0, -1])
+
+    def looked(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where the newest token looked: the last layers' weights over visual tokens alone, scaled to sum to 1."""
+        if self._view is None:
+            return None
+        weights = self._view.gaze.double().cpu().numpy()[self._seen]
+        total = weights.sum()
+        return (self._times[self._seen], weights / total) if total > 0 else None
