@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from app.live.session import LiveSession, Sessions, Turn
-from app.page.handlers import UPLOAD, number
-from app.page.panels import state
+from app.live.conversation import number
+from app.live.session import LiveSession
+from app.live.table import Sessions
+from app.live.view import UPLOAD, Turn, View
 from pipeline import UserError
 
 
@@ -41,30 +43,20 @@ def add_api(sessions: Sessions) -> None:
             raise gr.Error(str(error), print_exception=False) from None
         return key
 
-    def status(key: str) -> dict:
+    def status(key: str) -> dict[str, Any]:
         """How far a session is: state word, seconds and frames seen, bytes held, and an error sentence if any."""
-        watch = found(key).watch
-        kind, _, detail = state(watch)
-        seen = watch.columns[0].state if watch else None
-        return {
-            "state": kind,
-            "detail": detail,
-            "frames": watch.columns[0].shown if watch else 0,
-            "seen_until": watch.seen_until if watch else 0.0,
-            "duration": watch.duration if watch else None,
-            "state_bytes": seen.state_bytes if seen else 0,
-            "memory_bytes": seen.memory_bytes if seen else 0,
-        }
+        return standing(found(key).view())
 
-    def ask(key: str, question: str, at: float = -1) -> Iterator[dict]:
+    def ask(key: str, question: str, at: float = -1) -> Iterator[dict[str, Any]]:
         """The growing answer with its evidence. at: second of the video the question is about; below 0 means now."""
         session = found(key)
         try:
-            for _ in session.ask(question, number(at)):
-                yield answered(session.chats[0][-1])
+            asked = session.ask(question, number(at))
+            for _ in session.answer(asked):
+                yield answered(session.view().turn(asked))
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        turn = session.chats[0][-1] if session.chats[0] else None
+        turn = session.view().turn(asked)
         if turn and turn.error:
             raise gr.Error(turn.error, print_exception=False)
 
@@ -82,9 +74,24 @@ def add_api(sessions: Sessions) -> None:
     gr.api(close, api_name="close")
 
 
-def answered(turn: Turn) -> dict:
-    """A turn as programs get it; times in seconds."""
-    answer = turn.answer
+def standing(view: View) -> dict[str, Any]:
+    """A stream as programs get it; times in seconds."""
+    told = view.told()
+    own = view.models[0] if view.models else None
+    return {
+        "state": told.kind,
+        "detail": told.detail,
+        "frames": view.frames,
+        "seen_until": view.seen_until,
+        "duration": view.duration,
+        "state_bytes": own.state_bytes if own else 0,
+        "memory_bytes": own.memory_bytes if own else 0,
+    }
+
+
+def answered(turn: Turn | None) -> dict[str, Any]:
+    """A turn as programs get it, None where it was forgotten; times in seconds."""
+    answer = turn.answer if turn else None
     if answer is None:
         return {"text": "", "done": False}
     return {

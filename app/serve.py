@@ -91,7 +91,7 @@ def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
 
 def serve(settings: Settings) -> None:
     """Loads the models and serves the page until it is stopped."""
-    from app.live.session import Sessions
+    from app.live.table import Sessions
     from app.page.ui import build, launch_options
 
     rival = _ready(settings.compare_model) if settings.compare_model else None

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import Engine, StreamState, UserError
+from app.live.view import Phase
+from pipeline import Answer, Engine, StreamState, UserError
 from pipeline.stream import Token
+
+RED, BLUE = (200, 20, 20), (20, 20, 200)
 
 
 class FakeModel:
@@ -23,6 +26,8 @@ class FakeModel:
     def __init__(self, name="Fake Vamba", watch_s=0.0, token_s=0.0, grow=3_000, constant=290_000) -> None:
         self.name, self.watch_s, self.token_s, self.grow, self.constant = name, watch_s, token_s, grow, constant
         self.fail_at: float | None = None  # the second of the video at which watching fails, once
+        self.refuses: set[int] = set()  # seconds whose chunk fails every time
+        self.chunks = 0  # begun
         self.samplings: list = []
         self.gate = threading.Event()  # cleared: watching waits
         self.gate.set()
@@ -37,10 +42,13 @@ class FakeModel:
     def watch(self, chunk, state):
         self.watching = True
         self.gate.wait()
+        self.chunks += 1
         self.watching = False
         time.sleep(self.watch_s * len(chunk.frames))
         if self.fail_at is not None and chunk.frames[-1].time >= self.fail_at:
             self.fail_at = None
+            raise UserError("The numbers overflowed, so that part was left out; go on watching.")
+        if self.refuses & {round(frame.time) for frame in chunk.frames}:
             raise UserError("The numbers overflowed, so that part was left out; go on watching.")
         seen = tuple((frame.time, tuple(int(c) for c in frame.rgb.mean((0, 1)))) for frame in chunk.frames)
         return replace(
@@ -83,6 +91,27 @@ def write_clip(path: Path, seconds: int = 12, fps: int = 5) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def ended(session) -> bool:
+    """Whether a session's stream is over."""
+    return session.view().phase is Phase.ENDED
+
+
+def seen(session, model: int = 0) -> tuple:
+    """(second, mean colour) of every frame a model of the session has seen."""
+    return session.watch.viewing(model).state.backbone
+
+
+def asked(session, text: str, model: int = 0, at: float | None = None):
+    """A new question's growing answer by one model; the question is put at once."""
+    question = session.ask(text, at)
+    return session.answer(question, model)
+
+
+def whole(answers) -> Answer:
+    """The last, whole answer."""
+    return list(answers)[-1]
 
 
 def until(true, seconds: float = 10.0) -> None:

@@ -1,4 +1,4 @@
-"""A visitor's file on disk: our own copy to watch, Gradio's copy for the player, and the end of both.
+"""A source, and a visitor's file on disk: our own copy to watch, Gradio's copy for the player, the end of both.
 
 Gradio stores uploads by content, so two visitors with the same file share a path, and cleans them by age; pieces of
 aborted uploads it keeps for ever. So every session watches a copy of its own, and the last user deletes Gradio's.
@@ -13,14 +13,49 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+from app.live.view import UPLOAD
 from pipeline import UserError
 
 ABORTED_S = 600  # an upload that stopped arriving is deleted after so long
 
 _users: Counter[Path] = Counter()
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is watched. name: as the visitor wrote it, only ever shown escaped. path: what is read, None for a camera.
+
+    upload: Gradio's copy of a visitor's file, which the player shows; `path` is then a copy of our own.
+    """
+
+    kind: str
+    name: str = ""
+    path: Path | None = None
+    upload: Path | None = None
+
+
+def take_over(path: Path, name: str) -> Source:
+    """A visitor's upload as a source: its player's copy counted, a copy of our own to watch. Raises UserError.
+
+    May take seconds where the copy is on another file system.
+    """
+    use(path)
+    try:
+        return Source(UPLOAD, name, own_copy(path), upload=path)
+    except UserError:
+        give_up(path)
+        raise
+
+
+def let_go(source: Source) -> None:
+    """Deletes what of a source is a visitor's; a file of ours (the example) stays."""
+    if source.upload and source.path:
+        delete_copy(source.path)
+        give_up(source.upload)
 
 
 def own_copy(path: Path) -> Path:

@@ -1,12 +1,11 @@
-"""One run of one source: a worker thread that shows the same frames to one or two engines and measures what it costs.
+"""Watch: one run of one source. A worker thread shows the same frames to one or two models, phase by phase.
 
 Watching never runs inside a web event: a dropped connection, a reloaded page or a closed laptop lid does not stop it.
-The newest `StreamState` of a column is a value; whoever holds one (an answer being written) keeps it unchanged.
+Commands only move the phase or name the second model, and wake the worker; none of them waits for it.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 import threading
@@ -14,240 +13,270 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, VideoChunk, mmss, open_video, thumbnail
+from app.live.thumbnails import Thumbnails
+from app.live.uploads import Source
+from app.live.view import Phase, View
+from app.live.viewing import Viewing
+from pipeline import Engine, Frame, FrameQueue, UserError, mmss, open_video
 
 log = logging.getLogger(__name__)
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
-THUMBNAILS = 2400  # kept pictures of a stream: every second one of an hour; about 12 MB
-SAMPLES = 400  # kept measurements of a column
+FILM = 12  # pictures of a film strip
 CAMERA_QUEUE = 8  # camera frames that may wait; the oldest is dropped (and counted) for the newest
+SILENT_S = 4.0  # without a camera picture, and the camera is called silent
+UNKNOWN_LENGTH = 64  # frames expected of a file that does not say how long it is
 
-
-@dataclass(frozen=True)
-class Sample:
-    """What one chunk cost: second of the video, wall ms per frame, and bytes held after it."""
-
-    at: float
-    ms: float
-    state_bytes: int
-    memory_bytes: int
-
-
-class Column:
-    """One engine watching the stream: its newest state and its measurements."""
-
-    def __init__(self, engine: Engine, behind: bool = False, since: float = 0.0) -> None:
-        self.engine = engine
-        self.state: StreamState = engine.start()
-        self.settled = self.state  # after the newest chunk that every column has seen: what questions are asked of
-        self.samples: list[Sample] = []
-        self.shown = 0  # frames
-        self.behind = behind  # joined late and must first see what the others have seen
-        self.since = since  # the second of the video from which on it has watched
-
-    def watch(self, frames: list[Frame]) -> None:
-        """Shows the frames to the engine. Raises UserError; the state is then the last good one."""
-        began = time.perf_counter()
-        self.state = self.engine.watch(VideoChunk(tuple(frames)), self.state)
-        ms = (time.perf_counter() - began) * 1000 / len(frames)
-        self.shown += len(frames)
-        self.samples.append(Sample(frames[-1].time, ms, self.state.state_bytes, self.state.memory_bytes))
-        if len(self.samples) > SAMPLES:  # every other one: the whole video stays on the plot
-            self.samples = self.samples[1::2]
-
-
-class Thumbnails:
-    """Small JPEGs of the stream by time: at most `limit`, always spread over everything seen."""
-
-    def __init__(self, limit: int = THUMBNAILS, width: int = 208) -> None:
-        self.times: list[float] = []
-        self._jpegs: list[bytes] = []
-        self._limit, self._width, self._apart = limit, width, 0.0
-        self._lock = threading.Lock()
-
-    def add(self, frame: Frame) -> None:
-        if self.times and frame.time - self.times[-1] < self._apart:
-            return
-        jpeg = thumbnail(frame, self._width)
-        with self._lock:
-            self.times.append(frame.time)
-            self._jpegs.append(jpeg)
-            if len(self.times) > self._limit:
-                self.times, self._jpegs = self.times[::2], self._jpegs[::2]
-                self._apart = 0.9 * (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
-
-    def near(self, at: float) -> bytes | None:
-        """The picture whose time is nearest to `at`, or None where nothing was seen yet."""
-        with self._lock:
-            if not self.times:
-                return None
-            right = bisect.bisect(self.times, at)
-            around = range(max(right - 1, 0), min(right + 1, len(self.times)))
-            return self._jpegs[min(around, key=lambda index: abs(self.times[index] - at))]
-
-    def spread(self, count: int) -> list[tuple[float, bytes]]:
-        """At most `count` pictures, evenly over everything seen, oldest first."""
-        with self._lock:
-            last = len(self.times) - 1
-            picked = sorted({round(i * last / max(count - 1, 1)) for i in range(count)}) if last >= 0 else []
-            return [(self.times[index], self._jpegs[index]) for index in picked]
+AT_WORK = {Phase.WATCHING}
+HELD = {Phase.PAUSED, Phase.STOPPED}
+OPEN = {Phase.WATCHING, *HELD}
 
 
 class Watch:
-    """A source being watched by its own thread: a file (`path`) or, with None, a camera whose frames are offered.
+    """A source being watched, in one of the phases of `Phase`; `_move` alone changes it.
 
     After `close` nothing of it is used again; watching anew means a new Watch, so a late chunk of the old one can
     change nothing that anybody still looks at.
     """
 
-    def __init__(self, engines: list[Engine], path: Path | None = None) -> None:
-        self.columns = [Column(engine) for engine in engines]
-        self.path = path
+    def __init__(self, source: Source, engine: Engine, rival: Engine | None = None) -> None:
+        self.source = source
         self.thumbnails = Thumbnails()
-        self.error = ""  # one sentence; watching waits for `resume` while it stands
-        self.ended = False
-        self.duration: float | None = None
-        self.skipped = 0  # damaged pictures the file's reader left out
-        self.progress = 0.0
-        self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if path is None else None
-        self._offered = time.monotonic()
-        self._videos: list = []  # open files, so that `close` can end a read that waits
+        self.viewings: tuple[Viewing, ...] = tuple(Viewing(one) for one in (engine, rival) if one)
+        self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if source.path is None else None
+        self._changed = threading.Condition()  # guards what follows, and wakes the worker
+        self._phase, self._error = Phase.WATCHING, ""
+        self._rival = rival  # wanted beside the first; the worker lets it join
+        self._duration: float | None = None
+        self._progress = 0.0
+        self._skipped = 0  # damaged pictures the file's reader left out
+        self._shown = 0  # frames given to the models
+        self._offered_at = time.monotonic()
+        self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
         self._speeds: deque[tuple[float, float]] = deque(maxlen=24)  # (seconds of video, seconds it took)
-        self._going, self._closing = threading.Event(), threading.Event()
-        self._going.set()
-        self._door, self._joining = threading.Lock(), []  # engines that want to join
-        self._start(self._watch_camera if self.camera else self._watch_file)
+        self._worker = threading.Thread(target=self._work, name="watch", daemon=True)
+        self._worker.start()
 
-    # What the page reads
+    # What may be known
 
-    @property
-    def paused(self) -> bool:
-        return not self._going.is_set()
+    def view(self, about: View) -> View:
+        """`about`, what the session knows, with what this run knows."""
+        with self._changed:
+            models = tuple(viewing.view() for viewing in self.viewings)
+            return replace(
+                about,
+                phase=self._phase,
+                error=self._error,
+                source=self.source.kind,
+                file_name=self.source.name,
+                live=self.camera is not None,
+                duration=self._duration,
+                progress=self._progress,
+                rate=self._rate(),
+                waiting=self.camera.waiting if self.camera else 0,
+                dropped=self.camera.dropped if self.camera else 0,
+                skipped=self._skipped,
+                silent=time.monotonic() - self._offered_at > SILENT_S,
+                models=models,
+                film=self.thumbnails.spread(FILM),
+            )
 
-    @property
-    def running(self) -> bool:
-        """Whether frames are (or would be) taken right now."""
-        return self._thread.is_alive() and not self.paused and not self.ended
-
-    @property
-    def seen_until(self) -> float:
-        return self.columns[0].state.seen_until
-
-    @property
-    def waiting(self) -> int:
-        return self.camera.waiting if self.camera else 0
-
-    @property
-    def dropped(self) -> int:
-        return self.camera.dropped if self.camera else 0
-
-    @property
-    def silent(self) -> bool:
-        """Whether a camera has sent nothing for a while."""
-        return time.monotonic() - self._offered > 4.0
-
-    @property
-    def rate(self) -> float | None:
+    def _rate(self) -> float | None:
         """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""
-        speeds = list(self._speeds)
-        worked = sum(took for _, took in speeds)
-        return sum(video for video, _ in speeds) / worked if worked > 0 and len(speeds) > 1 else None
+        worked = sum(took for _, took in self._speeds)
+        return sum(video for video, _ in self._speeds) / worked if worked > 0 and len(self._speeds) > 1 else None
 
-    # What the page commands
+    def viewing(self, model: int) -> Viewing | None:
+        viewings = self.viewings
+        return viewings[model] if model < len(viewings) else None
+
+    # Commands
 
     def offer(self, rgb: np.ndarray) -> None:
         """A camera picture (uint8, height x width x 3). Returns at once; ignored while paused."""
-        self._offered = time.monotonic()
-        if self.camera and not self.paused and not self._closing.is_set():
+        self._offered_at = time.monotonic()
+        if self.camera and self._phase in AT_WORK:
             self.camera.offer(rgb)
 
     def pause(self) -> None:
-        self._going.clear()
+        """Nothing where there is nothing to pause, such as after the end."""
+        self._move(Phase.PAUSED, AT_WORK)
 
     def resume(self) -> None:
-        self.error = ""
-        self._going.set()
+        self._move(Phase.WATCHING, HELD)
 
-    def add(self, engine: Engine) -> None:
-        """A second engine joins, between two chunks. A file is read again for it from the start; a camera cannot be."""
-        with self._door:
-            self._joining.append(engine)
-            if self.ended:  # the worker has gone home
-                self.ended = False
-                self._start(self._catch_up_all)
-
-    def remove_second(self) -> None:
-        with self._door:
-            self._joining.clear()
-            self.columns = self.columns[:1]
+    def compare(self, rival: Engine | None) -> None:
+        """With a second model from now on, or without. It joins between two chunks; a file is read again for it from
+        the start, a camera cannot be. However often this is said, there are never more than two."""
+        with self._changed:
+            self._rival = rival
+            if rival is None:
+                self.viewings = self.viewings[:1]
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends the worker within one chunk; waits for it, so that the file may be deleted afterwards."""
-        self._closing.set()
-        self._going.set()
+        """Ends the worker within one chunk, and waits for nothing."""
+        self._move(Phase.CLOSED, set(Phase))
         if self.camera:
             self.camera.close()
         for video in list(self._videos):
             video.close()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=10)
+
+    def join(self, timeout: float) -> None:
+        """Waits until the worker of a closed Watch has ended, for at most so many seconds."""
+        self._worker.join(timeout)
+
+    def _move(self, to: Phase, only_from: set[Phase], error: str = "") -> bool:
+        """The one place where the phase changes; whether it did."""
+        with self._changed:
+            if self._phase not in only_from:
+                return False
+            self._phase, self._error = to, error
+            self._changed.notify_all()
+            return True
 
     # The worker
 
-    def _start(self, work: Callable[[], None]) -> None:
-        self._thread = threading.Thread(target=self._guarded, args=(work,), name="watch", daemon=True)
-        self._thread.start()
-
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _work(self) -> None:
+        """From the first picture to `close`; after the source's end it waits for a second model to catch up."""
+        work: Callable[[], None] = self._watch_camera if self.camera else self._watch_file
+        error = ""
         while True:
-            try:
-                work()
-            except UserError as error:
-                self.error = str(error)
-            except Exception:
-                log.exception("watching failed")
-                self.error = (
-                    f"Something failed on our side at {mmss(self.seen_until)}, so watching stopped there; "
-                    "ask about what was seen so far, or press Reset and start again."
-                )
-            with self._door:
-                if not self._joining or self._closing.is_set():
-                    self.ended = True
-                    return
-            work = self._catch_up_all
+            error = self._attempt(work) or error
+            self._move(Phase.ENDED, OPEN, error)
+            with self._changed:
+                self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival())
+            if not self._move(Phase.WATCHING, {Phase.ENDED}):
+                return
+            work = self._let_rival_join
+
+    def _attempt(self, work: Callable[[], None]) -> str:
+        """The sentence of what went wrong, or ""."""
+        try:
+            work()
+        except UserError as error:
+            return str(error)
+        except Exception:
+            log.exception("watching failed")
+            return (
+                f"Something failed on our side at {mmss(self.viewings[0].state.seen_until)}, so watching stopped "
+                "there; ask about what was seen so far, or press Reset and start again."
+            )
+        return ""
 
     def _watch_file(self) -> None:
         with self._open() as video:
-            self.duration = video.info.duration
-            frames = iter(video)
-            broken = None
-            while self._may_go_on() and not broken:
-                self._catch_up_all()
+            self._duration = video.info.duration
+            frames, broken = iter(video), None
+            while not broken and self._ready():
                 began = time.perf_counter()
                 chunk, broken = take(frames, self._chunk_size(self._frames_left()))
                 if not chunk:
                     break
                 self._show(chunk, began)
-                self.skipped, self.progress = video.skipped, video.progress
-            if broken:
+                with self._changed:
+                    self._skipped, self._progress = video.skipped, video.progress
+            if broken and self._ready():
                 raise broken
 
     def _watch_camera(self) -> None:
-        while self._may_go_on():
-            self._catch_up_all()
+        assert self.camera is not None
+        while self._ready():
             chunk = self.camera.take(self._chunk_size(max(self.camera.waiting, 1)), timeout=0.5)
             if chunk:
                 self._show(chunk, time.perf_counter())
 
+    def _ready(self) -> bool:
+        """Waits while held; then every model has seen all that was shown, and who wants to join has. False once closed.
+
+        Models join here and nowhere else: in the middle of a chunk one would miss it or see it twice.
+        """
+        while self._going():
+            for viewing in self.viewings:
+                viewing.watch_again()
+            self._settle()
+            self._let_rival_join()
+            if self._phase in AT_WORK:
+                return True
+        return False
+
+    def _going(self) -> bool:
+        """Waits while held; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._phase not in HELD)
+            return self._phase is not Phase.CLOSED
+
+    def _show(self, chunk: list[Frame], began: float) -> None:
+        """One chunk to every model."""
+        before = self.viewings[0].state.seen_until
+        for frame in chunk:
+            self.thumbnails.add(frame)
+        for viewing in self.viewings:
+            self._feed(viewing, chunk)
+        self._settle()
+        with self._changed:
+            self._shown += len(chunk)
+            self._speeds.append((max(chunk[-1].time - before, 0.0), time.perf_counter() - began))
+
+    def _feed(self, viewing: Viewing, chunk: list[Frame]) -> None:
+        """A model that cannot take the chunk stops everything until `resume`."""
+        try:
+            viewing.watch(chunk)
+        except UserError as error:
+            self._move(Phase.STOPPED, OPEN, str(error))
+
+    def _settle(self) -> None:
+        """Questions are asked of what every model has seen: in the middle of a chunk one is ahead of the other."""
+        viewings = self.viewings
+        if not any(viewing.backlog for viewing in viewings):
+            for viewing in viewings:
+                viewing.settle()
+
+    # A second model
+
+    def _missing_rival(self) -> bool:
+        return self._rival is not None and len(self.viewings) == 1
+
+    def _let_rival_join(self) -> None:
+        rival = self._rival
+        if rival is None or not self._missing_rival():
+            return
+        since = self.viewings[0].state.seen_until if self.camera else 0.0
+        late = Viewing(rival, behind=self._shown > 0 and self.camera is None, since=since)
+        with self._changed:
+            if self._rival is not rival:  # given up meanwhile
+                return
+            self.viewings = (*self.viewings, late)
+        if late.behind:
+            self._catch_up(late)
+
+    def _catch_up(self, late: Viewing) -> None:
+        """Reads the file again for a model that joined late, as far as the first one was shown it."""
+        with self._open() as video:
+            frames = itertools.islice(video, self._shown)
+            broken = None
+            while not broken and self._going() and late in self.viewings:
+                late.watch_again()
+                left = max(self._shown - late.frames, 1)
+                chunk, broken = take(frames, late.engine.chunk_frames(left))
+                if not chunk:
+                    break
+                self._feed(late, chunk)
+                late.settle()
+        late.settle()
+        late.behind = False
+
+    # The source
+
     @contextmanager
-    def _open(self) -> Iterator:
-        with open_video(self.path, fps=FPS, long_side=self._long_side()) as video:
+    def _open(self) -> Iterator[Any]:
+        assert self.source.path is not None
+        with open_video(self.source.path, fps=FPS, long_side=self._long_side()) as video:
             self._videos.append(video)
             try:
                 yield video
@@ -255,63 +284,14 @@ class Watch:
                 self._videos.remove(video)
 
     def _long_side(self) -> int:
-        return max(column.engine.long_side for column in self.columns)
-
-    def _may_go_on(self) -> bool:
-        """Waits while paused; False once closed."""
-        self._going.wait()
-        return not self._closing.is_set()
+        return max(viewing.engine.long_side for viewing in self.viewings)
 
     def _frames_left(self) -> int:
-        return max(1, round((self.duration - self.seen_until) * FPS)) if self.duration else 64
+        left = (self._duration or 0.0) - self.viewings[0].state.seen_until
+        return max(1, round(left * FPS)) if self._duration else UNKNOWN_LENGTH
 
     def _chunk_size(self, backlog: int) -> int:
-        return min(column.engine.chunk_frames(backlog) for column in self.columns)
-
-    def _show(self, chunk: list[Frame], began: float) -> None:
-        """One chunk to every column. A column that cannot take it stops everything until `resume`."""
-        before = self.seen_until
-        for frame in chunk:
-            self.thumbnails.add(frame)
-        for column in self.columns:
-            self._feed(column, chunk)
-        for column in self.columns:
-            column.settled = column.state
-        self._speeds.append((max(chunk[-1].time - before, 0.0), time.perf_counter() - began))
-
-    def _feed(self, column: Column, chunk: list[Frame]) -> None:
-        try:
-            column.watch(chunk)
-        except UserError as error:
-            self.pause()
-            self.error = str(error)
-
-    def _catch_up_all(self) -> None:
-        """Lets engines join, here and nowhere else: in the middle of a chunk one would miss it or see it twice."""
-        with self._door:
-            seen = self.columns[0].shown > 0
-            since = self.seen_until if self.camera else 0.0
-            late = [Column(engine, behind=seen and not self.camera, since=since) for engine in self._joining]
-            self.columns = [*self.columns, *late]
-            self._joining.clear()
-        for column in late:
-            if column.behind:
-                self._catch_up(column)
-
-    def _catch_up(self, late: Column) -> None:
-        """Reads the file again for a column that joined late, as far as the first one has seen."""
-        until = self.columns[0].shown
-        with self._open() as video:
-            frames = itertools.islice(video, until)
-            broken = None
-            while not broken and late in self.columns and self._may_go_on():
-                left = max(until - late.shown, 1)
-                chunk, broken = take(frames, late.engine.chunk_frames(left))
-                if not chunk:
-                    break
-                self._feed(late, chunk)
-                late.settled = late.state
-        late.behind = False
+        return min(viewing.engine.chunk_frames(backlog) for viewing in self.viewings)
 
 
 def take(frames: Iterator[Frame], count: int) -> tuple[list[Frame], UserError | None]:

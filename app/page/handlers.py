@@ -1,24 +1,28 @@
 """What happens when a visitor does something: one small method an event, from component values to component updates.
 
 Every argument is treated as hostile (Gradio's routes can be called with anything). A visitor's session is found by its
-key alone. Nothing here blocks for longer than a token: watching has its own thread.
+key alone; of a stream nothing is read but its `View`. Nothing here waits for a chunk: watching has its own thread.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from app.live.session import LiveSession, Sessions, clean
+from app.live.conversation import clean, number
+from app.live.session import LiveSession
+from app.live.table import Sessions
+from app.live.view import EXAMPLE, UPLOAD, WEBCAM, Phase, View
 from app.page import panels
+from app.page.panels import NOTHING
+from app.page.shown import Shown
 from pipeline import UserError
 
-UPLOAD, WEBCAM, EXAMPLE = "Upload", "Webcam", "Example"
 START, PAUSE, RESUME, AGAIN = "Start", "Pause", "Resume", "Watch again"
 
 
@@ -26,7 +30,7 @@ class Events:
     """The handlers of one page; `sessions` is the only thing behind them."""
 
     def __init__(self, sessions: Sessions, example: Path) -> None:
-        self.sessions, self.example = sessions, example
+        self.sessions, self.example, self.shown = sessions, example, Shown()
 
     # The source
 
@@ -46,7 +50,7 @@ class Events:
             key, session = self.sessions.ensure(key, request.session_hash)
             session.offer(rgb)
         except UserError as error:
-            return key, panels.state_line(None, sentence=str(error))
+            return key, panels.state_line(NOTHING, sentence=str(error))
         return key, gr.skip()
 
     def press(self, label: str, source: str, path: str | None, key: str | None, request: gr.Request) -> tuple:
@@ -65,89 +69,89 @@ class Events:
         elif path:
             return self.uploaded(path, key, request)
         else:
-            return key, panels.state_line(session, sentence="There is no file yet, so choose one above.")
-        return key, panels.state_line(session)
+            return key, panels.state_line(_seen(session), sentence="There is no file yet, so choose one above.")
+        return key, panels.state_line(_seen(session))
 
     def reset(self, key: str | None) -> tuple:
         """(state line, both chats, upload) with everything forgotten."""
         session = self.sessions.get(key)
         if session:
             session.reset()
-        return panels.state_line(session), [], [], None
+        return panels.state_line(_seen(session)), [], [], None
 
     def restore(self, key: str, request: gr.Request) -> tuple:
         """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
         session = self.sessions.get(key, request.session_hash)
         if session is None:
             return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 5
-        session.shown.clear()
-        chats = [self.chat(session, column) for column in (0, 1)]
-        return key, session.source or gr.skip(), session.comparing, *chats, session.upload or gr.skip()
+        view = session.view()
+        self.shown.forget(request.session_hash)
+        chats = [panels.messages(turns, gr.HTML) for turns in view.conversations]
+        return key, view.source or gr.skip(), view.comparing, *chats, view.upload or gr.skip()
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
         """(key, second chat, plots, plot clock, state line)."""
-        sentence = ""
+        view, sentence = NOTHING, ""
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
             session.compare(bool(on))
-            on = session.comparing
+            view = session.view()
         except UserError as error:
-            on, session, sentence = False, None, str(error)
-        shown = gr.update(visible=on)
-        return key, shown, shown, gr.Timer(active=on), panels.state_line(session, sentence=sentence)
+            sentence = str(error)
+        shown = gr.update(visible=view.comparing)
+        return key, shown, shown, gr.Timer(active=view.comparing), panels.state_line(view, sentence=sentence)
 
     def _started(self, key: str | None, request: gr.Request, start) -> tuple:
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
             start(session)
         except UserError as error:
-            return key, panels.state_line(None, sentence=str(error))
-        return key, panels.state_line(session)
+            return key, panels.state_line(NOTHING, sentence=str(error))
+        return key, panels.state_line(session.view())
 
     # The chat
 
     def accept(self, text: str, pinned: bool, player: float, key: str | None, request: gr.Request) -> tuple:
-        """(key, question box, question in hand, pinned second) for a question that was sent."""
+        """(key, question box, number of the question in hand) for a question that was sent."""
         text = clean(text)
         if not text:
-            return gr.skip(), gr.skip(), "", None
-        key, session = self._session_or_error(key, request)
-        if session.answering:
-            raise gr.Error("An answer is still being written, so this question waits; press Stop first.")
-        session.repeats = 0
-        return key, "", text, number(player) if pinned and session.source != WEBCAM else None
+            return gr.skip(), gr.skip(), ""
+        try:
+            key, session = self.sessions.ensure(key, request.session_hash)
+            at = number(player) if pinned and session.view().source != WEBCAM else None
+            return key, "", str(session.ask(text, at))
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
-    def answer(self, column: int, again: bool, text: str, at: float | None, key: str | None) -> Iterator:
-        """Yields the chat of a column while its answer grows."""
-        session = self.sessions.get(key)
-        if session is None or not text or (column and not session.comparing):
+    def answer(self, model: int, question: str, key: str | None) -> Iterator:
+        """Yields the chat of a model while its answer to the question of that number grows."""
+        session, asked = self.sessions.get(key), number(question)
+        if session is None or asked is None:
             yield gr.skip()
             return
         sent = 0.0
         try:
-            for _ in session.ask(text, at, column, again=session.repeats if again else 0):
+            for _ in session.answer(int(asked), model):
                 if time.monotonic() - sent > 0.08:  # a slow line gets fewer, longer steps
                     sent = time.monotonic()
-                    yield self.chat(session, column)
-            yield self.chat(session, column)
+                    yield self.chat(session, model)
+            yield self.chat(session, model)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def chat(self, session: LiveSession, column: int) -> list[dict]:
-        return panels.messages(session.chats[column], gr.HTML)
+    def chat(self, session: LiveSession, model: int) -> list[dict]:
+        return panels.messages(session.view().conversations[model], gr.HTML)
 
     def stop(self, key: str | None) -> None:
         session = self.sessions.get(key)
         if session:
             session.stop_answer()
 
-    def retry(self, key: str | None) -> tuple:
-        """(question in hand, pinned second) of the newest turn, taken back to be asked again."""
+    def retry(self, key: str | None) -> str:
+        """The number of the newest question, asked once more; its old turn stays until the new answer begins."""
         session = self.sessions.get(key)
-        if session:
-            session.finish_answer()
-        turn = session.take_back() if session else None
-        return (turn.question, turn.at) if turn else ("", None)
+        asked = session.retry() if session else None
+        return "" if asked is None else str(asked)
 
     def clear(self, key: str | None) -> tuple:
         session = self.sessions.get(key)
@@ -155,57 +159,38 @@ class Events:
             session.clear_chat()
         return [], []
 
-    def _session_or_error(self, key: str | None, request: gr.Request) -> tuple[str, LiveSession]:
-        try:
-            return self.sessions.ensure(key, request.session_hash)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
     # The clock
 
-    def tick(self, player: float, source: str, key: str | None) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key), each only where it changed."""
-        session = self.sessions.get(key)
+    def tick(self, player: float, source: str, key: str | None, request: gr.Request) -> tuple:
+        """(state line, spoken state, metrics, film, main button, key), each only where this page shows another."""
+        session = self.sessions.get(key, request.session_hash)
         if session is None:
-            return (gr.skip(),) * 6 if not key or self.sessions.awaits(key) else self._gone()
-        player = (number(player) or 0.0) if source == session.source else 0.0
-        kind, word, detail = panels.state(session.watch, player)
-        spoken = f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind
+            return (gr.skip(),) * 6 if not key or self.sessions.awaits(key) else self._gone(request.session_hash)
+        view, shown = session.view(), self.shown.of(request.session_hash)
+        player = (number(player) or 0.0) if source == view.source else 0.0
+        kind, word, detail = view.told(player)
         values = {
-            "line": panels.state_line(session, player),
-            "spoken": spoken,
-            "metrics": panels.metrics(session),
-            "film": self._film(session),
-            "button": main_label(session, source),
+            "line": panels.state_line(view, player),
+            "spoken": f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind,
+            "metrics": panels.metrics(view),
+            "film": _film(view, shown),
+            "button": main_label(view, source),
         }
-        return *(self._changed(session, name, value) for name, value in values.items()), gr.skip()
+        return *(_changed(shown, name, value) for name, value in values.items()), gr.skip()
 
-    def _gone(self) -> tuple:
+    def _gone(self, page: str) -> tuple:
         """What a page shows that slept for so long that its session is over."""
+        self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."
-        line = panels.state_line(None, sentence=sentence)
-        return line, sentence, panels.metrics(None), "", gr.Button(START, variant="primary"), ""
-
-    def _film(self, session: LiveSession) -> str:
-        """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching."""
-        due = f"{time.monotonic() // 2}" if session.watch and session.watch.running else "still"
-        if session.shown.get("film due") == due != "still":
-            return session.shown.get("film", "")
-        session.shown["film due"] = due
-        return panels.film(session.watch)
-
-    def _changed(self, session: LiveSession, name: str, value: str):
-        if session.shown.get(name) == value:
-            return gr.skip()
-        session.shown[name] = value
-        return gr.Button(value, variant="secondary" if value == PAUSE else "primary") if name == "button" else value
+        line = panels.state_line(NOTHING, sentence=sentence)
+        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), ""
 
     def plots(self, key: str | None) -> tuple:
         """The three plots, their axes from zero: a cut axis makes small differences look large."""
         session = self.sessions.get(key)
         if session is None:
             return (gr.skip(),) * 3
-        tables = panels.plots(session)
+        tables = panels.plots(session.view())
         return tuple(
             gr.update(value=table, x_lim=[0, panels.top(table, 0)], y_lim=[0, panels.top(table, 1)]) for table in tables
         )
@@ -213,22 +198,34 @@ class Events:
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""
         self.sessions.leave(request.session_hash)
+        self.shown.forget(request.session_hash)
 
 
-def main_label(session: LiveSession, source: str) -> str:
+def main_label(view: View, source: str) -> str:
     """What the main button does next. Another source than the one being watched can always be started."""
-    watch = session.watch
-    if watch is None or session.source != source:
+    if view.phase is Phase.IDLE or view.source != source:
         return START
-    if watch.ended and not watch.columns[0].shown:
-        return START
-    return AGAIN if watch.ended else RESUME if watch.paused else PAUSE
+    if view.phase is Phase.ENDED:
+        return AGAIN if view.frames else START
+    return RESUME if view.phase in (Phase.PAUSED, Phase.STOPPED) else PAUSE
 
 
-def number(value: object) -> float | None:
-    """A finite, non-negative number, or None."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+def _seen(session: LiveSession | None) -> View:
+    return session.view() if session else NOTHING
+
+
+def _film(view: View, shown: dict[str, str]) -> str:
+    """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching."""
+    due = f"{time.monotonic() // 2}" if view.phase is Phase.WATCHING else "still"
+    if shown.get("film due") == due != "still":
+        return shown.get("film", "")
+    shown["film due"] = due
+    return panels.film(view.film)
+
+
+def _changed(shown: dict[str, str], name: str, value: str) -> Any:
+    """The update of one component; nothing where the page shows the value already."""
+    if shown.get(name) == value:
+        return gr.skip()
+    shown[name] = value
+    return gr.Button(value, variant="secondary" if value == PAUSE else "primary") if name == "button" else value

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.events import Dependency
 from starlette.middleware import Middleware
 
 from app.api import add_api
-from app.live.session import Sessions
-from app.page.handlers import EXAMPLE, START, UPLOAD, WEBCAM, Events
+from app.live.table import Sessions
+from app.live.view import EXAMPLE, UPLOAD, WEBCAM
+from app.page.handlers import START, Events
 from app.page.headers import Headers
-from app.page.panels import SUGGESTIONS, brief, film, metrics, state_line
+from app.page.panels import NOTHING, SUGGESTIONS, brief, film, metrics, state_line
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -56,7 +60,7 @@ def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
         # The page itself carries the key of its session. In a gr.State whoever guesses Gradio's short session hash
         # could use it.
         ui.key, ui.asked = gr.Textbox(visible=False), gr.Textbox(visible=False)
-        ui.player, ui.pinned_at = gr.Number(0, visible=False), gr.Number(None, visible=False)
+        ui.player = gr.Number(0, visible=False)
         _top(ui, sessions)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
@@ -83,7 +87,7 @@ def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
             f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>',
             elem_id="brand",
         )
-        label = f"Compare with {brief(rival)}" if rival else "Compare"
+        label = f"Compare with {brief(rival.name)}" if rival else "Compare"
         ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
 
 
@@ -110,7 +114,7 @@ def _stage(ui: SimpleNamespace, example: Path) -> None:
 
 
 def _controls(ui: SimpleNamespace) -> None:
-    ui.line = gr.HTML(state_line(None), elem_id="line")
+    ui.line = gr.HTML(state_line(NOTHING), elem_id="line")
     ui.spoken = gr.HTML("", elem_id="spoken")  # for screen readers, and only when the state changes
     with gr.Row(elem_id="controls"):
         ui.main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
@@ -121,8 +125,8 @@ def _controls(ui: SimpleNamespace) -> None:
 
 def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
     with gr.Row(elem_id="chats"):
-        ui.chat = _chatbot(brief(sessions.engine), "chat")
-        ui.second = _chatbot(brief(sessions.rival) if sessions.rival else "", "second", visible=False)
+        ui.chat = _chatbot(brief(sessions.engine.name), "chat")
+        ui.second = _chatbot(brief(sessions.rival.name) if sessions.rival else "", "second", visible=False)
     with gr.Row(elem_id="suggestions"):
         ui.suggested = [gr.Button(words, size="sm") for words in SUGGESTIONS]
     ui.question = gr.Textbox(
@@ -164,12 +168,14 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
 
 
 def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
-    ui.film = gr.HTML(film(None), elem_id="film")
-    ui.metrics = gr.HTML(metrics(None), elem_id="strip")
-    colours = {brief(engine): colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine}
+    ui.film = gr.HTML(film(()), elem_id="film")
+    ui.metrics = gr.HTML(metrics(NOTHING), elem_id="strip")
+    colours = {
+        brief(engine.name): colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine
+    }
     with gr.Column(visible=False, elem_id="costs") as ui.costs:
         if sessions.rival:
-            name, about = escape(brief(sessions.rival)), escape(sessions.rival.about)
+            name, about = escape(brief(sessions.rival.name)), escape(sessions.rival.about)
             gr.HTML(f"<p><strong>{name}</strong> {about}</p>", elem_id="about-rival")
         with gr.Row(elem_id="plots"):
             ui.curves = [_plot(kind, title, unit, colours) for kind, title, unit in PLOTS]
@@ -198,23 +204,27 @@ def _wire_source(ui: SimpleNamespace, do: Events) -> None:
 
 def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
     for trigger, words in [(ui.question.submit, ui.question), *((button.click, button) for button in ui.suggested)]:
-        taken = [ui.key, ui.question, ui.asked, ui.pinned_at]
+        taken = [ui.key, ui.question, ui.asked]
         sent = trigger(do.accept, [words, ui.pinned, ui.player, ui.key], taken, js=_with_time(2), **AT_ONCE)
-        _wire_answers(ui, do, sent, again=False)
-    again = ui.retry.click(do.retry, ui.key, [ui.asked, ui.pinned_at], **AT_ONCE)
-    _wire_answers(ui, do, again, again=True)
+        _wire_answers(ui, do, sent)
+    again = ui.retry.click(do.retry, ui.key, ui.asked, **AT_ONCE)
+    _wire_answers(ui, do, again)
     ui.stop.click(do.stop, ui.key, None, **AT_ONCE)
     ui.clear.click(do.clear, ui.key, [ui.chat, ui.second], **AT_ONCE)
 
 
-def _wire_answers(ui: SimpleNamespace, do: Events, asked, again: bool) -> None:
-    """Both columns answer at the same time, each in an event of its own."""
-    for column, box in enumerate((ui.chat, ui.second)):
+def _wire_answers(ui: SimpleNamespace, do: Events, asked: Dependency) -> None:
+    """Both models answer at the same time, each in an event of its own.
 
-        def grow(text, at, key, column=column):
-            yield from do.answer(column, again, text, at, key)
+    trigger_mode: Gradio otherwise drops an event while its like is running, so a Retry in mid-answer would get lost.
+    """
+    at_any_time = {**PRIVATE, "concurrency_limit": None, "trigger_mode": "multiple"}
+    for model, box in enumerate((ui.chat, ui.second)):
 
-        asked.success(grow, [ui.asked, ui.pinned_at, ui.key], box, concurrency_limit=None, **PRIVATE)
+        def grow(question: str, key: str | None, model: int = model) -> Iterator[Any]:
+            yield from do.answer(model, question, key)
+
+        asked.success(grow, [ui.asked, ui.key], box, **at_any_time)
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:

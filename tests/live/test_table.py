@@ -9,17 +9,10 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.live.session import IDLE_S, KEEP_S, LEFT_S, Sessions
+from app.live.table import IDLE_S, KEEP_S, LEFT_S, Sessions
 from app.page.handlers import Events
-from pipeline import UserError
-from tests.fake_model import fake_engine, picture, until, write_clip
-
-RED = (200, 20, 20)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip") / "holiday.mp4")
+from pipeline import Engine, UserError
+from tests.fake_model import RED, FakeModel, ended, fake_engine, picture, until
 
 
 @pytest.fixture
@@ -63,7 +56,7 @@ def test_an_unused_place_gives_way_but_a_used_one_does_not(table, monkeypatch):
     unused, _ = sessions.ensure(None)
     used, session = sessions.ensure(None)
     session.offer(picture(RED))
-    monkeypatch.setattr("app.live.session.UNUSED_S", -1)
+    monkeypatch.setattr("app.live.table.UNUSED_S", -1)
     new, _ = sessions.ensure(None)
     assert sessions.get(unused) is None and sessions.get(used) is session and sessions.get(new)
 
@@ -79,7 +72,7 @@ def test_who_left_a_camera_goes_soon_and_who_left_a_file_stays_an_hour(table, cl
     now = time.monotonic()
     assert sessions.reap(now + LEFT_S - 1) == 0
     assert sessions.reap(now + LEFT_S + 1) == 1 and camera not in sessions._by_key
-    until(lambda: two.watch.ended), "it goes on being watched without its page"
+    until(lambda: ended(two))  # it goes on being watched without its page
     assert sessions.reap(now + KEEP_S - 5) == 0
     assert sessions.reap(now + KEEP_S + 5) == 1 and file not in sessions._by_key and two.watch is None
 
@@ -100,7 +93,7 @@ def test_the_reaper_runs_by_itself_and_the_wall_clock_has_no_say(table, monkeypa
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert sessions.reap() == 0
     key, _ = sessions.ensure(None, "page")
-    monkeypatch.setattr("app.live.session.LEFT_S", 0)
+    monkeypatch.setattr("app.live.table.LEFT_S", 0)
     sessions.leave("page")
     until(lambda: key not in sessions._by_key, 5)
 
@@ -140,7 +133,7 @@ def test_only_keys_that_were_issued_become_doors(table):
 
 
 def test_the_newest_keys_are_remembered(table, monkeypatch):
-    monkeypatch.setattr("app.live.session.ISSUED", 3)
+    monkeypatch.setattr("app.live.table.ISSUED", 3)
     sessions = table()
     keys = [sessions.issue() for _ in range(5)]
     assert [sessions.awaits(key) for key in keys] == [False, False, True, True, True]
@@ -167,10 +160,66 @@ def test_an_opened_page_gets_a_key_and_a_reload_keeps_it(table, clip):
     key, *rest = do.restore("", page)
     assert sessions.awaits(key) and len(rest) == 5 and all(value == gr.skip() for value in rest)
     assert do.restore(key, page)[0] == key
-    assert all(value == gr.skip() for value in do.tick(0, "Example", key)), "nothing is over that has not begun"
+    assert all(value == gr.skip() for value in do.tick(0, "Example", key, page)), "nothing is over that has not begun"
     assert do.press("Start", "Example", None, key, page)[0] == key
     assert do.restore(key, page)[1] == "Example"
     sessions.close(key)
-    assert "long" in do.tick(0, "Example", key)[0]
+    assert "long" in do.tick(0, "Example", key, page)[0]
     again, *_ = do.restore(key, page)
     assert again != key and sessions.awaits(again)
+
+
+# Many at once
+
+
+def test_one_stuck_chunk_delays_nobody(table, clip):
+    """The reaper waited ten seconds for each."""
+    model = FakeModel()
+    sessions = Sessions(Engine(model))
+    model.gate.clear()
+    for number in range(3):
+        session = sessions.ensure(None, f"page {number}")[1]
+        session.open_camera()
+        session.offer(picture(RED))
+        sessions.leave(f"page {number}")
+    until(lambda: model.watching)
+    began = time.monotonic()
+    assert sessions.reap(began + LEFT_S + 1) == 3 and len(sessions) == 0
+    assert time.monotonic() - began < 1.0
+    model.gate.set()
+    sessions.shut()
+
+
+def test_reaping_while_pages_come_and_look(table):
+    """The table of pages changed while it was gone through."""
+    sessions, faults, done = table(places=4), [], threading.Event()
+    keys = [sessions.ensure(None)[0] for _ in range(4)]
+
+    def look(number: int) -> None:
+        turn = 0
+        while not done.is_set():
+            turn += 1
+            sessions.get(keys[turn % 4], f"page {number} {turn % 500}")
+
+    def reap() -> None:
+        try:
+            for _ in range(100):
+                sessions.reap()
+                sessions._pages.clear()
+        except RuntimeError as error:
+            faults.append(error)
+
+    lookers = [threading.Thread(target=look, args=(number,)) for number in range(3)]
+    [thread.start() for thread in lookers]
+    reap()
+    done.set()
+    [thread.join() for thread in lookers]
+    assert not faults
+
+
+def test_a_reaper_that_fails_still_sweeps(table, monkeypatch):
+    swept = threading.Event()
+    monkeypatch.setattr(Sessions, "reap", lambda self: 1 / 0)
+    monkeypatch.setattr("app.live.uploads.sweep", swept.set)
+    table()
+    assert swept.wait(5)

@@ -14,7 +14,7 @@ from tests.fake_model import fake_engine, until, write_clip
 
 gr = pytest.importorskip("gradio")
 
-from app.live.session import Sessions  # noqa: E402
+from app.live.table import Sessions  # noqa: E402
 from app.page.ui import build, launch_options  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,158 @@
+"""View: all that a page or a program may know of a stream, taken at one moment. Frozen values that can be pickled.
+
+Panels, handlers and endpoints read nothing else of a stream, so a stream may as well live in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from pipeline import Answer, mmss
+
+UPLOAD, WEBCAM, EXAMPLE = "Upload", "Webcam", "Example"  # the kinds of source, as the visitor reads them
+FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
+AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
+
+
+class Phase(StrEnum):
+    """Where a stream stands. Only `Watch` moves it."""
+
+    IDLE = "idle"  # there is no source
+    WATCHING = "watching"  # pictures are, or would be, taken right now
+    PAUSED = "paused"  # by the visitor
+    STOPPED = "stopped"  # a model could not take a chunk; `error` says why, and resuming offers it again
+    ENDED = "ended"  # the source is over; with an `error` it broke
+    CLOSED = "closed"  # given up: nobody looks at it any more
+
+
+class Picture(NamedTuple):
+    """A small JPEG of the stream and its second."""
+
+    time: float
+    jpeg: bytes
+
+
+class Sample(NamedTuple):
+    """What one chunk cost a model: second of the video, wall ms per frame, and bytes held after it."""
+
+    at: float
+    ms: float
+    state_bytes: int
+    memory_bytes: int
+
+
+class Told(NamedTuple):
+    """The state line in words. kind: one of idle, waiting, watching, catching, paused, ended, error."""
+
+    kind: str
+    word: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, and one model's answer as far as it is written. `error` is a sentence where there is no answer.
+
+    id: of the question, the same for every model it was put to. at: the second of the video it is about, or None.
+    repeats: how often it was asked before. pictures: JPEGs of the answer's moments, kept with it so that they outlive
+    the stream's own thumbnails.
+    """
+
+    id: int
+    question: str
+    at: float | None = None
+    repeats: int = 0
+    answer: Answer | None = None
+    error: str = ""
+    pictures: tuple[bytes | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """One model's run over the stream. note: what it left out or dropped, in words. since: the second of the video
+    from which on it has watched. first_tokens: (second of the video, wall seconds to an answer's first token)."""
+
+    name: str
+    backend: str
+    frames: int = 0
+    seen_until: float = 0.0
+    state_bytes: int = 0
+    memory_bytes: int = 0
+    note: str = ""
+    samples: tuple[Sample, ...] = ()
+    first_tokens: tuple[tuple[float, float], ...] = ()
+    behind: bool = False
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """A stream at one moment; the default is a stream that has no source.
+
+    upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
+    models that could, in the same order. conversations: the turns of each of them. film: pictures evenly over
+    everything seen. Times in seconds of the video; progress: share of the file read, 0 to 1; rate: seconds of video
+    per second of work; waiting and dropped: camera pictures; skipped: damaged pictures of a file; silent: whether a
+    camera has sent nothing for a while.
+    """
+
+    phase: Phase = Phase.IDLE
+    error: str = ""
+    source: str = ""
+    file_name: str = ""
+    upload: str | None = None
+    live: bool = False
+    duration: float | None = None
+    progress: float = 0.0
+    rate: float | None = None
+    waiting: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    silent: bool = False
+    comparing: bool = False
+    answering: bool = False
+    models: tuple[ModelView, ...] = ()
+    names: tuple[str, ...] = ()
+    conversations: tuple[tuple[Turn, ...], ...] = ((), ())
+    film: tuple[Picture, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames the page's own model has seen."""
+        return self.models[0].frames if self.models else 0
+
+    @property
+    def seen_until(self) -> float:
+        """The newest second the page's own model has seen."""
+        return self.models[0].seen_until if self.models else 0.0
+
+    def turn(self, question: int) -> Turn | None:
+        """The turn of a question in the first model's conversation."""
+        return next((turn for turn in self.conversations[0] if turn.id == question), None)
+
+    def told(self, player: float = 0.0) -> Told:
+        """The state line. player: second the visitor's player shows; a stream that is behind it is catching up."""
+        if self.phase is Phase.IDLE:
+            return Told("idle", "Idle", "Press Start, upload a video or switch on the camera.")
+        if self.error:
+            return Told("error", "Stopped", self.error)
+        if self.phase is Phase.PAUSED:
+            return Told("paused", f"Paused at {mmss(self.seen_until)}", "Nothing is lost; press Resume to go on.")
+        if self.phase is Phase.ENDED:
+            return Told("ended", "Ended", f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it.")
+        if self.live and self.silent:
+            return Told("waiting", "Waiting for the camera", "Allow it in the browser, then press Record.")
+        if self.frames == 0:
+            return Told("waiting", "Opening", "Waiting for the first picture.")
+        return self._told_at_work(player)
+
+    def _told_at_work(self, player: float) -> Told:
+        word = f"Catching up ×{self.rate:.1f}" if self.rate else "Catching up "
+        if any(model.behind for model in self.models):
+            return Told("catching", word, "The second model reads the video from its start.")
+        if self.waiting > FAR_BEHIND or (not self.live and player > self.seen_until + AHEAD_S):
+            return Told("catching", word, f"At {mmss(self.seen_until)}; the player is ahead.")
+        of = f"of {mmss(self.duration)}" if self.duration else ("live" if self.live else "")
+        return Told("watching", f"Watching {mmss(self.seen_until)}", of)

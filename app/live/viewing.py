@@ -1,0 +1,81 @@
+"""Viewing: one model's run over a stream, with its newest state, its backlog and what it costs."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from app.live.view import ModelView, Sample
+from pipeline import Engine, Frame, StreamState, UserError, VideoChunk
+
+SAMPLES = 400  # kept measurements
+
+
+class Viewing:
+    """One thread watches; any may ask or look.
+
+    A chunk the model could not take stays as the backlog and is offered again, so that one failure loses nothing. If
+    it fails again it is left out, counted and said: offering it for ever would end the stream there.
+    """
+
+    def __init__(self, engine: Engine, behind: bool = False, since: float = 0.0) -> None:
+        self.engine = engine
+        self.state: StreamState = engine.start()
+        self.settled = self.state  # after the newest chunk that every model has seen: what questions are asked of
+        self.behind = behind  # joined late and must first see what the others have seen
+        self.since = since  # the second of the video from which on it has watched
+        self.backlog: list[Frame] = []
+        self.frames = 0  # seen
+        self.left_out = 0  # frames that failed twice
+        self._samples: list[Sample] = []
+        self._first_tokens: list[tuple[float, float]] = []
+        self._lock = threading.Lock()
+
+    def watch(self, frames: list[Frame]) -> None:
+        """Shows the frames to the model. Raises UserError; the state is then the last good one, the frames backlog."""
+        self.backlog = frames
+        began = time.perf_counter()
+        state = self.engine.watch(VideoChunk(tuple(frames)), self.state)
+        ms = (time.perf_counter() - began) * 1000 / len(frames)
+        with self._lock:
+            self.state, self.backlog = state, []
+            self.frames += len(frames)
+            self._samples.append(Sample(frames[-1].time, ms, state.state_bytes, state.memory_bytes))
+            if len(self._samples) > SAMPLES:  # every other one: the whole video stays on the plot
+                self._samples = self._samples[1::2]
+
+    def watch_again(self) -> None:
+        """Offers the backlog once more, where there is one; what fails again is left out."""
+        frames = self.backlog
+        if not frames:
+            return
+        try:
+            self.watch(frames)
+        except UserError:
+            self.backlog = []
+            self.left_out += len(frames)
+
+    def settle(self) -> None:
+        """Every model has seen this much: from now on questions are asked of it."""
+        self.settled = self.state
+
+    def answered(self, at: float, seconds: float) -> None:
+        """An answer's first token came after so many wall seconds; at: second of the video it had seen."""
+        self._first_tokens.append((at, seconds))
+
+    def view(self) -> ModelView:
+        with self._lock:
+            left_out = f"{self.left_out:,} frames left out" if self.left_out else ""
+            return ModelView(
+                name=self.engine.name,
+                backend=self.engine.backend,
+                frames=self.frames,
+                seen_until=self.state.seen_until,
+                state_bytes=self.state.state_bytes,
+                memory_bytes=self.state.memory_bytes,
+                note=" · ".join(note for note in (self.state.dropped_note, left_out) if note),
+                samples=tuple(self._samples),
+                first_tokens=tuple(self._first_tokens),
+                behind=self.behind,
+                since=self.since,
+            )

@@ -1,0 +1,37 @@
+"""Panels are pure: a view in, words and pictures out, and nothing of it is markup that somebody else wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.live.view import Phase, Turn, View
+from app.page import panels
+from app.page.panels import NOTHING
+from pipeline import Answer, Evidence
+
+HOSTILE = ["<img src=x onerror=alert(1)>", "</div><script>alert(1)</script>", '" onclick="alert(1)', "&lt;b&gt;"]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_words_are_never_markup(words):
+    view = View(file_name=words, error=words, phase=Phase.ENDED)
+    for shown in (panels.state_line(view), panels.state_line(NOTHING, sentence=words)):
+        assert "<img" not in shown and "<script" not in shown and 'onclick="' not in shown.replace("&quot;", "")
+    answer = Answer(words, 1.0, 2.0, (Evidence(1.0, 0.5, 0.0, 2.0),), done=True)
+    turns = [Turn(1, words, answer=answer), Turn(1, words, error=words)]
+    for message in panels.messages(turns, card=str):
+        parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
+        assert not any("<img src=x" in part or "<script" in part for part in parts)
+
+
+def test_markup_of_a_model_is_taken_out():
+    assert (
+        panels.plain("see ![a cat](http://x/y.png) and [this](javascript:f(1)) <b>now</b>") == "see a cat and this now"
+    )
+    assert panels.plain("1 < 2 and 3 > 2") == "1 < 2 and 3 > 2"
+
+
+def test_sizes_and_names_read_well():
+    sizes = [0, 15_000, 290_000, 19_600_000, 123_400_000, 30_900_000_000]
+    assert [panels.megabytes(size) for size in sizes] == ["0 kB", "15 kB", "290 kB", "19.6 MB", "123 MB", "30.9 GB"]
+    assert panels.short("a\u202eb\nc.mp4") == "abc.mp4" and len(panels.short("x" * 300)) == 40
