@@ -27,7 +27,6 @@ class FakeModel:
         self.name, self.watch_s, self.token_s, self.grow, self.constant = name, watch_s, token_s, grow, constant
         self.fail_at: float | None = None  # the second of the video at which watching fails, once
         self.refuses: set[int] = set()  # seconds whose chunk fails every time
-        self.chunks = 0  # begun
         self.samplings: list = []
         self.gate = threading.Event()  # cleared: watching waits
         self.gate.set()
@@ -42,7 +41,6 @@ class FakeModel:
     def watch(self, chunk, state):
         self.watching = True
         self.gate.wait()
-        self.chunks += 1
         self.watching = False
         time.sleep(self.watch_s * len(chunk.frames))
         if self.fail_at is not None and chunk.frames[-1].time >= self.fail_at:

@@ -47,30 +47,26 @@ def test_pause_at_the_very_end_changes_nothing(made, clip):
     assert session.view().phase is Phase.ENDED
 
 
-def test_pause_while_the_end_is_being_read_ends_as_well(made, clip):
-    """All was seen, so there is nothing to go on with; a pause before the last chunk was taken does hold."""
-    model = FakeModel()
-    session = made(Engine(model))
-    model.gate.clear()
+def test_pause_in_the_last_chunk_holds_until_resume(made, clip):
+    """The end was not read yet; after it there is nothing to hold."""
+    model, permits = FakeModel(), threading.Semaphore(2)
+    session, watched = made(Engine(model)), model.watch
+
+    def watch_with_a_permit(chunk, state):
+        permits.acquire()
+        return watched(chunk, state)
+
+    model.watch = watch_with_a_permit
     session.open_file(clip)
-    for _ in range(2):
-        until(lambda: model.watching)
-        let_one_chunk_pass(model)
-    until(lambda: model.watching)
+    until(lambda: session.view().frames == 8)
     session.pause()
-    model.gate.set()
-    until(lambda: session.view().frames == 12)
+    permits.release()
     time.sleep(0.1)
-    assert session.view().phase is Phase.PAUSED, "the end was not read yet"
+    held = session.view()
+    assert held.phase is Phase.PAUSED and held.frames in (8, 12)
     session.resume()
     until(lambda: ended(session))
-
-
-def let_one_chunk_pass(model: FakeModel) -> None:
-    before = model.chunks
-    model.gate.set()
-    until(lambda: model.chunks > before)
-    model.gate.clear()
+    assert seconds(session) == EVERY_SECOND
 
 
 @pytest.mark.parametrize("failing", [0, 1])
