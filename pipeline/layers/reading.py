@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
-
-if TYPE_CHECKING:
-    from pipeline.layers.vamba import Vamba
-    from pipeline.models.vamba_graphs import Recordings
 
 # cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
 # is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
@@ -72,15 +69,27 @@ class TextCache:
         self.used = [min(a, b) for a, b in zip(self.used, lengths)]
 
 
+class RecordedPasses(Protocol):
+    """Something that may have recorded the pass that a decoder is about to make."""
+
+    def feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
+        """Logits (V,) and gazes (spans, places, instants) of these tokens, the cache moved on; None: not recorded."""
+        ...
+
+
 class Reader:
     """A text column in front of one memory.
 
     `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
-    recordings: passes recorded for the GPU (pipeline/models/vamba_graphs.py), taken where they fit.
+    recordings: passes recorded for the GPU, taken where they fit.
     """
 
     def __init__(
-        self, net: Vamba, memory: Memory | None, watch_layers: Sequence[int] = (), recordings: Recordings | None = None
+        self,
+        net: Vamba,
+        memory: Memory | None,
+        watch_layers: Sequence[int] = (),
+        recordings: RecordedPasses | None = None,
     ):
         self.net, self.memory, self.watch_layers = net, memory, sorted(set(watch_layers))
         self.recordings, self.cache = recordings, TextCache(net.cfg.n_layers)

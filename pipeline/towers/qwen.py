@@ -26,8 +26,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import kernels_for
-from pipeline.models.vamba_graphs import LiveTower
 from pipeline.stream import Frame
+from pipeline.towers.qwen_graphs import TowerRecordings
 from pipeline.towers.seen import Seen
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, which Qwen2-VL's image processor keeps
@@ -213,7 +213,7 @@ class QwenVision:
         self.patching = patching or Patching(tower.config.patch_size, tower.spatial_merge_size)
         self.long_side = long_side
         weight = tower.patch_embed.proj.weight
-        self._live = LiveTower(lambda pairs, h, w: _encode_equal(tower, pairs, h, w), weight.device)
+        self._live = TowerRecordings(lambda pairs, h, w: _encode_equal(tower, pairs, h, w), weight.device)
 
     @torch.no_grad()
     def tokens(self, frames: Sequence[Frame]) -> Seen:

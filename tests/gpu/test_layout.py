@@ -80,10 +80,12 @@ def test_kernels_find_fields_by_name(eight_bit):
     kernels = pytest.importorskip("pipeline.gpu.kernels")
     fields, q = fields_of(eight_bit), torch.randn(4, 1, WIDTH).to(DEVICE)
     others = dict(reversed(fields.items())), {"mark": Field((None,), torch.int64), **fields}
-    want, _ = kernels.attend(memory_of(fields, False).log.slots, 1, q)
+    memory = memory_of(fields, False)
+    want, _ = kernels.attend(memory.log.slots, 1, q)
     for other in others:
         assert list(other) != list(fields)
-        assert torch.equal(kernels.attend(memory_of(other, False).log.slots, 1, q)[0], want)
+        memory = memory_of(other, False)  # held: a book knows addresses only
+        assert torch.equal(kernels.attend(memory.log.slots, 1, q)[0], want)
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])

@@ -6,9 +6,11 @@ On a GPU recordings are recorded and played. Without one, Triton's interpreter r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +19,18 @@ import pytest
 import torch
 
 from pipeline.checks import verify
+from pipeline.gpu import graphs
 from pipeline.layers import reading
 from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.models import vamba_graphs as recordings
 from pipeline.models.vamba import VambaModel
-from pipeline.models.vamba_graphs import LiveRecordings, LiveTower, Recordings
+from pipeline.models.vamba_graphs import LiveRecordings, Recordings
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers import qwen as vision
+from pipeline.towers import qwen_graphs
+from pipeline.towers.qwen_graphs import TowerRecordings
 from pipeline.towers.seen import Seen
 from tests.conftest import TINY_MIXER, TINY_VISION, Letters, gap
 
@@ -178,23 +183,23 @@ def test_two_answers_at_once_do_not_touch(net, recorded):
 @apply(kernels_only)
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
 def test_after_a_failure_the_plain_code_goes_on(error, net, recorded, monkeypatch, caplog):
-    """In the second pass of a prompt: what the first one left must not be counted twice. Told once, and final, unless
-    it was memory."""
+    """In the second pass of a prompt: what the first one left must not be counted twice. Told, and final, unless it was
+    memory: that may have passed by the next time."""
     memory, passes, transient = remembered(40), [], error is torch.OutOfMemoryError
 
-    def fail(self, rows, run=recordings.Fixed._pass):
+    def fail(self, rows, run=recordings.TextPasses._pass):
         passes.append(rows)
         if len(passes) == 2:
             raise error("whatever it says")
         run(self, rows)
 
-    monkeypatch.setattr(recordings.Fixed, "_pass", fail)
-    with caplog.at_level(logging.WARNING, logger=recordings.__name__):
+    monkeypatch.setattr(recordings.TextPasses, "_pass", fail)
+    with caplog.at_level(logging.WARNING, logger=graphs.__name__):
         for _ in range(2):
             ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
             logits, want = (r.question(prompt(6), prompt(40)) for r in (ours, plain))
             alike(ours, plain, logits, want)
-    assert len(passes) == (4 if transient else 2) and len(caplog.records) == (0 if transient else 1)
+    assert len(passes) == (4 if transient else 2) and len(caplog.records) == 1
     assert recorded.tapes.off != transient
 
 
@@ -203,11 +208,11 @@ def test_a_recording_that_fails_on_the_gpu(net, recorded, monkeypatch, caplog):
     """Waiting for the GPU is what may not be recorded. The GPU must go on working."""
     memory = remembered(40)
 
-    def wait(self, rows, run=recordings.Fixed._pass):
+    def wait(self, rows, run=recordings.TextPasses._pass):
         run(self, rows)
         self.logits.sum().item()
 
-    monkeypatch.setattr(recordings.Fixed, "_pass", wait)
+    monkeypatch.setattr(recordings.TextPasses, "_pass", wait)
     for _ in range(3):
         ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
         alike(ours, plain, *(r.question(prompt(6), prompt(9)) for r in (ours, plain)))
@@ -219,8 +224,8 @@ def test_all_is_recorded_before_the_first_question(net, recorded, monkeypatch):
     """Preparing leaves nothing to be recorded, and happens once."""
     made, memory = [], Memory.empty(2, 2, 16, torch.float32, DEVICE, block_slots=64)
     name = "_recorded" if CUDA else "play"
-    was = getattr(recordings.Tape, name)
-    monkeypatch.setattr(recordings.Tape, name, lambda self: made.append(1) or was(self))
+    was = getattr(graphs.Tape, name)
+    monkeypatch.setattr(graphs.Tape, name, lambda self: made.append(1) or was(self))
     for _ in range(2):
         recorded.prepare(memory)
         assert len(made) == (3 if CUDA else 6) and not recorded.tapes.off
@@ -228,6 +233,34 @@ def test_all_is_recorded_before_the_first_question(net, recorded, monkeypatch):
         ours, plain = Reader(net, remembered(90), PLACES, recorded), Reader(net, remembered(90), PLACES)
         alike(ours, plain, *(r.question(prompt(6), prompt(9)) for r in (ours, plain)))
         assert len(made) == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_visitors_who_come_at_once_record_once(fails, tiny_vamba, monkeypatch):
+    """And who comes second waits until all is recorded. What failed is tried again by the next."""
+    monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
+    made, done = Recordings(tiny_vamba(torch.float32, **WIDE), PLACES), []
+
+    def slow(memory):
+        done.append("begun")
+        time.sleep(0.1)
+        if fails and len(done) == 1:
+            raise torch.OutOfMemoryError("whatever it says")
+        done.append("ended")
+
+    def visit():
+        with contextlib.suppress(torch.OutOfMemoryError):
+            made.prepare(Memory.empty(2, 2, 16, torch.float32))
+        done.append("served")
+
+    monkeypatch.setattr(made, "_record_all", slow)
+    threads = [threading.Thread(target=visit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done.count("ended") == 1 and done.count("begun") == (2 if fails else 1)
+    assert done.count("served") == 4 and done[: done.index("ended")].count("served") <= fails
 
 
 # Live chunks
@@ -249,7 +282,7 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
             states = live.watch(v, states, write, None)
             plain_states = net.watch(v, plain_states, lambda j, k, x, w=plain_write: w(j, k[0], x[0]))
             kept.append((states, [t.clone() for s in states for t in s]))
-    assert len(live._kept) == recordings.LIVE_KINDS and not live.tapes.off
+    assert len(live._kept) == graphs.KINDS and not live.tapes.off
     for ours, want in zip(states, plain_states):
         assert gap(ours.ssm, want.ssm) < 1e-4 and gap(ours.conv, want.conv) < 1e-4
     for name in ("k", "v"):
@@ -262,11 +295,16 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
 def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
     """Pictures of five kinds in turn, too many for one among them. No tokens that were given out are written again."""
     if not CUDA:
-        monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
+        monkeypatch.setattr(qwen_graphs, "kernels_for", lambda x: recordings)
     tower = vision.build_tower({**TINY_VISION, "embed_dim": 160, "num_heads": 2}).to(DEVICE)
     plain, met, kept = vision._encode_equal, [], []
-    monkeypatch.setattr(recordings, "LIVE_PATCHES", 50)
-    live = LiveTower(lambda pairs, h, w: met.append(len(pairs)) or plain(tower, pairs, h, w), torch.device(DEVICE))
+    monkeypatch.setattr(qwen_graphs, "LIVE_PATCHES", 50)
+
+    def walk(pairs: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        met.append(len(pairs))
+        return plain(tower, pairs, h, w)
+
+    live = TowerRecordings(walk, torch.device(DEVICE))
     with torch.no_grad():
         for turn in range(24):
             one, two, turned = (1, 2, 4), (2, 2, 4), (1, 4, 2)
@@ -276,7 +314,7 @@ def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
             assert gap(tokens, plain(tower, patches, h, w)) < 1e-4
             kept.append((tokens, tokens.clone()))
     assert not live.tapes.off and all(torch.equal(a, b) for a, b in kept)
-    assert len(live._kept) == recordings.LIVE_KINDS and met.count(9) == 2
+    assert len(live._kept) == graphs.KINDS and met.count(9) == 2
     assert (9, 2, 4) not in live._met and (3, 4, 2) in live._met, "what keeps a GPU busy is not recorded"
 
 
@@ -300,7 +338,7 @@ def test_golden_checkpoints_are_recorded(folder):
         ours, plain = Reader(*about, model._recordings), Reader(*about)
         alike(ours, plain, *(r.question(ids[:4], ids[4:]) for r in (ours, plain)))
         alike(ours, plain, *(r.feed([ids[-1]]) for r in (ours, plain)))
-    assert not model._live.tapes.off and not model._recordings.tapes.off and model._recordings._fixed
+    assert not model._live.tapes.off and not model._recordings.tapes.off and model._recordings._passes
 
 
 class Pairs:
