@@ -48,6 +48,34 @@ class VideoInfo:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was mended or left out of a file, known at its end.
+
+    lone_stamps: pictures whose time was wild and lies between their neighbours' instead. joined_jumps: jumps of the
+    clock that were not believed. times_guessed: the file holds no times; they are counted at a guessed rate.
+    left_out: codec of a later part that cannot be read, or "".
+    """
+
+    lone_stamps: int = 0
+    joined_jumps: int = 0
+    times_guessed: bool = False
+    left_out: str = ""
+
+    def notes(self) -> list[str]:
+        """The same in sentences, for the visitor."""
+        notes = []
+        if self.lone_stamps:
+            notes.append(f"Wild times of {self.lone_stamps} pictures were set between their neighbours'.")
+        if self.joined_jumps:
+            notes.append(f"The file's clock jumps; parts were joined there ({self.joined_jumps} times).")
+        if self.times_guessed:
+            notes.append("The file holds no times, so they are counted at a guessed rate.")
+        if self.left_out:
+            notes.append(f"A later part ({self.left_out}) cannot be read and was left out; export it as MP4 (H.264).")
+        return notes
+
+
 def open_video(
     path: str | os.PathLike, *, fps: float | None = 1.0, long_side: int = 640, limits: Limits = ORDINARY
 ) -> VideoFile:
@@ -69,19 +97,18 @@ def open_video(
 class VideoFile:
     """Iterator of Frame over one file, and a context manager. One thread iterates; any thread may close.
 
-    Which pictures: those on the screen at 0, 1/fps, 2/fps ... seconds after the first one, each once (gaps are not
-    filled with copies), each with its own presentation time. Two savings, both switched by Limits.skim, may replace a
-    wanted picture by an earlier one, never by a later one; its time stays its own. Where keyframes are at most one
-    period (1/fps) apart, the last keyframe is taken: less than a period early. Where there are ten or more pictures a
-    period, those that no other picture refers to are left out: early by one run of them (1 to 3 pictures in practice;
-    a run of more than 24 makes the reader start over without savings).
+    Seconds are those a browser's player shows. Which pictures: those on the screen at 0, 1/fps, 2/fps ... seconds, each
+    once (gaps are not filled with copies), each with its own presentation time; the first is on the screen from 0 on.
+    So nothing that stays longer than 1/fps is missed, however unevenly pictures come. Limits.skim: pictures that are
+    neither wanted nor needed for others are not decoded; what is given is the same.
 
-    info: VideoInfo. skipped: damaged packets so far. progress: 0..1. seconds: length read, known at the end.
+    info: VideoInfo. skipped: damaged packets so far. progress: 0..1. seconds: the end of the last picture, known at the
+    end, like findings.
     """
 
     def __init__(self, fd: int, fps: float | None, long_side: int, limits: Limits) -> None:
         self.limits, self.long_side = limits, long_side
-        self.skipped, self.progress, self.seconds = 0, 0.0, 0.0
+        self.skipped, self.progress, self.seconds, self.findings = 0, 0.0, 0.0, Findings()
         self._lock, self._closed, self._worked, self._last = threading.Lock(), False, 0.0, 0.0
         job = asdict(limits) | {"fd": fd, "fps": fps, "long_side": long_side}
         self._child = started(job, limits)
@@ -135,6 +162,9 @@ class VideoFile:
                     return self._frame(head, payload)
                 if head["type"] == "end":
                     self.progress, self.seconds = 1.0, float(head["seconds"])
+                    self.findings = Findings(
+                        int(head["lone"]), int(head["joined"]), bool(head["untimed"]), plain(head["unread"])
+                    )
                     self._finish()
                     raise StopIteration
 
@@ -161,7 +191,7 @@ class VideoFile:
             with self._checked():
                 if head["type"] == "info":
                     seconds = None if head["duration"] is None else float(head["duration"])
-                    words = [re.sub(r"[^A-Za-z0-9_]", "", str(head[k]))[:20] for k in ("codec", "container")]
+                    words = plain(head["codec"]), plain(head["container"])
                     return VideoInfo(int(head["width"]), int(head["height"]), seconds, *words, size)
 
     def _message(self) -> tuple[dict, bytearray]:
@@ -205,6 +235,11 @@ class VideoFile:
         except subprocess.TimeoutExpired:
             code = None
         return sentence("too_slow" if code in (-signal.SIGXCPU, -signal.SIGKILL) else "crashed", {}, self.limits)
+
+
+def plain(word: object) -> str:
+    """A codec's or container's name as the decoder gives it, cut down to letters and digits."""
+    return re.sub(r"[^A-Za-z0-9_]", "", str(word))[:20]
 
 
 def started(job: dict, limits: Limits) -> subprocess.Popen:
@@ -256,9 +291,9 @@ def discard(child: subprocess.Popen) -> None:
 def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORDINARY) -> dict[str, Any]:
     """Read a file to its end as watching would, without a model, and say what it holds.
 
-    {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": first picture to the end of the last,
-    "duration": what the header promises or None, "width", "height", "skipped", "codec", "container"}, or {"ok": False,
-    "kind", "message"} with the frames read until then.
+    {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": second at which the last picture ends,
+    "duration": what the header promises or None, "width", "height", "skipped", "codec", "container", and the Findings},
+    or {"ok": False, "kind", "message"} with the frames read until then.
     """
     frames = 0
     try:
@@ -267,5 +302,5 @@ def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORD
                 frames += 1
     except VideoError as error:
         return {"ok": False, "kind": error.kind, "message": error.message, "frames": frames}
-    about = asdict(video.info)
+    about = asdict(video.info) | asdict(video.findings)
     return {"ok": True, "frames": frames, "seconds": round(video.seconds, 6), "skipped": video.skipped} | about

@@ -44,6 +44,7 @@ SENTENCES = {
     "not_a_video": "This is not a video file we can read, so nothing was watched; choose MP4, WebM, MOV, MKV or AVI.",
     "index": "The recording is incomplete: its index is missing, so nothing can be shown; upload or export it again.",
     "image_not_video": "This is a picture, not a video, so there is nothing to watch; choose a video file.",
+    "moving_picture": "This is an animated WebP, which cannot be read, so nothing was watched; save it as MP4 or GIF.",
     "no_video": "There is no video track in this file, so there is nothing to watch; choose a file with pictures.",
     "no_frames": "The video has no pictures, so there is nothing to watch; record or export it again.",
     "cannot_decode": "The video is too damaged to show a single picture; upload it again or export it as MP4 (H.264).",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import struct
 import zlib
@@ -12,12 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.sources.file import Limits, VideoError, open_video, probe
 from pipeline.sources.reader.pictures import QUARTERS, upright
-from pipeline.sources.reader.timing import Clock, Sampler
 from pipeline.stream import Frame, UserError
 from tests.sources.test_corpus import clean
 
@@ -312,24 +308,3 @@ def test_limits_hold_before_decoding(tmp_path):
     assert probe(path, limits=Limits(bytes=100))["kind"] == "too_big"
     assert probe(path, limits=Limits(seconds=0))["kind"] == "too_slow"
     assert probe(path, limits=Limits(pixels=64 * 48))["ok"]
-
-
-# --- clocks ---------------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.one_of(st.none(), st.integers(-(2**40), 2**40)), min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
-def test_time_starts_at_zero_and_only_goes_forward(stamps):
-    clock = Clock(Fraction(1, 90_000), Fraction(30))
-    times = [clock.time(pts, None) for pts in stamps]
-    assert times[0] == 0 and all(a < b for a, b in itertools.pairwise(times))
-
-
-@given(st.lists(st.floats(0.001, 5.0), min_size=1, max_size=60), st.sampled_from([0.3, 1.0, 2.0, 7.5]))
-@settings(max_examples=200, deadline=None)
-def test_sampling_is_what_was_on_the_screen(steps, fps):
-    stamps = [0.0, *np.cumsum(steps)]
-    sampler = Sampler(fps)
-    kept = [index for i, at in enumerate(stamps) for index, _ in sampler.offer(i, at)]
-    kept += [index for index, _ in sampler.finish(stamps[-1] + 0.04)]
-    assert kept == on_screen(stamps, stamps[-1] + 0.04, fps)

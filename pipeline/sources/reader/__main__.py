@@ -66,7 +66,9 @@ class Teller:
             if at > self.last:
                 self.picture(reader, frame, at)
                 self.last = at
-        send({"type": "end", "skipped": reader.skipped, "seconds": reader.clock.end})
+        clock = reader.clock
+        told = {"seconds": reader.end, "lone": clock.lone, "joined": clock.joined, "untimed": reader.untimed}
+        send({"type": "end", "skipped": reader.skipped, "unread": reader.tracks.unread} | told)
 
     def describe(self, reader: Reader, frame: av.VideoFrame) -> None:
         width, height = reader.painter.size(frame)

@@ -1,158 +1,95 @@
-"""One pass over one video track: packets in, timed pictures out, damaged packets counted and left behind."""
+"""One pass over one video: packets in, timed pictures out, damaged packets counted and left behind."""
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
-import av.subtitles.codeccontext
-import av.subtitles.stream  # av would import these two on meeting a subtitle track, when no file may be opened any more
 
+from .container import (
+    UNTIMED,
+    Source,
+    check_size,
+    choose_stream,
+    codec_name,
+    open_container,
+    player_end,
+    timeline,
+)
 from .pictures import Painter
+from .savings import Group, Plan, Saver, grouped, with_neighbours
 from .sniff import Refused, prescan_mov, sniff
 from .timing import Clock, Sampler
+from .tracks import Changed, Tracks
 
-# Decoders that may run, each long fuzzed upstream. Rare ones stay out: MagicYUV was CVE-2026-8461, JPEG 2000 part of
-# CVE-2026-22778. Audio and subtitle decoders are not needed, so probing may not start them either.
-CODECS = """h264 hevc av1 libdav1d vp8 vp9 mpeg1video mpeg2video mpegvideo mpeg4 mjpeg h263 flv theora vp6 vp6a vp6f
-    wmv1 wmv2 wmv3 vc1 msmpeg4 msmpeg4v1 msmpeg4v2 prores dnxhd dvvideo ffv1 rawvideo qtrle gif apng""".split()  # noqa: SIM905
 # Codecs whose keyframes stand alone (GIF and APNG flag every picture).
-SKIMMABLE = """h264 hevc av1 libdav1d vp8 vp9 mpeg1video mpeg2video mpeg4 mjpeg theora prores dnxhd dvvideo ffv1
+CUTTABLE = """h264 hevc av1 libdav1d vp8 vp9 mpeg1video mpeg2video mpeg4 mjpeg theora prores dnxhd dvvideo ffv1
     rawvideo""".split()  # noqa: SIM905
 # Codecs in which pictures that no other picture needs can be left out.
-NONREF = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3")
-FORMAT_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
+NONREF = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
+REORDERED = ("h264", "hevc", "mpeg4")  # may store pictures in another order than they are shown
+AHEAD = 8  # pictures held to sort the stamps of a container that counts them as they are stored
+
+Shown = tuple[Any, int | None, int | None]  # a picture (None: left out), its stamp, its duration
 
 
 class CannotSkim(Exception):
-    """The file's flags lied: this pass must be done again, decoding everything."""
-
-
-class Source:
-    """The video as FFmpeg may see it: bytes without a name."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd, self.size, self.at = fd, os.fstat(fd).st_size, 0
-
-    def read(self, n: int) -> bytes:
-        data = os.pread(self.fd, n, self.at)
-        self.at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.at = max(0, offset + (0, self.at, self.size)[whence])
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-
-def refuse_nested(url: str, flags: int, options: dict) -> None:
-    raise PermissionError("a video may not open anything else")
-
-
-def open_container(source: Source, demuxer: str, job: dict) -> av.container.InputContainer:
-    """The file, opened with `demuxer` and nothing else. Raises Refused."""
-    options = {
-        "format_whitelist": FORMAT_NAMES.get(demuxer, demuxer),
-        "codec_whitelist": ",".join(CODECS),
-        "protocol_whitelist": "none",
-        "max_pixels": str(job["pixels"]),
-        "max_streams": str(job["streams"]),
-        "threads": "1",
-    }
-    try:
-        return av.open(
-            source,
-            format=demuxer,
-            options=options,
-            metadata_errors="replace",
-            buffer_size=1 << 17,
-            timeout=(job["seconds"], job["seconds"]),
-            io_open=refuse_nested,
-        )
-    except MemoryError:
-        raise Refused("too_large") from None
-    except (av.FFmpegError, OSError, ValueError, RuntimeError):
-        raise Refused("not_a_video") from None
-
-
-def choose_stream(container: av.container.InputContainer, pixels: int) -> av.VideoStream:
-    """The best track of moving pictures whose codec is allowed. Raises Refused."""
-    best = container.streams.best("video")
-    cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    tracks = [s for s in container.streams.video if not s.disposition & cover]
-    if not tracks:
-        raise Refused("no_video")
-    tracks.sort(key=lambda s: s is not best)
-    stream = next((s for s in tracks if codec_name(s) in CODECS), None)
-    if stream is None:
-        raise Refused("unsupported_codec", codec=codec_name(tracks[0]))
-    check_size(stream.codec_context, pixels)
-    return stream
-
-
-def codec_name(stream: av.VideoStream) -> str:
-    return stream.codec_context.name if stream.codec_context else "unknown"
-
-
-def check_size(picture: av.VideoFrame | av.VideoCodecContext, pixels: int) -> None:
-    if picture.width * picture.height > pixels:
-        raise Refused("too_large", width=picture.width, height=picture.height)
-
-
-def trusted_duration(stream: av.VideoStream, container: av.container.InputContainer, size: int) -> float | None:
-    """Seconds the header promises, or None where it is absent or at odds with the index or the file's size."""
-    seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
-    if seconds is None and container.duration:
-        seconds = container.duration / av.time_base
-    if not seconds or not 0 < seconds < 1e6 or size / seconds < 2:
-        return None
-    entries = stream.index_entries
-    if container.format.name.startswith("mov") and len(entries) > 1:
-        indexed = float((entries[len(entries) - 1].timestamp - entries[0].timestamp) * stream.time_base)
-        if abs(seconds - indexed) > 10 + 0.2 * seconds:
-            return None
-    return seconds
+    """The file's flags or stamps lied: this pass must be done again, decoding everything."""
 
 
 class Reader:
     """`sampled()` gives the wanted pictures with their seconds, once; the attributes say how far it is.
 
-    skipped: damaged packets so far. duration: believable seconds or None. clock.last: seconds of the newest picture.
+    skipped: damaged packets so far. duration: seconds of the player, or None where they are not to be believed.
+    clock.last: seconds of the newest picture. end: second at which the last one ends. tracks: what was left out.
     """
 
     def __init__(self, fd: int, job: dict, report: Callable[[Reader], None]) -> None:
-        self.source, self.job, self.report = Source(fd), job, report
-        demuxer = sniff(os.pread(fd, 4096, 0))
-        self.indexed = demuxer != "mov" or prescan_mov(fd, self.source.size)
+        self.fd, self.job, self.report = fd, job, report
+        self.size = os.fstat(fd).st_size
+        self.demuxer = sniff(os.pread(fd, 4096, 0), fd)
+        self.indexed = self.demuxer != "mov" or prescan_mov(fd, self.size)
+        source = Source(fd)
         try:
-            self.container = open_container(self.source, demuxer, job)
+            container = open_container(source, self.demuxer, job)
         except Refused as refused:
             raise self.explained(refused) from None
-        self.stream = choose_stream(self.container, job["pixels"])
-        self.context = self.stream.codec_context
-        self.duration = trusted_duration(self.stream, self.container, self.source.size)
-        self.clock = Clock(self.stream.time_base, self.stream.guessed_rate)
-        self.sampler = Sampler(job["fps"])
-        self.painter = Painter(self.stream, job["long_side"])
-        self.skipped = self.encrypted = self.silent = self.position = 0
-        for other in self.container.streams:
-            if other is not self.stream:
-                other.discard = av.stream.Discard.all
-        self.configure()
+        stream = choose_stream(container, job["pixels"])
+        line = timeline(stream, container, self.demuxer, self.size)
+        self.duration = player_end(container, self.demuxer, line.ends)
+        self.clock, self.sampler = Clock(line), Sampler(job["fps"])
+        self.skipped = self.encrypted = self.position = 0
+        self.tracks = Tracks(fd, self.demuxer, job)
+        self.left_out: list[tuple[int, int]] = []  # (stamp, duration) of pictures that were not decoded, a heap
+        self.due: list[int] = []  # stamps of wanted pictures that are in the decoder, a heap
+        self.empty = self.expects_key = self.hurt = False
+        self.enter(source, container, stream)
 
-    def configure(self) -> None:
-        """Decoder settings. Threads decode whole pictures side by side: about half the wall time on two cores."""
+    def enter(self, source: Source, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        """Reads this track from now on. Threads decode whole pictures side by side: half the wall time on two cores."""
+        self.source, self.container, self.stream = source, container, stream
+        self.context, codec = stream.codec_context, codec_name(stream)
+        self.painter = Painter(stream, self.job["long_side"])
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+        self.counted = self.demuxer == "avi" and codec in REORDERED and self.context.has_b_frames
         self.context.options = {"max_pixels": str(self.job["pixels"])}
         self.context.thread_count = self.job["threads"]
         self.context.thread_type = "AUTO"
-        fps, rate, codec = self.job["fps"], self.stream.guessed_rate, codec_name(self.stream)
-        self.skim = bool(self.job["skim"] and fps and codec in SKIMMABLE)
-        self.lean = bool(self.job["skim"] and fps and rate and rate >= 10 * fps and codec in NONREF)
-        if self.lean:
-            self.context.skip_frame = "NONREF"
+        self.spares, cuts = codec in NONREF, codec in CUTTABLE
+        saves = self.job["skim"] and self.job["fps"] and (self.spares or cuts) and not self.counted
+        self.saver = Saver(float(1 / stream.time_base), self.on_a_tick, cuts) if saves else None
+
+    def on_a_tick(self, start: int, end: int) -> bool:
+        """Whether a picture shown between these stamps is on the screen at a tick."""
+        return self.sampler.wants(self.clock.peek(start), self.clock.peek(end))
+
+    # Packets
 
     def packets(self) -> Iterator[av.Packet]:
         """The track's packets in file order. Unreadable stretches are counted; 50 in a row end the file."""
@@ -161,12 +98,16 @@ class Reader:
             try:
                 for packet in self.container.demux(self.stream):
                     failures = 0
-                    self.position = max(self.position, packet.pos or 0)
+                    self.position = max(self.position, self.source.start + (packet.pos or 0))
                     self.report(self)
                     if packet.has_sidedata("encryption_info"):
                         self.pass_encrypted()
                     elif packet.size:
+                        if self.tracks.interrupted(self, packet):
+                            return
                         yield packet
+                return
+            except IndexError:  # PyAV does so at the end of a file in which tracks came up
                 return
             except (av.FFmpegError, ValueError):
                 failures += 1
@@ -176,11 +117,12 @@ class Reader:
         """Copy-protected packets count as damaged; a film may start in the clear, but one that does not ends here."""
         self.encrypted += 1
         self.skipped += 1
-        if self.clock.last < 0 and self.encrypted > 300:
+        if not self.clock.started and self.encrypted > 300:
             raise Refused("drm")
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         """Pictures that `packet` completes (None: those still inside); a damaged packet gives none and is counted."""
+        frames, failed = [], False
         try:
             frames = self.context.decode(packet)
         except EOFError:
@@ -189,74 +131,141 @@ class Reader:
             raise Refused("too_large") from None
         except (av.FFmpegError, ValueError):
             self.skipped += 1
-            return []
-        self.silent = 0 if frames else self.silent + 1
-        if self.lean and self.silent > 24:  # nearly every picture is one that "no other needs"
-            raise CannotSkim
+            self.hurt = failed = True
+        if packet is not None:
+            self.tracks.decoded(self, packet, len(frames), failed)
         return frames
 
-    def drain(self) -> list[av.VideoFrame]:
-        """What the decoder still holds; it is as new afterwards."""
-        frames = self.decode(None)
-        self.context.flush_buffers()
-        return frames
+    # Pictures
 
-    def frames(self) -> Iterator[av.VideoFrame]:
-        """Decoded pictures in order. Short groups that may be skimmed give their keyframe alone, or nothing."""
-        fresh = False
-        for group, end in self.groups():
-            if end is None:
-                fresh = False
-                for packet in group:
-                    yield from self.decode(packet)
-            elif self.clock.base is None or self.sampler.wants(self.clock.peek(group[0].pts), self.clock.peek(end)):
-                if not fresh:
-                    yield from self.drain()
-                yield self.keyframe(group[0])
-                fresh = True
-        yield from self.decode(None)
+    def shown(self) -> Iterator[Shown]:
+        """Every picture in the order of showing, decoded or left out, through all the tracks that follow each other."""
+        while True:
+            try:
+                yield from self.track()
+            except Changed:
+                yield from self.settled()
+            following = self.tracks.following(self)
+            if following is None:
+                return
+            self.enter(*following)
 
-    def keyframe(self, packet: av.Packet) -> av.VideoFrame:
-        """The picture of `packet` alone. Raises CannotSkim where it does not stand alone after all."""
-        frames = self.decode(packet) + self.drain()
-        if not frames or not frames[0].key_frame:
+    def track(self) -> Iterator[Shown]:
+        """The pictures of one track."""
+        if self.saver:
+            for before, group, after in with_neighbours(grouped(self.packets())):
+                plan = self.saver.plan(before, group, after) if self.clock.started else None
+                yield from self.whole(group) if plan is None else self.saved(group, plan)
+        else:
+            for packet in self.packets():
+                yield from self.completed(self.decode(packet))
+        yield from self.completed(self.decode(None))
+        yield from self.settled()
+
+    def whole(self, group: Group) -> Iterator[Shown]:
+        self.context.skip_frame = "DEFAULT"
+        self.expects_key, self.empty = self.empty, False
+        for packet in group.packets:
+            yield from self.completed(self.decode(packet))
+
+    def saved(self, group: Group, plan: Plan) -> Iterator[Shown]:
+        """A group without what `plan` leaves out."""
+        fed, rest = group.packets[: plan.feed], group.packets[plan.feed :]
+        if self.empty:  # what is shown before the keyframe needs pictures that were left out, and is not wanted
+            rest = [p for p in fed if p.pts < fed[0].pts] + rest
+            fed = [p for p in fed if p.pts >= fed[0].pts]
+        if fed:
+            self.expects_key, self.empty = self.empty, False
+        for packet in fed:
+            wanted = packet.pts in plan.wanted
+            self.context.skip_frame = "NONREF" if self.spares and not wanted else "DEFAULT"
+            if wanted:
+                heapq.heappush(self.due, packet.pts)
+            elif self.spares:
+                heapq.heappush(self.left_out, (packet.pts, packet.duration or 0))
+            yield from self.completed(self.decode(packet))
+        for packet in rest:
+            heapq.heappush(self.left_out, (packet.pts, packet.duration or 0))
+        if plan.feed < len(group.packets):
+            if not self.empty:
+                yield from self.completed(self.decode(None))
+                self.context.flush_buffers()
+            yield from self.settled()
+            self.empty = True
+
+    def completed(self, frames: list[av.VideoFrame]) -> Iterator[Shown]:
+        """Decoded pictures, with those that were left out in their places."""
+        for frame in frames:
+            if self.expects_key and not frame.key_frame:
+                raise CannotSkim
+            self.expects_key = False
+            if frame.pts is not None:
+                yield from self.until(frame.pts)
+            yield frame, frame.pts, frame.duration
+
+    def until(self, pts: int) -> Iterator[Shown]:
+        """What was left out before `pts`. Raises CannotSkim where a wanted picture did not come."""
+        while self.due and self.due[0] <= pts:
+            if heapq.heappop(self.due) < pts and not self.hurt:
+                raise CannotSkim
+        while self.left_out and self.left_out[0][0] <= pts:
+            stamp, duration = heapq.heappop(self.left_out)
+            if stamp < pts:
+                yield None, stamp, duration
+
+    def settled(self) -> Iterator[Shown]:
+        """All that was left out: the decoder is empty."""
+        if self.due and not self.hurt:
             raise CannotSkim
-        return frames[0]
+        self.due, self.hurt = [], False
+        while self.left_out:
+            yield None, *heapq.heappop(self.left_out)
 
-    def groups(self) -> Iterator[tuple[list[av.Packet], int | None]]:
-        """Packets cut at keyframes. A group no longer than one sampling period comes as its keyframe and the stamp of
-        the next one: the keyframe answers any tick inside, at most one period early. Others come whole, with None.
-        """
-        group: list[av.Packet] = []
-        for packet in self.packets():
-            if group and packet.is_keyframe:
-                yield (group[:1], packet.pts) if self.short(group[0], packet) else (group, None)
-                group = []
-            if not group and (not self.skim or not packet.is_keyframe or packet.pts is None):
-                yield [packet], None
-                continue
-            group.append(packet)
-            if len(group) > 500 or not self.within(group[0], packet):
-                yield group, None
-                group = []
-        if group:
-            yield group, None
-
-    def short(self, key: av.Packet, following: av.Packet) -> bool:
-        return self.within(key, following) and following.pts > key.pts
-
-    def within(self, key: av.Packet, later: av.Packet) -> bool:
-        """Whether `later` is shown within one sampling period of `key`, on either side (open groups lead in)."""
-        return later.pts is not None and abs(later.pts - key.pts) * self.stream.time_base * self.job["fps"] <= 1.02
+    def in_order(self) -> Iterator[Shown]:
+        """AVI counts pictures as they are stored; shown in another order, each takes the smallest count waiting."""
+        if not self.counted:
+            yield from self.shown()
+            return
+        waiting, counts = deque(), []
+        for picture, pts, duration in self.shown():
+            waiting.append((picture, duration))
+            if pts is not None:
+                heapq.heappush(counts, pts)
+            if len(waiting) > AHEAD:
+                picture, duration = waiting.popleft()
+                yield picture, heapq.heappop(counts) if counts else None, duration
+        for picture, duration in waiting:
+            yield picture, heapq.heappop(counts) if counts else None, duration
 
     def sampled(self) -> Iterator[tuple[av.VideoFrame, float]]:
         """The wanted pictures with their seconds. Raises Refused where one is too large or none comes at all."""
-        for frame in self.frames():
-            check_size(frame, self.job["pixels"])
-            yield from self.sampler.offer(frame, self.clock.time(frame.pts, frame.duration))
-        if self.clock.last < 0:
+        for frame, pts, duration in self.in_order():
+            if frame is not None:
+                check_size(frame, self.job["pixels"])
+            yield from self.chosen(self.clock.offer(frame, pts, duration))
+        yield from self.chosen(self.clock.finish())
+        if not self.clock.started:
             raise self.explained(Refused("drm" if self.encrypted else "cannot_decode" if self.skipped else "no_frames"))
-        yield from self.sampler.finish(self.clock.end)
+        yield from decoded(self.sampler.finish(self.end))
+
+    def chosen(self, settled: list[tuple[Any, float]]) -> Iterator[tuple[av.VideoFrame, float]]:
+        for picture, at in settled:
+            yield from decoded(self.sampler.offer(picture, at))
+
+    # How far it is
+
+    @property
+    def end(self) -> float:
+        """Second at which the last picture ends; one on which sound goes on stays until the player ends."""
+        end = self.clock.end
+        if self.duration and self.duration > end + 1 and self.clock.timeline.player and self.clock.shift == 0:
+            return self.duration
+        return end
+
+    @property
+    def untimed(self) -> bool:
+        """Whether the file holds no times: they are counted at a guessed rate."""
+        return self.demuxer in UNTIMED
 
     def explained(self, refused: Refused) -> Refused:
         """The same refusal, naming a missing index as the reason."""
@@ -266,6 +275,13 @@ class Reader:
 
     def progress(self) -> float:
         """0..1: by time where the header's duration is believable, else by bytes."""
-        if self.duration:
+        if self.duration and not self.clock.joined:
             return min(1.0, max(0.0, self.clock.last) / self.duration)
-        return min(1.0, (self.position or self.source.at) / max(1, self.source.size))
+        return min(1.0, (self.position or self.source.start + self.source.at) / max(1, self.size))
+
+
+def decoded(chosen: list[tuple[Any, float]]) -> list[tuple[av.VideoFrame, float]]:
+    """The same pictures; raises CannotSkim where one that is wanted was left out."""
+    if any(picture is None for picture, _ in chosen):
+        raise CannotSkim
+    return chosen

@@ -45,8 +45,8 @@ class Refused(Exception):
         self.kind, self.facts = kind, facts
 
 
-def sniff(head: bytes) -> str:
-    """The demuxer for a file starting with `head` (4 KiB suffice). Raises Refused."""
+def sniff(head: bytes, fd: int) -> str:
+    """The demuxer for the file `fd`, which starts with `head` (4 KiB). Raises Refused."""
     for magic, demuxer in MAGIC.items():
         if head.startswith(magic):
             return demuxer
@@ -58,9 +58,22 @@ def sniff(head: bytes) -> str:
         return "avi"
     if head.startswith(b"\x89PNG\r\n\x1a\n") and b"acTL" in head:
         return "apng"
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+        raise Refused("moving_picture")
+    if head.startswith(b"\xff\xd8\xff") and many_pictures(fd):
+        return "mjpeg"
     if head.startswith((*PICTURES, b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         raise Refused("image_not_video")
     return sniff_stream(head)
+
+
+def many_pictures(fd: int) -> bool:
+    """Whether a JPEG is followed by at least three more, end to end, as cameras send them.
+
+    A telephone's photograph may hold two or three (a preview, a brightness map), and says so.
+    """
+    data = os.pread(fd, 8 << 20, 0)
+    return b"MPF\0" not in data[:65536] and len(re.findall(rb"\xff\xd9[\0\r\n]{0,64}\xff\xd8\xff", data)) >= 3
 
 
 def sniff_stream(head: bytes) -> str:
@@ -74,6 +87,10 @@ def sniff_stream(head: bytes) -> str:
         return "h264"
     if unit and unit[1][0] >> 1 in (32, 35) and unit[2][0] == 1:
         return "hevc"
+    if re.match(rb"\s*--[^\r\n]+\r\n(?:[^\r\n]+\r\n)*?Content-Type: *image/jpeg", head, re.I):
+        return "mpjpeg"  # what a camera's address gives when it is saved
+    if re.search(rb"\x00\x00\x01\xba[\x21-\x2f\x31-\x3f\x44-\x7f]", head):
+        return "mpeg"  # behind a maker's own header
     raise Refused("not_a_video")
 
 
