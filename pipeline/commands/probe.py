@@ -42,7 +42,8 @@ def check_fps(fps: float) -> None:
 
 def _described(found: dict[str, Any], fps: float) -> str:
     damage = f"; {found['skipped']} damaged packets skipped" if found["skipped"] else ""
-    return (
+    about = (
         f"{found['width']}x{found['height']} {found['codec']} in {found['container']}, {mmss(found['seconds'])} long: "
         f"{found['frames']} pictures at {fps:g} a second{damage}"
     )
+    return "\n".join([about, *found["notes"]])

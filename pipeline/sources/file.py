@@ -292,8 +292,8 @@ def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORD
     """Read a file to its end as watching would, without a model, and say what it holds.
 
     {"ok": True, "frames": pictures given at `fps` (None: all), "seconds": second at which the last picture ends,
-    "duration": what the header promises or None, "width", "height", "skipped", "codec", "container", and the Findings},
-    or {"ok": False, "kind", "message"} with the frames read until then.
+    "duration": what the header promises or None, "width", "height", "skipped", "codec", "container", the Findings, and
+    "notes": the same in sentences}, or {"ok": False, "kind", "message"} with the frames read until then.
     """
     frames = 0
     try:
@@ -302,5 +302,5 @@ def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORD
                 frames += 1
     except VideoError as error:
         return {"ok": False, "kind": error.kind, "message": error.message, "frames": frames}
-    about = asdict(video.info) | asdict(video.findings)
+    about = asdict(video.info) | asdict(video.findings) | {"notes": video.findings.notes()}
     return {"ok": True, "frames": frames, "seconds": round(video.seconds, 6), "skipped": video.skipped} | about
