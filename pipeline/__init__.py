@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from pipeline.clock import mmss
     from pipeline.engine import Engine
+    from pipeline.models.load import load
     from pipeline.options import ModelOptions
     from pipeline.sources.camera import FrameQueue, thumbnail
     from pipeline.sources.file import VideoError, open_video, probe
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         UserError,
         VideoChunk,
     )
-    from pipeline.weights.checkpoint import load
 
 __all__ = [
     "Answer",
@@ -55,7 +55,7 @@ _ELSEWHERE = {  # every other name lives in stream.py
     "FrameQueue": "sources.camera",
     "ModelOptions": "options",
     "VideoError": "sources.file",
-    "load": "weights.checkpoint",
+    "load": "models.load",
     "mmss": "clock",
     "open_video": "sources.file",
     "probe": "sources.file",

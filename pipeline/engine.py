@@ -1,4 +1,4 @@
-"""Watching and answering with any VideoModel: fair turns, token streaming, stop, evidence, timing.
+"""Watching and answering with any Model: fair turns, token streaming, stop, evidence, timing.
 
 The engine holds a model and a lock, and no stream: states go in and come out, so one engine serves every visitor.
 One chunk or one token is one turn, and turns are taken in order of arrival. That is why a question asked in the
@@ -18,11 +18,10 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.clock import mmss
-from pipeline.stream import Answer, Evidence, Question, Sampling, StreamState, Token, UserError, VideoChunk, VideoModel
+from pipeline.stream import Answer, Evidence, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
 
 QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
-LARGEST_CHUNK = 16  # frames a chunk while catching up, where the model offers no better number
 
 
 class FairLock:
@@ -54,19 +53,12 @@ class FairLock:
 
 
 class Engine:
-    """A VideoModel made safe to share between threads, with answers instead of tokens.
+    """A Model made safe to share between threads, with answers instead of tokens."""
 
-    Optional attributes of the model are used where they exist: `about` and `backend` (words for the visitor),
-    `chunk_frames(backlog) -> int`, and `is_finite(state) -> bool`.
-    """
-
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.name: str = getattr(model, "name", type(model).__name__)
-        self.about: str = getattr(model, "about", "")
-        self.backend: str = getattr(model, "backend", "cpu")
-        self.unit_frames: int = getattr(model, "unit_frames", 1)
-        self.long_side: int = getattr(model, "long_side", 640)
+        self.name, self.about, self.backend = model.name, model.about, model.backend
+        self.unit_frames, self.long_side = model.unit_frames, model.long_side
         self._turn = FairLock()
 
     def start(self) -> StreamState:
@@ -78,10 +70,7 @@ class Engine:
 
         The cut changes speed and latency, never results. A multiple of `unit_frames`, at least one unit.
         """
-        if offered := getattr(self.model, "chunk_frames", None):
-            return max(1, int(offered(backlog)))
-        units = min(backlog, LARGEST_CHUNK) // self.unit_frames
-        return max(1, units) * self.unit_frames
+        return max(1, int(self.model.chunk_frames(backlog)))
 
     def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
         """The state after also seeing `chunk`; `state` itself stays as it was and stays usable.
@@ -115,8 +104,7 @@ class Engine:
 
     def _check_finite(self, state: StreamState, chunk: VideoChunk) -> None:
         """One NaN in a recurrent state stays for ever, so it must not get in."""
-        is_finite = getattr(self.model, "is_finite", None)
-        if is_finite is not None and not is_finite(state):
+        if not self.model.is_finite(state):
             first, last = mmss(chunk.frames[0].time), mmss(chunk.frames[-1].time)
             raise UserError(
                 f"The model's numbers overflowed between {first} and {last}, so that part was left out; "

@@ -15,12 +15,16 @@ decoder may look at, *cache* is the text decoder's own keys and values inside on
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:  # numpy costs 0.1 s at import; the annotations do not need it
     import numpy as np
+
+B = TypeVar("B")  # what one system's stream carries
+LARGEST_CHUNK = 16  # frames a chunk while catching up, where a model offers no better number
 
 
 class UserError(Exception):
@@ -83,7 +87,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Token:
-    """One step of an answer, as a VideoModel yields it.
+    """One step of an answer, as a Model yields it.
 
     text: the characters this token adds (may be empty while a multi-byte character is incomplete).
     looked: where in the video this token looked, as (times, weights), two float arrays of equal length with weights
@@ -111,7 +115,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class StreamState:
+class StreamState(Generic[B]):
     """Everything seen so far. Holding one *is* a snapshot: later watching or asking never changes it.
 
     backbone: what the model carries from chunk to chunk (mixer states for Vamba, keys and values for a transformer).
@@ -132,21 +136,38 @@ class StreamState:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class VideoModel(Protocol):
-    """The face every system shows. Pure: no call changes an earlier state, and none changes the model."""
+class Model(ABC, Generic[B]):
+    """The face every system shows. Pure: no call changes an earlier state, and none changes the model.
 
-    name: str  # shown to the visitor
-    unit_frames: int  # frames the tower encodes together: 2 for Qwen2-VL pairs, 1 for the embedded model
-    long_side: int  # pixels of a frame's longer side the tower can use; sources shrink to it
+    A system gives `start`, `watch` and `ask`; everything else has a default.
+    """
 
-    def start(self) -> StreamState:
+    name: str = "Model"  # shown to the visitor
+    about: str = ""  # a sentence or two for the visitor: what it is, and what it cannot do
+    unit_frames: int = 1  # frames the tower encodes together: 2 for Qwen2-VL's pairs
+    long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
+
+    @property
+    def backend(self) -> str:
+        """Where and in what it computes, in words for the visitor."""
+        return "cpu"
+
+    @abstractmethod
+    def start(self) -> StreamState[B]:
         """A stream that has seen nothing."""
-        ...
 
-    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+    @abstractmethod
+    def watch(self, chunk: VideoChunk, state: StreamState[B]) -> StreamState[B]:
         """The state after also seeing `chunk`. Any cutting of a video into chunks gives the same state."""
-        ...
 
-    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+    @abstractmethod
+    def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Iterator[Token]:
         """Tokens of the answer, as far as `state` has seen (held frames included). The caller may stop at any token."""
-        ...
+
+    def chunk_frames(self, backlog: int) -> int:
+        """How many frames to watch in one go when `backlog` frames wait: whole units, one at least."""
+        return max(1, min(backlog, LARGEST_CHUNK) // self.unit_frames) * self.unit_frames
+
+    def is_finite(self, state: StreamState[B]) -> bool:
+        """Whether what the state carries on are numbers: one NaN in a recurrent state stays for ever."""
+        return True

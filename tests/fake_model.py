@@ -1,4 +1,4 @@
-"""For tests of the page: a small deterministic VideoModel that remembers mean colours, and a small coloured clip."""
+"""For tests of the page: a small deterministic Model that remembers mean colours, and a small coloured clip."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from app.live.view import Phase
 from pipeline import Answer, Engine, StreamState, UserError
-from pipeline.stream import Token
+from pipeline.stream import Model, Token
 
 RED, BLUE = (200, 20, 20), (20, 20, 200)
 
 
-class FakeModel:
+class FakeModel(Model):
     """Sees the mean colour of every frame. watch_s, token_s: seconds a frame and a token take."""
 
     unit_frames, long_side, backend = 1, 224, "cpu, fp32"

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
 from pipeline.clock import parse_mmss
 from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, checked
-from pipeline.stream import Token
+from pipeline.stream import Model, Token
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 
 
-class ColourModel:
-    """A VideoModel whose memory is (times, mean colours) and whose answers name the second a colour was strongest."""
+class ColourModel(Model):
+    """A Model whose memory is (times, mean colours) and whose answers name the second a colour was strongest."""
 
     name = "Colour model"
     unit_frames = 2

@@ -24,8 +24,8 @@ import pipeline
 from pipeline.bench.cost import Cost, add_floors
 from pipeline.bench.machine import machine_conditions, peak_memory, reset_peak_memory, timed
 from pipeline.engine import Engine
-from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk, VideoModel
-from pipeline.weights import checkpoint as weights
+from pipeline.models import load as loading
+from pipeline.stream import Frame, Model, Question, Sampling, StreamState, UserError, VideoChunk
 
 FPS = 1.0
 SCENE_S = 30
@@ -39,7 +39,7 @@ RATIOS = ("chunk_ms", "state_bytes", "memory_bytes", "first_token_s", "tokens_pe
 def measure_pair(names: dict[str, str], minutes: list[int], frames: int) -> dict[str, Any]:
     """The document: {"model": name, "baseline": name} one after the other, so that each one's peak is its own."""
     for name in names.values():
-        weights.check(name)  # a misspelt one must not be noticed after minutes of measuring the other
+        loading.check(name)  # a misspelt one must not be noticed after minutes of measuring the other
     size, measured = None, {}
     for role, name in names.items():
         reset_peak_memory()
@@ -66,9 +66,9 @@ def conditions(frames_per_chunk: int, size: tuple[int, int] | None) -> dict[str,
     }
 
 
-def _picture_size(model: VideoModel) -> tuple[int, int]:
+def _picture_size(model: Model) -> tuple[int, int]:
     """(width, height), 16:9, as large as the first model can use."""
-    width = getattr(model, "long_side", 640)
+    width = model.long_side
     return width, round(width * 9 / 16)
 
 
@@ -88,9 +88,7 @@ def pictures(size: tuple[int, int], seed: int = 0) -> Iterator[Frame]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure_model(
-    model: VideoModel, minutes: list[int], frames_per_chunk: int, size: tuple[int, int]
-) -> dict[str, Any]:
+def measure_model(model: Model, minutes: list[int], frames_per_chunk: int, size: tuple[int, int]) -> dict[str, Any]:
     """One model from an empty stream to the last mark. A model that must stop early says why in `stopped`."""
     engine, frames, rows, stopped = Engine(model), pictures(size), [], ""
     state = engine.start()
@@ -149,7 +147,7 @@ def _row(
     }
 
 
-def _answer_costs(model: VideoModel, state: StreamState) -> tuple[Cost, Cost | None]:
+def _answer_costs(model: Model, state: StreamState) -> tuple[Cost, Cost | None]:
     """What the first token costs (with reading the question) and what the second one costs; None if there is none."""
     tokens = iter(model.ask(QUESTION, state, Sampling(max_tokens=2)))
     with Cost() as first:

@@ -3,7 +3,7 @@
     python -m pipeline bench --size published --loading FOLDER [--int8]
 
 Weights do not matter for that: where FOLDER holds no checkpoint, one of random weights is written there, as the
-published one lies on a disk (config.json, an index, shards of 5 GB, bf16). Then `weights.load_net` loads it, once after
+published one lies on a disk (config.json, an index, shards of 5 GB, bf16). Then `load_net` loads it, once after
 the files were pushed out of the page cache and once with the files in it.
 """
 
@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 
 from pipeline.bench.machine import peak_memory, reset_peak_memory, timed
 from pipeline.bench.shapes import random_weight
+from pipeline.models.load import load_net, skeleton
 from pipeline.stream import UserError
-from pipeline.weights.checkpoint import INDEX, _files, _skeleton, load_net, read_config
+from pipeline.weights.checkpoint import INDEX, read_config, weight_files
 
 SHARD = 5_000_000_000  # bytes
 EVERY_S = 0.005  # how often the memory is read
@@ -48,8 +49,7 @@ def measure_loading(folder: Path, config: dict[str, Any], device: torch.device, 
 
 def written(folder: Path, config: dict[str, Any], device: torch.device, shard: int = SHARD) -> None:
     """Writes a checkpoint of random bf16 weights; UserError where the disk has no room for it."""
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in _skeleton(config).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
     parts = _parts({name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}, shard)
     _check_room(folder, sum(map(sum, (part.values() for part in parts))))
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +83,9 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def measured(folder: Path, device: torch.device, int8: bool) -> dict[str, Any]:
     """Loads the folder's checkpoint twice: {"cold": ..., "warm": ...}, seconds and bytes each."""
-    config, files = read_config(folder), _files(folder)
+    config, files = read_config(folder), weight_files(folder)
     size = sum(file.stat().st_size for file in files)
-    with torch.device("meta"):
-        _skeleton(config)  # neither importing the model's code
+    skeleton(config)  # neither importing the model's code
     torch.zeros(1, device=device)  # nor the driver's start is a part of loading
     _forget(files)
     return {"bytes": size, "files": len(files), "int8": int8} | {

@@ -42,7 +42,7 @@ from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba import VambaModel
 from pipeline.options import ModelOptions
-from pipeline.stream import Sampling, StreamState, VideoChunk, VideoModel
+from pipeline.stream import Model, Sampling, StreamState, VideoChunk
 from pipeline.towers.qwen import Patching, QwenVision, build_tower
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
@@ -208,7 +208,7 @@ def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[st
     }  # fmt: skip
 
 
-def _chunk_s(model: VideoModel, state: StreamState, shapes: Shapes, count: int) -> float:
+def _chunk_s(model: Model, state: StreamState, shapes: Shapes, count: int) -> float:
     """Median seconds of one of the chunks that follow a snapshot one after the other, as in a stream.
 
     All of them from the snapshot itself would each copy a block of its memory, up to 235 MB, which a stream never does.
@@ -220,7 +220,7 @@ def _chunk_s(model: VideoModel, state: StreamState, shapes: Shapes, count: int) 
     return statistics.median(spent[1:])
 
 
-def _answer(model: VideoModel, state: StreamState) -> tuple[float, float]:
+def _answer(model: Model, state: StreamState) -> tuple[float, float]:
     """Seconds to the first token and median seconds of a later one, by `ask`: opening, question, evidence and words."""
 
     def answer() -> list[float]:

@@ -17,7 +17,7 @@ from pipeline.bench.machine import Machine, peak_memory, timed
 from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import VambaConfig
-from pipeline.stream import Frame, Question, StreamState, VideoChunk, VideoModel
+from pipeline.stream import Frame, Model, Question, StreamState, VideoChunk
 from pipeline.towers.qwen import Patching
 from pipeline.towers.seen import Seen
 
@@ -136,7 +136,7 @@ def frames_of(shapes: Shapes, start: int, count: int, pictures: list[np.ndarray]
     )
 
 
-def watch_to(model: VideoModel, state: StreamState, shapes: Shapes, until: int, per_chunk: int, pictures=None):
+def watch_to(model: Model, state: StreamState, shapes: Shapes, until: int, per_chunk: int, pictures=None):
     """The state after `until` frames, and the seconds that took."""
 
     def watch() -> StreamState:

@@ -34,7 +34,7 @@ from pipeline.questions.index import index_log, read_index
 from pipeline.questions.locator import Locator
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
-from pipeline.stream import Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.stream import Model, Question, Sampling, StreamState, Token, VideoChunk
 from pipeline.towers.efficientnet import FrameFeatures, FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
@@ -107,8 +107,8 @@ class EmbeddedNet(nn.Module):
 # ---------------------------------------------------------------- the model behind the common face
 
 
-class EmbeddedModel:
-    """The small Vamba behind `stream.VideoModel`. See the module's docstring for how it answers."""
+class EmbeddedModel(Model):
+    """The small Vamba behind `stream.Model`. See the module's docstring for how it answers."""
 
     unit_frames, long_side = 1, 416
     name = "Vamba small (embedded)"

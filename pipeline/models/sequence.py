@@ -135,7 +135,7 @@ def is_kept(unit: int, units: int) -> bool:
 
 
 class SequenceModel:
-    """The common face (`stream.VideoModel`) of these systems.
+    """The common face (`stream.Model`) of these systems.
 
     eyes, prompt: see above. limit: the most slots of keys kept; None: all. Beyond it the oldest units go.
     """

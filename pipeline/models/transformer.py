@@ -23,8 +23,10 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
-from pipeline.stream import Frame, Question, Sampling, StreamState, Token, UserError, VideoChunk
-from pipeline.towers.qwen import QwenVision, build_tower
+from pipeline.models.system import Checkpoint, Config, Row, System
+from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.towers.qwen import QwenVision, build_tower, published_key
+from pipeline.weights.checkpoint import read_tokenizer
 
 TOKENS_PER_CALL = 4096  # of one pass through the language model; its widest activation is then 155 MB in bf16
 TEXT_PER_CALL = 128  # question tokens of one pass: their scores over 32k video tokens take 470 MB in fp32
@@ -92,8 +94,8 @@ def _until(seen: Watched, second: float) -> Watched:
     return replace(seen, memory=replace(seen.memory, log=seen.memory.log.until(kept)), pairs=seen.pairs - later)
 
 
-class TransformerModel:
-    """Qwen2-VL as a VideoModel. `limit` is the most video tokens kept; the default is the trained context.
+class TransformerModel(Model):
+    """Qwen2-VL as a Model. `limit` is the most video tokens kept; the default is the trained context.
 
     tokenizer: None for a checkpoint without one; such a model can watch but not be asked.
     """
@@ -255,3 +257,36 @@ class TransformerModel:
 
     def _prefix_bytes(self) -> int:
         return self._prefix.k.nbytes + self._prefix.v.nbytes if self._prefix else 0
+
+
+# --- what a checkpoint of it is --------------------------------------------------------------------------------------
+
+
+def _recognises(config: Config) -> bool:
+    """The first of SYSTEMS has it, and Vamba, which calls itself the same, comes before."""
+    return config.get("model_type") == "qwen2_vl"
+
+
+def _wrap(net: Qwen2VL, of: Checkpoint) -> TransformerModel:
+    vision = QwenVision.of_checkpoint(net.visual, of.folder)
+    return TransformerModel(net, vision, read_tokenizer(of.folder), of.name)
+
+
+QWEN2_VL = System(
+    name="Qwen2-VL",
+    recognises=_recognises,
+    build=Qwen2VL,
+    our_key=published_key,
+    finish=Qwen2VL.finish,
+    wrap=_wrap,
+    rows=(
+        Row(
+            "`Qwen/Qwen2-VL-7B-Instruct`: the transformer it was made from",
+            runs_on="GPU, bf16",
+            weights="16.6 GB",
+            state="none",
+            minute="515 MB",
+            hour="oldest frames drop after 3.4 minutes (30,720 tokens)",
+        ),
+    ),
+)

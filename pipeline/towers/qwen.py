@@ -10,10 +10,13 @@ Letters here: N pairs, L patches of one pair, E tower width, and the key of pipe
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,11 @@ def build_tower(vision_config: dict[str, Any]) -> Qwen2VisionTransformerPretrain
     # `_rotation` below computes the angles; the module's own tables would stay empty after a meta-device build.
     tower.rotary_pos_emb = nn.Identity()
     return tower.eval()
+
+
+def published_key(key: str) -> str:
+    """Qwen2-VL's keys as transformers 5 saves them, under the names they were published with."""
+    return re.sub(r"^model\.(visual\.|language_model\.)", lambda m: "visual." if "visual" in m[1] else "model.", key)
 
 
 @torch.no_grad()
@@ -214,6 +222,17 @@ class QwenVision:
         self.long_side = long_side
         weight = tower.patch_embed.proj.weight
         self._live = TowerRecordings(lambda pairs, h, w: _encode_equal(tower, pairs, h, w), weight.device)
+
+    @classmethod
+    def of_checkpoint(cls, tower: Qwen2VisionTransformerPretrainedModel, folder: Path) -> QwenVision:
+        """With the checkpoint's own pixel budget, where preprocessor_config.json gives one."""
+        sizes = {"patch": tower.config.patch_size, "merge": tower.spatial_merge_size}
+        try:
+            given = json.loads((folder / "preprocessor_config.json").read_text())
+            sizes |= {key: int(given[key]) for key in ("min_pixels", "max_pixels") if given.get(key)}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            pass  # the published defaults hold
+        return cls(tower, Patching(**sizes))
 
     @torch.no_grad()
     def tokens(self, frames: Sequence[Frame]) -> Seen:

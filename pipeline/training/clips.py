@@ -19,12 +19,12 @@ import torch
 from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.models.embedded import END
+from pipeline.models.load import load
 from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers.efficientnet import ASSETS, FrameTower
 from pipeline.training.metrics import binomial_error, judge
-from pipeline.weights.checkpoint import load
 from pipeline.weights.shipped import lm_weights
 
 QUESTIONS = {i: Path(__file__).with_name(f"clip_questions{'' if i == 1 else f'_{i}'}.json") for i in (1, 2, 3)}

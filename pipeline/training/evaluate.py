@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.models.embedded import END, EmbeddedConfig
+from pipeline.models.shipped import merged
 from pipeline.questions.asked import parse
 from pipeline.questions.index import spread
 from pipeline.questions.notes import Verdict
@@ -38,7 +39,7 @@ from pipeline.training.metrics import binomial_error, bleu4, cider
 from pipeline.training.student import flat_table
 from pipeline.training.train import features_table
 from pipeline.weights.quant import load_trained
-from pipeline.weights.shipped import lm_weights, merged
+from pipeline.weights.shipped import lm_weights
 
 MINUTES = (1, 5, 15, 60)
 EPISODES = {1: (88, 40), 5: (36, 100), 15: (20, 180), 60: (14, 320)}  # minutes: (videos, questions of each)

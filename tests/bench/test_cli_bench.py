@@ -46,7 +46,7 @@ def benched():
     torch.set_num_threads(1)  # as every test does, but this comes before the first
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline, "load", lambda name: MatrixModel(90 if name == "small" else None))
-    patch.setattr("pipeline.weights.checkpoint.check", lambda name: None)
+    patch.setattr("pipeline.models.load.check", lambda name: None)
     try:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             code = main(["bench", "--minutes", "2", "1", "--frames", "8", "--baseline", "small"])

@@ -15,8 +15,9 @@ import torch
 from pipeline.bench import loading
 from pipeline.bench.tables import loading_table
 from pipeline.layers.int8 import Int8Linear
+from pipeline.models import load as weights
 from pipeline.stream import UserError
-from pipeline.weights import checkpoint as weights
+from pipeline.weights.checkpoint import INDEX, weight_files
 from tests.weights.test_weights import VAMBA
 
 CPU = torch.device("cpu")
@@ -29,8 +30,8 @@ WIDE = VAMBA | {
 
 def test_what_is_written_is_a_checkpoint_in_shards(tmp_path):
     loading.written(tmp_path / "new", VAMBA, CPU, shard=20_000)
-    index = json.loads((tmp_path / "new" / weights.INDEX).read_text())["weight_map"]
-    files = weights._files(tmp_path / "new")
+    index = json.loads((tmp_path / "new" / INDEX).read_text())["weight_map"]
+    files = weight_files(tmp_path / "new")
     assert len(files) > 2 and {file.name for file in files} == set(index.values())
     model = weights.load(str(tmp_path / "new"), "cpu", int8=True)
     kinds = [type(module) for module in model.net.modules()]

@@ -346,8 +346,9 @@ def test_watching_never_waits_for_the_gpu(eight_bit, tiny_vamba, kernels):
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
 def test_golden_on_the_gpu(folder, dtype, monkeypatch, capsys):
     from pipeline.checks import verify
+    from pipeline.models.vamba import VambaGolden
 
-    monkeypatch.setattr(verify, "BLOCK_SLOTS", 64)  # whole tiles, so that the attention kernel takes part
+    monkeypatch.setattr(VambaGolden, "block_slots", 64)  # whole tiles, so that the attention kernel takes part
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
     arguments = parser.parse_args(["--golden", str(folder), "--dtype", dtype, "--device", "cuda", "--chunks", "3"])

@@ -25,7 +25,7 @@ from pipeline.layers.reading import Reader
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.models import vamba_graphs as recordings
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba import GoldenVision, VambaModel
 from pipeline.models.vamba_graphs import LiveRecordings, Recordings
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers import qwen as vision
@@ -327,7 +327,7 @@ def test_recorded_walks_through_the_tower_are_the_plain_ones(monkeypatch):
 def test_golden_checkpoints_are_recorded(folder):
     """Other shapes and switches, frame by frame: chunks of one length and answers, recorded and plain."""
     golden = verify.read(folder, torch.device("cuda"), torch.float32)
-    model = VambaModel(golden.net, verify._GoldenVision(golden), None, block_slots=64)
+    model = VambaModel(golden.net, GoldenVision(golden), None, block_slots=64)
     state, whole = model.start(), [Frame(np.zeros((1, 1, 3), np.uint8), float(n)) for n in range(2 * golden.grid[0][0])]
     for i in range(0, len(whole), 2):
         state = model.watch(VideoChunk(tuple(whole[i : i + 2])), state)

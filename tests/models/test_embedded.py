@@ -11,13 +11,12 @@ import torch
 from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.memory.memory import Policy
-from pipeline.models import embedded
+from pipeline.models import embedded, shipped
 from pipeline.models.embedded import ANSWER, END, HEAD, TOKENS, TURN, EmbeddedModel, EmbeddedTwin, Reading
 from pipeline.questions.locator import Locator
 from pipeline.questions.planner import Planner
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
 from pipeline.towers.efficientnet import ASSETS, FrameTower
-from pipeline.weights import shipped
 from tests.conftest import gap
 
 SCENES, LENGTH = 3, 8

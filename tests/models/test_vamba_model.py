@@ -10,10 +10,10 @@ import torch
 
 from pipeline.engine import Engine
 from pipeline.layers.reading import Reader
+from pipeline.models import load as weights
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 from pipeline.towers.seen import Seen
-from pipeline.weights import checkpoint as weights
 from tests.conftest import TINY, gap
 from tests.models.test_transformer import build, byte_tokenizer, frames, seen_in
 from tests.weights.test_weights import VAMBA, write

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import VambaConfig
 from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet
+from pipeline.models.shipped import merged
 from pipeline.questions.locator import PLANS
 from pipeline.questions.planner import READ
 from pipeline.towers.efficientnet import labels
@@ -22,7 +23,6 @@ from pipeline.training.batches import GROUP, PAIR_TOKENS, TOKENS_PER_ROW, Batche
 from pipeline.training.data import Picture
 from pipeline.training.episodes import VIEWS, World
 from pipeline.training.student import CONFIG, LoRALinear, Trainer, flat_table, with_lora
-from pipeline.weights.shipped import merged
 from tests.conftest import gap
 
 VOCAB, WIDTH = 1200, 32

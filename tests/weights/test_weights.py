@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.layers.vamba import Vamba, VambaConfig
+from pipeline.models import load as weights
 from pipeline.models.transformer import Qwen2VL, TransformerModel
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Question, Sampling, UserError, VideoChunk
 from pipeline.towers.qwen import build_tower
-from pipeline.weights import checkpoint as weights
+from pipeline.weights.checkpoint import INDEX, read_config
 from tests.models.test_transformer import CONFIG, byte_tokenizer, frames, seen_in
 
 PLAIN = CONFIG | {"model_type": "qwen2_vl"}
@@ -48,7 +49,7 @@ def write(folder: Path, config: dict, shards: int = 1, tokenizer: bool = False, 
     for file in files:
         save_file({name: tensors[name] for name in names if held[name] == file}, folder / file)
     if shards > 1:
-        (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": held}))
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": held}))
     if tokenizer:
         byte_tokenizer().save_pretrained(folder)
     return tensors
@@ -101,7 +102,7 @@ def test_names_of_transformers_5_and_tied_embeddings(tmp_path) -> None:
 
 def test_the_dead_last_mixer_may_be_absent(tmp_path) -> None:
     write(tmp_path, VAMBA, drop="model.layers.2.vision_mixer.")
-    config = weights.read_config(tmp_path)
+    config = read_config(tmp_path)
     for for_use in (True, False):
         net = weights.load_net(tmp_path, config, torch.device("cpu"), None, for_use=for_use)
         assert net.layers[2].vision_mixer is None and net.layers[1].vision_mixer is not None
@@ -163,7 +164,7 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path) -> None:
     tensors = write(outside, PLAIN)
     (inside / "config.json").write_text(json.dumps(PLAIN))
     mapped = dict.fromkeys(tensors, "../other/model.safetensors")
-    (inside / weights.INDEX).write_text(json.dumps({"weight_map": mapped}))
+    (inside / INDEX).write_text(json.dumps({"weight_map": mapped}))
     with pytest.raises(UserError, match="missing"):
         weights.load(str(inside), "cpu")
 
@@ -178,8 +179,8 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path) -> None:
         ("config.json", json.dumps({"model_type": "qwen2_vl", "vision_config": {"depth": "x"}}), "lacks or garbles"),
         ("model.safetensors", "garbage", "damaged"),
         ("model.safetensors", None, "no safetensors"),
-        (weights.INDEX, "{}", "index cannot be read"),
-        (weights.INDEX, '{"weight_map": {"a": "gone.safetensors"}}', "1 of the model's 1 weight files are missing"),
+        (INDEX, "{}", "index cannot be read"),
+        (INDEX, '{"weight_map": {"a": "gone.safetensors"}}', "1 of the model's 1 weight files are missing"),
         ("tokenizer.json", "{", "tokenizer files cannot be read"),
     ],
 )
@@ -212,7 +213,7 @@ def test_the_checkpoints_pixel_budget_is_kept(tmp_path) -> None:
 def test_unknown_and_unreachable_names(monkeypatch, tmp_path) -> None:
     with pytest.raises(UserError, match="no model called 'emedded'"):
         weights.load("emedded")
-    code = "import pipeline.weights.checkpoint as w\ntry: w.load('nobody/nothing')\nexcept w.UserError as e: print(e)"
+    code = "import pipeline.models.load as w\ntry: w.load('nobody/nothing')\nexcept w.UserError as e: print(e)"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -240,12 +241,12 @@ def test_peak_memory_is_one_model_and_a_tensor(tmp_path) -> None:
     tensors = write(tmp_path, config, shards=4)
     size = sum(t.nbytes for t in tensors.values())
     code = f"""
-import torch, pipeline.weights.checkpoint as w, pipeline.towers.qwen, pipeline.models.transformer
+import torch, pipeline.models.load as w, pipeline.towers.qwen, pipeline.models.transformer
 from pathlib import Path
 from pipeline.bench.loading import anonymous_memory
 folder = Path({str(tmp_path)!r})
 with anonymous_memory() as peak:
-    net = w.load_net(folder, w.read_config(folder), torch.device('cpu'), torch.bfloat16)
+    net = w.load_net(folder, w.checkpoint.read_config(folder), torch.device('cpu'), torch.bfloat16)
 print(max(peak) - peak[0])
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -264,8 +265,7 @@ def test_published_size_builds_without_memory() -> None:
         "vision_mamba_mixer_config": {"enable": True}, "use_alpha_balancing": True,
     }  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with torch.device("meta"):
-        net = weights._skeleton(config)
+    net = weights.skeleton(config)
     assert sum(p.numel() for p in net.parameters()) == 11_309_837_020
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 

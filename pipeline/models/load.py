@@ -1,0 +1,135 @@
+"""From a name to a model: one that comes with the code, a local folder, or a model of the Hugging Face Hub.
+
+Which system a checkpoint is, is told by its config's content (`SYSTEMS`). transformers' Auto classes are never asked:
+Vamba calls itself `qwen2_vl`, and they would load a plain Qwen2-VL from it without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError  # transformers checks its configs with it
+from torch import nn
+
+from pipeline.models import systems
+from pipeline.models.system import Checkpoint, Config, System
+from pipeline.options import ModelOptions
+from pipeline.stream import Model, UserError
+from pipeline.weights import checkpoint, hub
+
+EXAMPLE = "TIGER-Lab/Vamba-Qwen2-VL-7B"
+
+
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> Model[Any]:
+    """The model of that name, ready to watch.
+
+    name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
+    "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them.
+    Raises UserError for everything that can be wrong with a name, a folder or a connection.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if system := _shipped().get(name):  # a folder of that name is not looked at
+        _checked(system, options)
+        return system.shipped(device, dtype)
+    folder = _folder(name)
+    config = checkpoint.read_config(folder)
+    system = system_of(config)
+    given = _checked(system, options)
+    net = load_net(folder, config, device, dtype, for_use=True, int8=given.int8)
+    return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
+
+
+def check(name: str) -> None:
+    """UserError unless that names a model that can be run; a model of the Hub is downloaded. Reads no weights."""
+    if name not in _shipped():
+        folder = _folder(name)
+        skeleton(checkpoint.read_config(folder))
+        checkpoint.weight_files(folder)
+
+
+def system_of(config: Config) -> System:
+    """The system a config.json describes; UserError where none of them is meant."""
+    for system in systems():
+        if system.recognises and system.recognises(config):
+            return system
+    known = " or a ".join(system.name for system in systems() if system.recognises)
+    raise UserError(
+        f"A model of type {str(config.get('model_type'))[:40]!r} cannot be run here, so it was not loaded; "
+        f"use a {known}."
+    )
+
+
+def skeleton(config: Config) -> nn.Module:
+    """The network a config describes, of meta tensors: it costs no memory."""
+    system = system_of(config)
+    with torch.device("meta"), _told():
+        return system.build(config)
+
+
+def load_net(
+    folder: Path,
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    *,
+    for_use: bool = False,
+    int8: bool = False,
+) -> nn.Module:
+    """The network of a folder with its weights. for_use: without what nothing reads. int8: linear layers in 8 bits."""
+    system = system_of(config)
+    net = checkpoint.fill(
+        skeleton(config),
+        folder,
+        device,
+        dtype or checkpoint.own_dtype(config),
+        our_key=system.our_key,
+        unused=system.unused(config),
+        for_use=for_use,
+        int8=int8,
+    )
+    system.finish(net)
+    return net
+
+
+def _shipped() -> dict[str, System]:
+    """Those that come with the code, by name. They stand first, so that no other is imported for their sake."""
+    return {system.name: system for system in takewhile(lambda system: system.shipped, systems())}
+
+
+def _folder(name: str) -> Path:
+    return hub.folder_of(name, list(_shipped()), EXAMPLE)
+
+
+def _checked(system: System, options: dict[str, Any]) -> ModelOptions:
+    if system.options is not None:
+        return system.options.checked(options)
+    if options:
+        takers = " or a ".join(other.name for other in systems() if other.options)
+        raise UserError(
+            f"Only a {takers} checkpoint takes {', '.join(options)}, so this model was not loaded; leave that out."
+        )
+    return ModelOptions()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a config lacks or garbles, in a sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+        said = (str(error).splitlines() or [""])[0].rstrip(":")
+        raise UserError(
+            f"The model's config lacks or garbles a field ({said}), so the model was not loaded; download it again."
+        ) from error

@@ -1,0 +1,101 @@
+"""The systems that come with the code: the embedded Vamba and its transformer twin, from packed files in `assets/`."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.layers.vamba import Vamba
+from pipeline.models.embedded import EmbeddedConfig, EmbeddedModel, EmbeddedNet, EmbeddedTwin
+from pipeline.models.system import Row, System
+from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.weights.quant import load_trained
+from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
+
+
+def load_embedded(
+    twin: bool = False, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, assets: Path = ASSETS
+) -> EmbeddedModel:
+    """The shipped small Vamba or its twin. dtype is the text column's: by default bf16 where the machine computes in
+    it, else fp32; the video side always runs in fp32, so that hours of small updates are kept. UserError if a file is
+    missing.
+    """
+    from transformers import AutoTokenizer
+
+    name, device = "twin" if twin else "embedded", torch.device(device)
+    files = (f"{name}.json", f"{name}.safetensors", "towers.safetensors", "lm-00001-of-00002.safetensors")
+    check_files(assets, files)
+    config = json.loads((assets / f"{name}.json").read_text())
+    trained = load_trained(assets / f"{name}.safetensors")
+    tower, weights = FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(device)), lm_weights(assets)
+    net = merged(EmbeddedConfig.from_dict(config), weights, trained, config["lora_scale"]).to(device)
+    _text_dtype(net.vamba, dtype or _quick_dtype(device))
+    tokenizer = AutoTokenizer.from_pretrained(assets)
+    del trained, weights
+    give_back()
+    return (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
+
+
+def merged(cfg: EmbeddedConfig, lm: dict[str, Tensor], trained: dict[str, Tensor], lora_scale: float) -> EmbeddedNet:
+    """The network in fp32, from `weights.shipped.folded`; `lm` is emptied."""
+    state = folded(lm, trained, lora_scale)
+    with torch.device("meta"):
+        net = EmbeddedNet(cfg)
+    state["vamba.lm_head.weight"] = state["vamba.model.embed_tokens.weight"]
+    net.load_state_dict(state, assign=True)
+    net.vamba.lm_head.weight = net.vamba.model.embed_tokens.weight
+    return net.requires_grad_(False).eval()
+
+
+def _text_dtype(vamba: Vamba, dtype: torch.dtype) -> None:
+    """The text column in `dtype`; the video column (mixers, its norms, K/V projections) stays in fp32."""
+    vamba.model.embed_tokens.to(dtype)
+    vamba.model.norm.to(dtype)
+    vamba.lm_head.weight = vamba.model.embed_tokens.weight
+    for layer in vamba.layers:
+        parts = [layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp]
+        if layer.cross_attn is not None:
+            parts += [layer.cross_attn.q_proj, layer.cross_attn.o_proj]
+        for part in parts:
+            part.to(dtype)
+
+
+def _quick_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on GPUs and on CPUs that compute in it, where it halves time and memory; elsewhere it is slow."""
+    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+EMBEDDED = System(
+    name="embedded",
+    shipped=partial(load_embedded, False),
+    rows=(
+        Row(
+            "`embedded`: Vamba, 135 M language model, 5 layers cross-attend",
+            runs_on="2 CPU cores",
+            weights="in `assets/`",
+            state="1.2 MB",
+            minute="2.4 MB",
+            hour="141 MB",
+        ),
+    ),
+)
+TWIN = System(
+    name="embedded-twin",
+    shipped=partial(load_embedded, True),
+    rows=(
+        Row(
+            "`embedded-twin`: the same without mixers, full self-attention",
+            runs_on="2 CPU cores",
+            weights="in `assets/`",
+            state="0.01 MB",
+            minute="13.9 MB",
+            hour="oldest frames drop after 13 minutes",
+        ),
+    ),
+)
