@@ -1,5 +1,7 @@
-"""Builds the wheel, installs it without its dependencies beside those of the tests, and starts its program from an empty
-folder: `python .ci/wheel.py`. Exit code 0 when the page answers."""
+"""Builds the wheel, installs it beside the tests' own packages, and starts its program from an empty folder.
+
+`python .ci/wheel.py`: exit code 0 when the page answers.
+"""
 
 from __future__ import annotations
 

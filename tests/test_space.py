@@ -74,8 +74,8 @@ def environment(small: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def served(code: Path, small: Path) -> Iterator[tuple[str, Path]]:
-    """The app's address, and the file its output goes to."""
+def served(code: Path, small: Path) -> Iterator[str]:
+    """The address of the running app."""
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
@@ -86,7 +86,7 @@ def served(code: Path, small: Path) -> Iterator[tuple[str, Path]]:
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(url, app, log)
-            yield url, log
+            yield url
         finally:
             app.send_signal(signal.SIGTERM)
             app.wait(30)
@@ -106,7 +106,7 @@ def wait_for(url: str, app: subprocess.Popen, log: Path) -> None:
 def test_it_starts_watches_answers_and_says_what_does_not_fit(code, small, tmp_path):
     from gradio_client import Client, handle_file
 
-    with served(code, small) as (url, log):
+    with served(code, small) as url:
         client = Client(url, verbose=False)
         key = client.predict(handle_file(str(CLIP)), api_name="/watch")
         for _ in range(600):
