@@ -29,7 +29,7 @@ from pipeline.layers.norms import RMSNorm
 from pipeline.layers.reading import TextCache
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
-from pipeline.questions.asked import parse
+from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.index import index_log, read_index
 from pipeline.questions.locator import Locator
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
@@ -323,9 +323,11 @@ class Reading:
     @torch.no_grad()
     def _read(self, question: Question) -> None:
         """Run the question through the lower layers and plan; where the upper layers look depends on the plan."""
-        head, asked = self.tokens(HEAD), self.turn(question.text)
+        head, asked = self.tokens(HEAD), self.turn(self.asked.text)
         for earlier, answer in question.history[-1:]:
-            head += self.turn(earlier) + self.tokens(ANSWER) + self.typed(answer) + self.tokens(END + "\n")
+            head += (
+                self.turn(without_notes(earlier)) + self.tokens(ANSWER) + self.typed(answer) + self.tokens(END + "\n")
+            )
         h = self._embed(head + asked)
         self.positions = torch.arange(self.position, self.position + h.shape[1], device=h.device)
         self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
@@ -366,12 +368,17 @@ class Reading:
         """What is answered one after the other: the verdict, or each moment of a summary."""
         v = self.verdict
         listed = () if self.asked.length else v.listed
-        return [v._replace(frames=f, time=float(self.index.times[f[0]])) for f in listed] or [v]
+        times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
+        return [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)] or [v]
 
     def composed(self, moment: Verdict) -> str:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
         sure of nothing. The reader has never been shown anything it has no words for, and makes something up (of a
         galaxy: "A young girl is playing in a pool."). Empty where it is to write."""
+        if self.asked.when.unclear:
+            return "I am not sure which time is meant; write it like 1:30."
+        if not self.asked.english:
+            return "I do not know this language; please ask in English."
         if self.asked.length:
             return f"I have seen {mmss(float(self.index.times[-1]))} of the video."
         if moment.plan not in DESCRIBED or not moment.found or moment.late:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
+from pipeline.questions.language import is_english
 from pipeline.questions.things import Things, named_things
-from pipeline.questions.times import named_stretch, named_time
+from pipeline.questions.times import Named, named
 from pipeline.questions.wordings import asks_length, cues, points_back, wording_plan
 
 
@@ -16,15 +18,15 @@ class Asked:
     Where a stretch is named ("in the last minute"), all other fields are about the question without it.
     """
 
-    text: str  # as it was typed; for the language model alone
+    text: str  # as it was typed, but for bracketed notes; for the language model alone
     plan: str | None  # where the wording leaves no doubt (of locator.PLANS); else the trained head's counts
-    time: float | None  # the second that is named
-    stretch: tuple[float, float] | None  # first and last second
+    when: Named  # the second, stretch, two moments or shift that is named
     things: Things  # what is named, in the towers' classes
     wanted: Things  # what a list or a count is of: the things, or people where somebody asks "who"
     cues: frozenset[str]  # single words that matter: see wordings.CUES
     length: bool  # how long the video is
     refers: bool  # names nothing itself, so it may be about what the last question was about ("And then?")
+    english: bool = True
 
     @property
     def counts(self) -> bool:
@@ -33,18 +35,32 @@ class Asked:
     def of(self, earlier: Asked) -> Asked:
         """The question with what an earlier one named put in the place of "it"."""
         return replace(
-            self, time=earlier.time if self.time is None else self.time, things=self.things | earlier.things,
+            self, when=earlier.when if self.when.time is None else self.when, things=self.things | earlier.things,
             cues=self.cues | (earlier.cues & {"first", "so far"}),
         )  # fmt: skip
 
 
 def parse(text: str, now: float) -> Asked:
     """What `text` asks when the newest second of the video is `now`."""
-    stretch = named_stretch(text, now)
-    rest = stretch[2] if stretch else text
+    text = without_notes(text)
+    when = named(text, now)
+    rest = when.rest if when.stretch or when.both else text
     heard, things = cues(rest), named_things(rest)
+    back = when.shift is not None or (when == Named(when.rest) and points_back(text))
     return Asked(
-        text=text, plan=wording_plan(rest), time=named_time(rest, now), stretch=stretch and stretch[:2], things=things,
+        text=text, plan=wording_plan(rest), when=when, things=things,
         wanted=named_things("person") if "who" in heard else things, cues=heard, length=asks_length(text),
-        refers=named_time(text) is None and not any(named_things(text)) and points_back(text),
+        refers=back and not any(things), english=is_english(text),
     )  # fmt: skip
+
+
+_NOTE = re.compile(r"\((?:yes|no|at|now|nothing|chat|\d+ scenes?)\b[^()]*\)", re.IGNORECASE)
+
+
+def without_notes(text: str) -> str:
+    """A typed "(yes, at 0:12: unicorn)" looks like the note the model trusts, so it is left out, and brackets with it.
+
+    Where nothing else was typed, the words stay without their brackets.
+    """
+    bare = _NOTE.sub(" ", text)
+    return re.sub(r"[()]", "", bare if re.search(r"\w", bare) else text).strip()

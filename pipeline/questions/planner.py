@@ -54,7 +54,14 @@ class Planner:
         """earlier: what the question may refer to. Of a question about a stretch ("in the last minute"): as if there
         were nothing else."""
         name = asked.plan or PLANS[int(located.plan[0].argmax())]
-        if asked.stretch:
+        when = asked.when
+        if when.unclear or not asked.english:
+            return self._now("chat", index)
+        if when.both:
+            return self._two(when.both, index)
+        if when.shift is not None and earlier and earlier.verdict.time is not None:
+            return self._at(max(0.0, earlier.verdict.time + when.shift), index)
+        if when.stretch:
             return self._within(name, asked, located, index)
         if earlier and (found := self._referred(name, earlier.verdict, index)):
             return found
@@ -66,7 +73,7 @@ class Planner:
         """Of a stretch of time: the index cut to it, and the verdict's frames put back into their places."""
         if name == "chat":
             return self._planned(name, asked, located, index)
-        first, last = asked.stretch
+        first, last = asked.when.stretch
         start, stop = np.searchsorted(index.times, first), np.searchsorted(index.times, last, "right")
         if start >= stop:
             return self._now("at", index)._replace(late=True)
@@ -77,8 +84,8 @@ class Planner:
     def _planned(self, name: str, asked: Asked, located: Located, index: Index) -> Verdict:
         if name == "yesno_now" and "so far" in asked.cues:  # "has anybody come by now?" is not about now
             name = "yesno"
-        if asked.time is not None and name not in ("chat", "yesno", "count", "count_of"):
-            return self._at(asked.time, index)
+        if asked.when.time is not None and name not in ("chat", "yesno", "count", "count_of"):
+            return self._at(asked.when.time, index)
         if name in ("find", "about", "yesno", "yesno_now", "after", "before", "count_of"):
             return self._found(name, asked, self.fit(asked.things, located, index), index)
         if name == "first":
@@ -112,6 +119,13 @@ class Planner:
             return self._now("at", index)._replace(late=True)
         frame = int(np.abs(index.times - time).argmin())
         return Verdict("at", spread(index.frames_of(index.shot_of(frame)), READ, frame), float(index.times[frame]))
+
+    def _two(self, times: tuple[float, float], index: Index) -> Verdict:
+        """Two moments that are to be compared, one after the other."""
+        first, second = (self._at(time, index) for time in times)
+        if first.late or second.late:
+            return first if first.late else second
+        return first._replace(plan="list", listed=(first.frames, second.frames), times=(first.time, second.time))
 
     def _moment(self, name: str, frames: range, index: Index, peak: int | None = None) -> Verdict:
         return Verdict(name, spread(frames, READ, peak), float(index.times[frames.start]))

@@ -1,101 +1,284 @@
-"""The second or stretch a question names, in the ways people name one. A clock time is certain; the rest is English."""
+"""The seconds and stretches a question names, in the ways people name them. English; a time half understood is none.
+
+Numbers in words are read by the text2num package; what is a time, and what only looks like one, is decided here.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-_CLOCK = re.compile(r"(?<![\d:])(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?![\d:])")
-_UNITS = "hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s"
-_UNIT = rf"({_UNITS})(?![a-z])"
-_SPOKEN = re.compile(rf"(\d+(?:\.\d+)?)(?:st|nd|rd|th)?[\s-]*{_UNIT}")  # "35 seconds", "2-minute", "35th second"
-_NUMBERED = re.compile(r"(?<!\d[ -])\b(hour|minute|min|second|sec) (\d+)\b(?:,? (?:and )?second (\d+)\b)?")
-_AGO = re.compile(r"\b(ago|earlier|back|before now)\b")
+from text_to_num import alpha2digit
+
+from pipeline.questions.language import is_english
+
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
-_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-_WORDS |= {
-    "eleven": 11,
-    "twelve": 12,
-    "fifteen": 15,
-    "twenty": 20,
-    "thirty": 30,
-    "forty": 40,
-    "forty-five": 45,
-    "fifty": 50,
-    "sixty": 60,
-}
-_IN_DIGITS = [
-    (re.compile(pattern), digits)
-    for pattern, digits in [
-        *((rf"(?<![\w-]){word}(?=[\s-]+(and a half )?{_UNIT})", str(number)) for word, number in _WORDS.items()),
-        (r"\ban? (minute|hour) and a half\b", r"1.5 \1"),
-        (r"\b(\d+) and a half (?=minutes|hours)", r"\1.5 "),
-        (r"\bhalf an? (minute|hour)\b", r"0.5 \1"),
-        # "a second" is no time in "a second dog": it counts only where the next word says so
-        (r"\ban? (minute|hour|second)(?= (in|into|ago|earlier|back|mark)\b)", r"1 \1"),
-    ]
-]  # fmt: skip
+_FULL = r"hours?|hrs?|minutes?|mins?|seconds?|secs?"
+_UNIT = rf"(?:{_FULL}|h|m|s)(?![a-z])"
+_NUMBER = r"\d+(?:\.\d+)?"
+_CLOCK = (
+    r"(?<![\d:.])(?:\d{1,2}:\d\d:\d\d[:;]\d\d|(?:\d{1,2}:[0-5]|\d{1,2}(?=\d?:))?\d{1,2}:[0-5]\d(?:[.,]\d{1,3})?"
+    r"|\d+'[0-5]?\d\")(?![\d:])"
+)
+_LENGTH = (
+    rf"(?<![\w.:,]){_NUMBER}[\s-]?{_UNIT}(?:,? ?(?:and )?{_NUMBER} ?{_UNIT})*"
+    r"(?:,? (?:and )?\d+\b|(?<=h)\d\d\b|(?<=m)\d\d\b)?(?! ?[a-z]*%)"
+)
+_COUNTED = (
+    rf"(?<!\d )(?<!\d-)\b(?:minute|min|hour|second|sec) {_NUMBER}"
+    r"(?:,? ?(?:and )?(?:second \d+|\d+ ?(?:seconds?|secs?|s)\b))?"
+)
+_POINT = rf"(?:the )?(?:{_CLOCK}|{_COUNTED}|{_LENGTH})(?: mark)?"
+_END = r"the (?:very )?end(?: of (?:it|the (?:video|clip|film)))?"
+_OF = r"(?: (?:of|through) (?:it|this|the) ?(?:video|clip|film|whole)?)?"
+_SOFT = r"(?:right|just|shortly|directly|immediately|a bit|a little)"
+_NO_TIME = re.compile(
+    r"\bscore\b|\bo.?clock\b|\bclock (?:is )?(?:show|say|read)|\bratio\b|\b(?:16:9|4:3|21:9)\b|\b\d+ to \d+ in \d|"
+    r"\bthe \d0s\b(?! mark)|\b\d{4}s\b|\biphone\b"
+)
+_STRANGE = re.compile(rf"\d:\d|\bat \d+[.,]\d+\b|{_NUMBER}[\s-]?(?:{_FULL})(?![a-z])")
 
 
-def named_time(text: str, now: float | None = None) -> float | None:
-    """The second a question names, or None.
+@dataclass(frozen=True)
+class Named:
+    """What a question says of time, in seconds of the video. At most one of time, stretch, both and shift is set."""
 
-    "12:40", "1:02:03", "35 seconds in", "at second 35", "the two minute mark", "1 min 5 s", "a minute and a half in".
-    now: the newest second; with it "10 seconds ago" counts back from there.
-    """
-    if found := _CLOCK.search(text):
-        hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return hours * 3600.0 + minutes * 60 + seconds
-    text = _in_digits(text)
-    if found := _NUMBERED.search(text):
-        return float(found[2]) * _SECONDS[found[1][0]] + float(found[3] or 0)
-    if not (found := _SPOKEN.findall(text)):
-        return None
-    second = sum(float(number) * _SECONDS[unit[0]] for number, unit in found)
-    return max(0.0, now - second) if now is not None and _AGO.search(text) else second
+    rest: str  # the question without it, lower case
+    time: float | None = None
+    stretch: tuple[float, float] | None = None
+    both: tuple[float, float] | None = None  # two moments to be compared
+    shift: float | None = None  # so much later (or earlier) than what was last spoken of
+    unclear: bool = False  # something that looks like a time and is none
 
 
-_SPAN = rf"\d+(?:\.\d+)?[\s-]*(?:{_UNITS})(?![a-z])(?: mark)?"
-_POINT = rf"(?:the )?(?:(?:\d+:)?\d+:\d\d|(?:minute|min|second|sec) \d+|{_SPAN})"
-_LENGTH = rf"(?:(?P<amount>\d+(?:\.\d+)?|few|couple of) )?(?P<unit>{_UNITS})(?![a-z])"
-_IN_THE = r"(?:\b(?:in|during|within|over|of|for|from) )?\b(?:the )?"
-_NEAR = r"(?<!right )(?<!just )(?<!shortly )(?<!directly )"  # "right before 0:30" is a moment, not all that came before
-_STRETCHES = [
-    (re.compile(pattern), ends)
-    for pattern, ends in (
-        (rf"\b(?:between|from) (?P<a>{_POINT}) (?:and|to|until|till) (?P<b>{_POINT})", ("a", "b")),
-        (rf"{_IN_THE}(?:last|past|final|previous) {_LENGTH}", ("back", "now")),
-        (rf"{_IN_THE}(?:first|opening) {_LENGTH}", ("start", "length")),
-        (rf"{_NEAR}\b(?:before|until|till|up to) (?P<a>{_POINT})", ("start", "a")),
-        (rf"{_NEAR}\b(?:since|after) (?P<a>{_POINT})", ("a", "now")),
+def named(text: str, now: float) -> Named:
+    """What `text` says of time when the newest second of the video is `now`."""
+    if not is_english(text):
+        return Named(text.lower())
+    text = in_digits(text)
+    if _NO_TIME.search(text):
+        return Named(text)
+    for pattern, read in _FORMS:
+        if (found := pattern.search(text)) and (said := read(found, now)):
+            rest = f"{text[: found.start()].rstrip()} {text[found.end() :].lstrip(' ,')}".strip()
+            if _STRANGE.search(rest):  # partly understood
+                return Named(text, unclear=True)
+            return Named(rest, **said)
+    return Named(text, unclear=bool(re.search(r"\d:\d\d|\bat \d+[.,]\d+\b(?! ?%)", text)))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def in_digits(text: str) -> str:
+    """Lower case, with numbers in digits where they may belong to a time: "two and a half min" -> "2.5 min"."""
+    text = re.sub(r"[–—]", "-", text.lower())
+    text = text.replace("½", " 1/2").replace("″", '"').replace("′", "'")
+    text = re.sub(
+        rf"\bone\b(?![\s-]+(?:and|hundred|thousand|{_FULL}))(?<!minute one)(?<!second one)(?<!between one)", "«1»", text
     )
-]
-_VAGUE = {"few": 10.0, "couple of": 2.0, None: 1.0}
-
-
-def named_stretch(text: str, now: float) -> tuple[float, float, str] | None:
-    """First and last second of a stretch a question names, and the question without it (lower case); or None.
-
-    "in the last 10 seconds", "during the first minute", "between 0:20 and 0:30", "since 1:00", "before minute 2".
-    """
-    text = _in_digits(text)
-    for pattern, (begin, end) in _STRETCHES:
-        if found := pattern.search(text):
-            parts = found.groupdict()
-            points = [named_time(parts[key]) for key in "ab" if key in parts]
-            if None in points:  # 0:75 looks like a time and is none
-                continue
-            seconds = {"start": 0.0, "now": now} | dict(zip("ab", sorted(points)))
-            if "unit" in parts:
-                amount = _VAGUE.get(parts["amount"]) or float(parts["amount"])
-                length = amount * _SECONDS[parts["unit"][0]]
-                seconds |= {"length": length, "back": max(0.0, now - length)}
-            rest = f"{text[: found.start()].rstrip()} {text[found.end() :].lstrip(' ,')}"
-            return seconds[begin], seconds[end], rest.strip()
-    return None
-
-
-def _in_digits(text: str) -> str:
-    text = text.lower()
-    for pattern, digits in _IN_DIGITS:
+    text = text.replace("second", "«2»").replace("first", "«1st»")  # more often a unit or a place in order
+    text = alpha2digit(text, "en", threshold=0.0)
+    text = text.replace("«1»", "one").replace("«2»", "second").replace("«1st»", "first")
+    for pattern, digits in _FRACTIONS:
         text = pattern.sub(digits, text)
     return text
+
+
+def _plus_half(found: re.Match) -> str:
+    return f"{float(found['n']) + 0.5:g} {found['unit']}"
+
+
+_FRACTIONS: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
+    (re.compile(rf"(?P<n>\d+) (?:and (?:a half|1/2)|1/2)[ -](?P<unit>{_UNIT})"), _plus_half),
+    (re.compile(rf"(?P<n>\d+) (?P<unit>{_UNIT}) and a half\b"), _plus_half),
+    (re.compile(r"\ban? (minute|hour) and a half\b"), r"1.5 \1"),
+    (re.compile(r"\bhalf (?:an? )?(minute|hour)\b"), r"0.5 \1"),
+    (re.compile(r"\b(?:3 quarters|three quarters) of an hour\b"), "0.75 hour"),
+    (re.compile(r"\b(?:a )?quarter of an hour\b"), "0.25 hour"),
+    (re.compile(rf"\b(\d+),(\d+)(?=[ -]?{_UNIT})"), r"\1.\2"),
+    (re.compile(r"\bsecond (?=minute|hour)"), "2nd "),
+    (re.compile(r"\b(?:a )?couple (?:of )?(?=minute|second|hour)"), "2 "),
+    (re.compile(r"\b(?:a )?few (?=second|minute)"), "10 "),
+    # "a second" is no time in "a second dog": it counts only where the next words say so
+    (
+        re.compile(r"\ban? (minute|hour|second)(?= (?:in|into|ago|earlier|later|back|mark|before|after|from)\b)"),
+        r"1 \1",
+    ),
+]
+
+
+def seconds(text: str) -> float | None:
+    """The seconds of one point or length; None where it is none (0:75)."""
+    text = re.sub(r"^the | mark$", "", text.strip())
+    if ":" in text:
+        return _clock(text)
+    if quoted := re.fullmatch(r"(\d+)'(\d+)\"", text):
+        return int(quoted[1]) * 60.0 + int(quoted[2])
+    if counted := re.fullmatch(rf"(minute|min|hour|second|sec) ({_NUMBER})(?:\D+(\d+).*)?", text):
+        return float(counted[2]) * _SECONDS[counted[1][0]] + float(counted[3] or 0)
+    parts = re.findall(rf"({_NUMBER})[\s-]?({_UNIT})?", text)
+    total, unit = 0.0, ""
+    for number, name in parts:
+        unit = name[0] if name else {"h": "m", "m": "s"}.get(unit, "")
+        if not unit or (not name and float(number) >= 60):
+            return None
+        total += float(number) * _SECONDS[unit]
+    return total
+
+
+def _clock(text: str) -> float | None:
+    parts = re.split(r"[:;]", text.replace(",", "."))
+    if len(parts) == 4:  # hours, minutes, seconds and the number of a picture
+        parts = parts[:3]
+    hours, minutes, second = (float(part) for part in ["0", *parts][-3:])
+    if second >= 60 or (len(parts) == 3 and minutes >= 60):
+        return None
+    return hours * 3600 + minutes * 60 + second
+
+
+# ---------------------------------------------------------------- forms, the surest first
+
+Said = dict[str, float | tuple[float, float]]
+_Reader = Callable[[re.Match, float], Said | None]
+
+
+def _range(found: re.Match, now: float) -> Said | None:
+    """Two ends, of which one may be a bare number that borrows the other's unit."""
+    a, b = found["a"].strip(), found["b"].strip()
+    if re.fullmatch(_NUMBER, a):
+        unit = re.search(_UNIT, b)
+        a = f"{a} {unit[0]}" if unit else a
+    ends = seconds(a), seconds(b)
+    return None if None in ends else {"stretch": tuple(sorted(ends))}
+
+
+def _minutes(found: re.Match, now: float) -> Said:
+    size = _SECONDS[found["unit"][0]]
+    return {"stretch": (float(found["a"]) * size, float(found["b"]) * size)}
+
+
+def _two(found: re.Match, now: float) -> Said | None:
+    ends = seconds(found["a"]), seconds(found["b"])
+    return None if None in ends else {"both": ends}
+
+
+def _until(first: float | None, last: float | None) -> _Reader:
+    """A stretch whose open end (None) is what is named: `a`."""
+
+    def read(found: re.Match, now: float) -> Said | None:
+        point = seconds(found["a"])
+        if point is None:
+            return None
+        return {"stretch": (point if first is None else first, point if last is None else now)}
+
+    return read
+
+
+def _away(found: re.Match, now: float) -> Said | None:
+    """ "10 seconds before 1:00", "5 minutes from the end"."""
+    length = seconds(found["length"])
+    point = now if found["a"].startswith("the end") or "end" in found["a"] else seconds(found["a"])
+    if length is None or point is None:
+        return None
+    return {"time": max(0.0, point + length if found["way"] == "after" else point - length)}
+
+
+def _shift(found: re.Match, now: float) -> Said | None:
+    length = seconds(found["length"])
+    return None if length is None else {"shift": -length if found["way"] == "earlier" else length}
+
+
+def _ago(found: re.Match, now: float) -> Said | None:
+    length = seconds(found["length"])
+    return None if length is None else {"time": max(0.0, now - length)}
+
+
+def _edge(found: re.Match, now: float) -> Said | None:
+    """ "the first ten seconds", "after the first minute", "in the last 1:30"."""
+    length = seconds(found["length"] if found["length"][0].isdigit() else f"1 {found['length']}")
+    if length is None:
+        return None
+    first = found["edge"] in ("first", "opening", "1st")
+    if (found["beyond"] or "") in ("after", "since"):
+        return {"stretch": (length, now)} if first else None
+    return {"stretch": (0.0, length) if first else (max(0.0, now - length), now)}
+
+
+_SHARES = {"half": 2, "third": 3, "3rd": 3, "quarter": 4, "4th": 4}
+_PLACES = {"first": 0, "1st": 0, "opening": 0, "second": 1, "2nd": 1, "other": 1, "third": 2, "3rd": 2}
+
+
+def _share(found: re.Match, now: float) -> Said | None:
+    size = _SHARES[found["share"]]
+    place = _PLACES.get(found["edge"], size - 1)
+    return {"stretch": (now * place / size, now * (place + 1) / size)} if place < size else None
+
+
+def _ordinal(found: re.Match, now: float) -> Said:
+    number, size = float(found["n"]), _SECONDS[found["unit"][0]]
+    return {"time": number} if size == 1 else {"stretch": (size * (number - 1), size * number)}
+
+
+def _share_point(found: re.Match, now: float) -> Said | None:
+    percent = float(found["n"])
+    return {"time": now * percent / 100} if percent <= 100 else None
+
+
+def _point(found: re.Match, now: float) -> Said | None:
+    point = seconds(found["a"])
+    return None if point is None else {"time": point}
+
+
+_A, _B = rf"(?P<a>{_POINT})", rf"(?P<b>{_POINT})"
+_IN_THE = r"(?:\b(?:in|during|within|over|of|for|from) )?(?:\b(?P<beyond>after|since) )?\b(?:the )?(?:very )?"
+_JUST = rf"(?<!\w){_SOFT} (?:before|after) "
+
+
+def _forms() -> Iterator[tuple[str, _Reader]]:
+    dash = r"\s*-\s*"
+    yield (
+        rf"\b(?:compare|difference|differ|versus|vs)\b.*?{_A}.*?(?:with|and|to|or|vs\.?|versus)(?: \w+)*? (?:at )?{_B}",
+        _two,
+    )
+    yield rf"{_A} (?:vs\.?|versus|compared (?:to|with)) {_B}", _two
+    yield r"\b(?:between|from)(?: the)? minutes (?P<a>\d+) (?:and|to|until) (?P<b>\d+)(?P<unit>\b)", _bare_minutes
+    yield rf"\bin (?P<unit>minutes|seconds|hours) (?P<a>\d+)(?: to | and | until |{dash})(?P<b>\d+)\b", _minutes
+    yield r"\bbetween (?P<unit>minutes|seconds|hours) (?P<a>\d+) and (?P<b>\d+)\b", _minutes
+    yield rf"\b(?:between|from) {_A}(?: and| to| until| till| through|{dash})\s*{_B}", _range
+    yield rf"\b(?:between|from) (?P<a>{_NUMBER})(?: and| to| until| till|{dash})\s*(?P<b>{_LENGTH})", _range
+    yield rf"(?:\bfrom )?{_A}{dash}{_B}", _range
+    yield rf"(?<![\w.:])(?P<a>{_NUMBER}){dash}(?P<b>{_LENGTH})", _range
+    yield rf"\bafter {_A},? (?:and|but) before {_B}", _range
+    yield rf"\bfrom {_A} (?:(?:until|till|to|through) {_END}|on(?:wards?)?\b)", _until(None, 1.0)
+    yield rf"\bfrom the (?:start|beginning)(?: of the video)? (?:to|until|till|up to) {_A}", _until(0.0, None)
+    yield rf"(?P<length>{_LENGTH}) (?P<way>before|after|from) (?P<a>{_POINT}|{_END})", _away
+    yield rf"(?:^|\bat |\bto )(?P<x>)-(?P<length>{_CLOCK})", _ago
+    yield rf"(?P<length>{_LENGTH}) (?P<way>earlier|later)\b", _shift
+    yield rf"(?P<length>{_LENGTH}) (?:ago|back|before now)\b", _ago
+    parts = r"(?P<edge>first|1st|second|2nd|last|other|final|third|3rd|opening) (?P<share>half|third|3rd|quarter|4th)\b"
+    yield _IN_THE + parts + _OF, _share
+    edges = rf"(?P<edge>first|1st|opening|last|past|final|previous) (?P<length>{_CLOCK}|{_LENGTH}|(?:{_FULL})(?![a-z]))"
+    yield _IN_THE + edges, _edge
+    yield r"(?:\b(?:in|during|at|of) )?\bthe (?P<n>\d+)(?:st|nd|rd|th) (?P<unit>hour|minute|second)\b", _ordinal
+    yield rf"(?<!\d )\b(?:at )?(?:about )?(?P<n>{_NUMBER}) ?%(?: (?:in|mark)\b)?{_OF}", _share_point
+    yield rf"\b(?:at )?(?:half-?way|mid-?way)(?: (?:in|through|point))*{_OF}", lambda found, now: {"time": now / 2}
+    yield r"\bat the (?:mid-?point|middle) of the (?:video|clip|film)", lambda found, now: {"time": now / 2}
+    yield rf"{_JUST}{_A}", _point
+    yield rf"\bnot before {_A}", _until(None, 1.0)
+    yield rf"\b(?:before|until|till|up to|by) {_A}", _until(0.0, None)
+    yield rf"\b(?:since|after) {_A}", _until(None, 1.0)
+    yield rf"\bt ?= ?(?P<a>{_CLOCK})", _point
+    yield rf"\bt ?= ?(?P<n>{_NUMBER})(?: ?s)?\b", lambda found, now: {"time": float(found["n"])}
+    yield rf"(?:(?<!\w)(?:at|around|about|near) |[@~]\s*)*(?P<a>{_CLOCK}|{_COUNTED})(?: mark)?", _point
+    yield rf"(?:(?<!\w)(?:at|around|about|near) (?:the )?|[@~]\s*)+(?P<a>{_LENGTH})(?: mark| in\b| into\b)?", _point
+    yield rf"(?:\bthe )?(?P<a>{_LENGTH}) (?:mark|in|into)\b(?! the (?:air|lead))", _point
+    yield rf"^\W*(?:and )?(?P<a>{_LENGTH})\W*$", _point
+
+
+def _bare_minutes(found: re.Match, now: float) -> Said:
+    return {"stretch": (60 * float(found["a"]), 60 * float(found["b"]))}
+
+
+_FORMS = [(re.compile(pattern), read) for pattern, read in _forms()]

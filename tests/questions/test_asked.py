@@ -14,7 +14,7 @@ QUESTIONS = Path(__file__).parents[2] / "pipeline" / "questions"
 
 def test_all_of_a_question_is_read_at_once():
     asked = parse("When was the dog first there in the last 10 seconds?", 60.0)
-    assert asked.stretch == (50.0, 60.0) and asked.time is None and asked.plan == "find"
+    assert asked.when.stretch == (50.0, 60.0) and asked.when.time is None and asked.plan == "find"
     assert asked.things == named_things("dog") and {"first", "when or where"} <= asked.cues
     assert not asked.refers and not asked.length and not asked.counts
 
@@ -26,8 +26,8 @@ def test_the_words_of_a_stretch_are_not_the_questions_own():
 
 
 def test_seconds_are_those_of_the_video():
-    assert parse("What was there 10 seconds ago?", 65.0).time == 55
-    assert parse("in the last minute", 90.0).stretch == (30.0, 90.0)
+    assert parse("What was there 10 seconds ago?", 65.0).when.time == 55
+    assert parse("in the last minute", 90.0).when.stretch == (30.0, 90.0)
 
 
 def test_who_asks_for_people():
@@ -39,7 +39,7 @@ def test_it_is_what_an_earlier_question_named():
     earlier = parse("When was the dog first there?", 9.0)
     it = parse("How often was it there?", 9.0)
     assert it.refers and it.of(earlier).things == earlier.things and "first" in it.of(earlier).cues
-    assert parse("When?", 9.0).of(parse("What was at 0:05?", 9.0)).time == 5.0
+    assert parse("When?", 9.0).of(parse("What was at 0:05?", 9.0)).when.time == 5.0
 
 
 def test_it_is_frozen():
