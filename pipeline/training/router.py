@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline.questions.router import Known, Router, RouterNet, Spelling, encode, read_tokenizer
 from pipeline.questions.things import named_things
-from pipeline.questions.times import named_stretch, named_time
+from pipeline.questions.times import named
 from pipeline.towers.efficientnet import ASSETS
 from pipeline.weights.quant import pack, to_file
 
@@ -68,8 +68,8 @@ def common_words(wordings: Sequence[Wording], least: int = 2) -> list[str]:
 
 def known_of(text: str) -> Known:
     """What today's parser finds in a question."""
-    stretch = named_stretch(text, 600.0) is not None
-    return Known(named_time(text) is not None, stretch, any(named_things(text)), bool(re.search(r"\d", text)))
+    when = named(text, 600.0)
+    return Known(when.time is not None, when.stretch is not None, any(named_things(text)), bool(re.search(r"\d", text)))
 
 
 # ---------------------------------------------------------------- training
