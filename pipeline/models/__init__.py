@@ -14,6 +14,10 @@ SYSTEMS = (  # the first that recognises a config.json has it: Vamba calls itsel
     "pipeline.models.shipped:TWIN",
     "pipeline.models.vamba:VAMBA",
     "pipeline.models.transformer:QWEN2_VL",
+    "pipeline.models.mmmamba:MMMAMBA",
+    "pipeline.models.ml_mamba:ML_MAMBA",
+    "pipeline.models.ml_mamba:ML_MAMBA_TOWERS",
+    "pipeline.models.gemamba:GEMAMBA",
 )
 
 

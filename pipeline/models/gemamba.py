@@ -6,7 +6,7 @@ once. The published model saw one clip; a stream of clips is an extension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,20 @@ from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from pipeline.layers.rotary import rotary_tables
-from pipeline.models.sequence import KeySizes, View
+from pipeline.models.fields import demand
+from pipeline.models.prompts import GemmaPrompt
+from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
-from pipeline.towers.videomamba import VideoMamba, VideoMambaConfig
+from pipeline.models.system import Checkpoint, Config, Row, System
+from pipeline.stream import Frame
+from pipeline.towers.videomamba import EPS, VideoMamba, VideoMambaConfig, clip_pixels
 
+CLIPS_PER_CALL = 4  # 1,569 tokens each
+TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
+ABOUT = (
+    "Clips of 8 frames become 8 tokens each, which a transformer keeps. It was trained on one clip: a stream of them "
+    "is more than it ever saw, and beyond its context the oldest are dropped."
+)
 CLIP = -200  # stands for a clip in golden ids
 _TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
@@ -134,3 +144,62 @@ class GemambaGolden(SequenceGolden):
 def _script(name: str, ids: list[int]) -> Script:
     first, clips = ids.index(CLIP), ids.count(CLIP)
     return Script(name, ids[:first], [[]] * clips, [[]] * clips, ids[first + clips :])
+
+
+class _Eyes:
+    """Closed clips."""
+
+    def __init__(self, net: Gemamba):
+        self._net, cfg = net, net.eyes.cfg
+        self.unit_frames, self.long_side = cfg.frames, 2 * cfg.side
+
+    def tokens(self, frames: Sequence[Frame]) -> Tensor:
+        cfg, weight = self._net.eyes.cfg, self._net.eyes.cls_token
+        size = CLIPS_PER_CALL * cfg.frames
+        groups = [frames[start : start + size] for start in range(0, len(frames), size)]
+        return torch.cat([self._net.see(clip_pixels(group, cfg, weight)) for group in groups])
+
+
+def _recognises(config: Config) -> bool:
+    return config.get("model_type") == "llava_gemma"
+
+
+def _build(config: Config) -> Gemamba:
+    demand(
+        config, "config.json", mm_vision_tower="videomamba", mm_projector_type="mlp2x_gelu", mm_use_im_start_end=False,
+        mm_use_im_patch_token=False, tie_word_embeddings=True, attention_bias=False,
+        hidden_act=("gelu_pytorch_tanh", "gelu"),
+    )  # fmt: skip
+    eyes = config.get("vision_encoder") or {}
+    demand(
+        eyes, "vision_encoder", bimamba=True, rms_norm=True, kernel_size=1, pool_type="cls+avg", keep_temporal=True,
+        norm_epsilon=EPS,
+    )  # fmt: skip
+    return Gemamba(config)
+
+
+def _our_key(key: str) -> str | None:
+    """The encoder's own file names it shorter; the head is the embedding; nothing reads the clip decoder."""
+    if key.startswith("vision_encoder."):
+        key = f"model.vision_tower.vision_tower.{key}"
+    return None if key == "lm_head.weight" or ".clip_decoder." in key else key
+
+
+def _wrap(net: Gemamba, of: Checkpoint) -> SequenceModel:
+    tokenizer = tokenizer_of(of.folder)
+    limit = max(1, net.config.max_position_embeddings - TEXT_ROOM)
+    return SequenceModel(
+        net, _Eyes(net), GemmaPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT, limit=limit
+    )  # fmt: skip
+
+
+GEMAMBA = System(
+    name="Gemamba",
+    recognises=_recognises,
+    build=_build,
+    our_key=_our_key,
+    beside=("vision_encoder.safetensors", "videomamba_m16_25M_f8_res224.safetensors"),
+    wrap=_wrap,
+    golden=GemambaGolden,
+    rows=(Row("`TensorSenseAI/gemamba-v0`, encoder converted: 2.5 B", "GPU, bf16", "5.2 GB", "0", "1.1 MB", "66 MB"),),
+)

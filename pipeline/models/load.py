@@ -55,8 +55,8 @@ def check(name: str) -> None:
     """UserError unless that names a model that can be run; a model of the Hub is downloaded. Reads no weights."""
     if name not in _shipped():
         folder = _folder(name)
-        skeleton(checkpoint.read_config(folder))
-        checkpoint.weight_files(folder)
+        config = checkpoint.read_config(folder)
+        skeleton(_measured(system_of(config), folder, config))
 
 
 def system_of(config: Config) -> System:
@@ -89,9 +89,10 @@ def load_net(
 ) -> nn.Module:
     """The network of a folder with its weights. for_use: without what nothing reads. int8: linear layers in 8 bits."""
     system = system_of(config)
+    config = _measured(system, folder, config)
     net = checkpoint.fill(
         skeleton(config),
-        folder,
+        checkpoint.weight_files(folder, system.beside),
         device,
         dtype or checkpoint.own_dtype(config),
         our_key=system.our_key,
@@ -101,6 +102,13 @@ def load_net(
     )
     system.finish(net)
     return net
+
+
+def _measured(system: System, folder: Path, config: Config) -> Config:
+    """The config with what only the weights' shapes tell. Reads headers."""
+    found = checkpoint.located(checkpoint.weight_files(folder, system.beside), system.our_key)
+    with _told():
+        return system.measured(config, dict(checkpoint.shapes(found)))
 
 
 def _shipped() -> dict[str, System]:

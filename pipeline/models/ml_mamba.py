@@ -10,7 +10,7 @@ knows of the video is one state of constant size. The published model saw one pi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,22 @@ from torch import Tensor, nn
 from pipeline.layers.bimamba2 import BidirectionalMamba2
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
-from pipeline.models.sequence import KeySizes, View
-from pipeline.models.sequence_golden import Golden, Keys, Script, SequenceGolden, Sizes
-from pipeline.towers.siglip_dino import Shapes, ViT, ViTConfig
+from pipeline.models.fields import demand, only
+from pipeline.models.prompts import ZephyrPrompt
+from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
+from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
+from pipeline.stream import Frame, UserError
+from pipeline.towers.siglip_dino import NEVER_READ, Shapes, ViT, ViTConfig, tower_pixels
 
 EPS = 1e-5  # of every norm
 HEADS = {"dino": 16, "siglip": 16}  # of the published towers: no tensor's shape tells
 TOWERS = tuple(f"{name}_featurizer" for name in HEADS)
+PICTURE = 384  # pixels of a published tower's side
+ABOUT = (
+    "Each picture becomes 729 tokens that pass through one recurrent state of constant size. It was trained on one "
+    "picture and 2,048 tokens: a stream of them is more than it ever saw."
+)
 LM, CONNECTOR = "llm_backbone.backbone.", "bidirectional_mamba."
 
 
@@ -73,7 +82,7 @@ def towers_of(shapes: Shapes, config: dict[str, Any]) -> tuple[ViTConfig, ...]:
     found = []
     for name, heads in HEADS.items():
         stem = f"{name}_featurizer."
-        own = {key.removeprefix(stem): shape for key, shape in shapes.items() if key.startswith(stem)}
+        own = {key.partition(stem)[2]: shape for key, shape in shapes.items() if stem in key}
         if own:
             found.append(ViTConfig.from_shapes(own, config.get(name, {}).get("num_heads", heads)))
     return tuple(found)
@@ -254,3 +263,100 @@ class TowersGolden(Golden):
         out["dino.pos_embed_resampled"] = self.net.dino_featurizer.positions(*grid)
         both = torch.cat(features, dim=-1)
         return out | {"patch_features": both, "fp64.patch_features": both}
+
+
+class _Eyes:
+    """Both towers and the connector, frame by frame."""
+
+    unit_frames, long_side = 1, 768
+
+    def __init__(self, net: MLMamba):
+        self._net = net
+        self._side = round(net.towers.siglip_featurizer.cfg.table * net.towers.siglip_featurizer.cfg.patch)
+
+    def tokens(self, frames: Sequence[Frame]) -> Tensor:
+        weight = self._net.mlp[0].weight
+        side = PICTURE if self._side == PICTURE // 14 * 14 else self._side  # the last 6 of 384 pixels are never read
+        return self._net.connect(self._net.towers(*tower_pixels(frames, side, weight)))
+
+
+def _recognises(config: Config) -> bool:
+    return isinstance(config.get("model"), dict) and "arch_specifier" in config["model"]
+
+
+def _measured(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    if f"{LM}embedding.weight" not in shapes:
+        raise UserError(
+            "The folder holds no safetensors of the language model, so it was not loaded; "
+            "its published weights are a pickle: make the folder with `python -m pipeline convert`."
+        )
+    return config | {"sizes": MLMambaConfig.from_shapes(dict(shapes), config)}
+
+
+def _build(config: Config) -> MLMamba:
+    demand(
+        config["model"], "model", arch_specifier="no-align+fused-gelu-mlp", llm_backbone_id="mamba2-2.7b",
+        vision_backbone_id="dinosiglip-vit-so-384px", image_resize_strategy="resize-naive",
+    )  # fmt: skip
+    words = config.get("llm") or {}
+    demand(words, "llm", d_intermediate=0, rms_norm=True, tie_embeddings=True)
+    ssm = words.get("ssm_cfg") or {}
+    only(ssm, "llm.ssm_cfg", ("layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"))
+    demand(ssm, "llm.ssm_cfg", layer="Mamba2")
+    if words.get("attn_layer_idx"):
+        raise UserError("The model's config has attention layers, so it was not loaded; use the published ML-Mamba.")
+    return MLMamba(config["sizes"])
+
+
+def _our_key(key: str) -> str | None:
+    if key.startswith(TOWERS):
+        tower, _, rest = key.partition(".")
+        return None if re.match(NEVER_READ, rest) else f"towers.{tower}.{rest}"
+    return key
+
+
+def _unused(config: Config) -> tuple[str, ...]:
+    """The towers' last blocks."""
+    depths = [(name, tower.depth) for name, tower in zip(TOWERS, config["sizes"].towers)]
+    return tuple(f"towers.{name}.blocks.{depth - 1}" for name, depth in depths)
+
+
+def _wrap(net: MLMamba, of: Checkpoint) -> SequenceModel:
+    if net.towers is None:
+        raise UserError(
+            "The folder lacks the two image towers, so the model cannot watch and was not loaded; "
+            "make it with `python -m pipeline convert huangwenjun1994/ML-Mamba FOLDER`."
+        )
+    tokenizer = tokenizer_of(of.folder)
+    return SequenceModel(net, _Eyes(net), ZephyrPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT)
+
+
+ML_MAMBA = System(
+    name="ML-Mamba",
+    recognises=_recognises,
+    build=_build,
+    our_key=_our_key,
+    measured=_measured,
+    beside=tuple(f"{name}.safetensors" for name in TOWERS),
+    unused=_unused,
+    wrap=_wrap,
+    golden=MLMambaGolden,
+    rows=(
+        Row("`huangwenjun1994/ML-Mamba`, converted: 2.7 B and two towers", "GPU, bf16", "7.2 GB", "170 MB", "0", "0"),
+    ),
+)
+
+
+def _no_model(net: Towers, of: Checkpoint) -> SequenceModel:
+    raise UserError("The folder holds two image towers and no language model, so nothing was loaded; use a whole one.")
+
+
+ML_MAMBA_TOWERS = System(  # what golden folders hold of them
+    name="ML-Mamba's towers",
+    recognises=lambda config: set(HEADS) <= set(config),
+    build=lambda config: Towers(config["towers"]),
+    our_key=lambda key: None if re.match(NEVER_READ, key.partition(".")[2]) else key,
+    measured=lambda config, shapes: config | {"towers": towers_of(dict(shapes), config)},
+    wrap=_no_model,
+    golden=TowersGolden,
+)

@@ -12,7 +12,8 @@ positions, skip or scaling, and each head's output is normalised *before* it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,9 +27,13 @@ from pipeline.layers.mamba2 import MixerState, causal_conv, scan
 from pipeline.layers.norms import RMSNorm
 from pipeline.layers.rotary import rotary_tables
 from pipeline.layers.vamba import rotate
-from pipeline.models.sequence import KeySizes, View
+from pipeline.models.fields import demand
+from pipeline.models.prompts import InternPrompt
+from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
-from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle
+from pipeline.models.system import Checkpoint, Config, Row, System
+from pipeline.stream import Frame
+from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle, tile_pixels
 
 Rope = tuple[Tensor, Tensor]
 
@@ -290,3 +295,69 @@ class MMMambaGolden(SequenceGolden):
                 state = next(states_left)
                 out |= {f"{n}.conv": state.conv.transpose(1, 2), f"{n}.ssm": state.ssm}
         return out
+
+
+class _Eyes:
+    """One tile per frame."""
+
+    unit_frames = 1
+
+    def __init__(self, net: MMMamba):
+        self._net, self.long_side = net, 2 * net.cfg.side
+
+    def tokens(self, frames: Sequence[Frame]) -> Tensor:
+        return self._net.see(tile_pixels(frames, self._net.cfg.side, self._net.language_model.output.weight))
+
+
+def _recognises(config: Config) -> bool:
+    return all(isinstance(config.get(section), dict) for section in STACKS)
+
+
+def _build(config: Config) -> MMMamba:
+    """UserError for what would change the mathematics and is not known here."""
+    eyes, words = (config[section] for section in STACKS)
+    demand(config, "config.json", ps_version="v2", template="internlm2-chat", tie_word_embeddings=False)
+    demand(eyes, STACKS[0], pixel_shuffle_loc="pre", use_pixel_shuffle_proj=True, downsample_ratio=0.5, use_ls=False)
+    for fields, where in ((eyes, STACKS[0]), (words, STACKS[1])):
+        demand(fields, where, hidden_act="silu", attention_bias=False, mlp_bias=False, bias=False)
+        demand(fields, where, tie_word_embeddings=False)
+        for kind in fields.get("layers_block_type") or ():
+            demand({"layers_block_type": kind}, where, layers_block_type=("mamba2", "mha"))
+    return MMMamba(MMMambaConfig.from_dict(config))
+
+
+def _our_key(key: str) -> str | None:
+    """Nothing reads the class token, nor the language model's own embeddings: words enter by the other ones."""
+    return None if re.search(r"class_embedding$|^language_model\.model\.tok_embeddings\.", key) else key
+
+
+def _about(net: MMMamba) -> str:
+    kinds = net.cfg.kinds
+    attending = kinds.count("mha")
+    if attending == len(kinds):
+        kept = "Every layer attends to all frames, so what it keeps grows with the video"
+    elif attending:
+        kept = f"{attending} of {len(kinds)} layers attend to all frames and grow with the video; the rest keep a state"
+    else:
+        kept = "Frames and words pass through one recurrent state of constant size"
+    return f"{kept}. It was trained on some 30 frames: a longer stream is more than it ever saw."
+
+
+def _wrap(net: MMMamba, of: Checkpoint) -> SequenceModel:
+    tokenizer = tokenizer_of(of.folder)
+    return SequenceModel(net, _Eyes(net), InternPrompt(tokenizer), tokenizer, name=of.name, about=_about(net))
+
+
+MMMAMBA = System(
+    name="mmMamba or HoVLE",
+    recognises=_recognises,
+    build=_build,
+    our_key=_our_key,
+    wrap=_wrap,
+    golden=MMMambaGolden,
+    rows=(
+        Row("`hustvl/mmMamba-linear`: 2.7 B, 32 layers", "GPU, bf16", "5.5 GB", "34 MB", "0", "0"),
+        Row("`hustvl/mmMamba_hybrid`: 8 of 32 layers attend", "GPU, bf16", "5.4 GB", "25 MB", "518 MB", "31 GB"),
+        Row("HoVLE, its transformer teacher: 2.6 B", "GPU, bf16", "5.2 GB", "0", "2.1 GB", "124 GB"),
+    ),
+)

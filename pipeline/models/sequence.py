@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +26,8 @@ from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
-from pipeline.stream import Frame, Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.weights.checkpoint import read_tokenizer
 
 View = Watching | Answering | None  # who knows the keys of earlier tokens; None where nothing attends
 TOKENS_PER_CALL = 4096  # of one pass through the layers
@@ -134,7 +136,7 @@ def is_kept(unit: int, units: int) -> bool:
     return units // SNAPSHOT_UNITS - place < SNAPSHOTS_KEPT * (place & -place)  # times the largest power of 2 in it
 
 
-class SequenceModel:
+class SequenceModel(Model[Told]):
     """The common face (`stream.Model`) of these systems.
 
     eyes, prompt: see above. limit: the most slots of keys kept; None: all. Beyond it the oldest units go.
@@ -166,7 +168,7 @@ class SequenceModel:
         most = 64 if self.device.type == "cuda" else 8
         return max(self.unit_frames, min(backlog, most) // self.unit_frames * self.unit_frames)
 
-    def is_finite(self, state: StreamState) -> bool:
+    def is_finite(self, state: StreamState[Told]) -> bool:
         """Whether all recurrent states, or the last layer's keys, to which all trouble comes, are numbers."""
         told = state.backbone
         parts = [torch.isfinite(s.ssm).all() for s in told.states]
@@ -174,10 +176,10 @@ class SequenceModel:
             parts += [torch.isfinite(part[-1]).all() for found in told.memory.log.views("k", "v") for part in found]
         return not parts or bool(torch.stack(parts).all())
 
-    def start(self) -> StreamState:
+    def start(self) -> StreamState[Told]:
         return self._state(StreamState(), Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening)))
 
-    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+    def watch(self, chunk: VideoChunk, state: StreamState[Told]) -> StreamState[Told]:
         frames = state.held + chunk.frames
         whole = len(frames) // self.unit_frames * self.unit_frames
         if whole:
@@ -185,7 +187,7 @@ class SequenceModel:
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
 
-    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[Told], sampling: Sampling) -> Iterator[Token]:
         """Tokens of the answer. A unit without all its frames is filled with its last one, on the fork.
 
         A question pinned to a second is answered from what the stream still knows of itself up to that second.
@@ -194,7 +196,7 @@ class SequenceModel:
         ids = self.prompt.question(question, told.units)
         return self._answer(Conversation(self, told, len(ids) + sampling.max_tokens), ids, sampling)
 
-    def told_at(self, state: StreamState, second: float | None) -> Told:
+    def told_at(self, state: StreamState[Told], second: float | None) -> Told:
         """The stream as it was at that second (None: now), at least its first unit.
 
         Keys are cut behind the last unit that had ended by then; recurrent states come from the newest snapshot that is
@@ -283,7 +285,7 @@ class SequenceModel:
         memory = replace(told.memory, log=told.memory.log.drop_oldest(gone))
         return replace(told, memory=memory, dropped=told.dropped + gone)
 
-    def _state(self, state: StreamState, told: Told) -> StreamState:
+    def _state(self, state: StreamState[Told], told: Told) -> StreamState[Told]:
         note, memory = "", told.memory
         growing = sum(s.nbytes for snapshot in told.snapshots for s in snapshot.states)
         if memory is not None:
@@ -356,3 +358,14 @@ class Conversation:
         weights = self._view.gaze.double().cpu().numpy()[self._seen]
         total = weights.sum()
         return (self._times[self._seen], weights / total) if total > 0 else None
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The folder's tokenizer; UserError without one, since text stands among the frames from the beginning."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        raise UserError(
+            "This checkpoint has no tokenizer, which it needs to watch as well as to answer, so it was not loaded; "
+            "add its tokenizer files."
+        )
+    return tokenizer

@@ -7,10 +7,10 @@ whether asking leaves a stream as it was.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,31 +20,11 @@ from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Watching
 from pipeline.memory.memory import Memory
 from pipeline.models.sequence import Conversation, SequenceModel
+from pipeline.models.system import Golden, Sizes
 from pipeline.stream import Frame, Question, VideoChunk
 
 BLOCK_SLOTS = 48  # of the keys' storage: so small that tiny golden videos span several blocks
 Keys = list[tuple[Tensor, Tensor]]  # k and v (K, T, P) of every attention layer
-
-
-class Sizes(Protocol):
-    """Draws a cut: random positive sizes that sum to `total`, none above `most` (None: any)."""
-
-    def __call__(self, total: int, most: int | None = None) -> list[int]: ...
-
-
-class Golden(ABC):
-    """A golden folder recomputed by its system's own code: `expected` tensors by name, and the `kinds` of cuts."""
-
-    expected: Mapping[str, Tensor]
-    kinds: tuple[str, ...] = ()
-
-    @abstractmethod
-    def whole(self) -> dict[str, Tensor]:
-        """Tensors after one pass over the whole video."""
-
-    @abstractmethod
-    def cut(self, kind: str, sizes: Sizes) -> dict[str, Tensor]:
-        """Some of them with the video in pieces, state carried between."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ in models/__init__.py, `SYSTEMS`. Nothing else asks which system a checkpoint is
 
     name, rows      what people call it, and its rows of the README's table
     recognises      whether a config.json is this system's (the first of SYSTEMS that says so has it)
+    measured        (config, shapes of the files' tensors by our names) -> the config with what only shapes tell
+    beside          names of further weight files of a folder, read where they are there
     build           config -> the network, made of meta tensors; parameter names are the checkpoint's, after `our_key`
     our_key         a key of the files -> the network's name for it, or None: not read
     unused          config -> names of submodules whose output nothing reads. They are left out where a model is to be
@@ -92,6 +94,10 @@ def _none(config: Config) -> tuple[str, ...]:
     return ()
 
 
+def _as_it_is(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    return config
+
+
 def _nothing(net: nn.Module) -> None: ...
 
 
@@ -104,6 +110,8 @@ class System:
     recognises: Callable[[Config], bool] | None = None
     build: Callable[[Config], nn.Module] | None = None
     our_key: Callable[[str], str | None] = _same
+    measured: Callable[[Config, Mapping[str, tuple[int, ...]]], Config] = _as_it_is
+    beside: tuple[str, ...] = ()
     unused: Callable[[Config], tuple[str, ...]] = _none
     finish: Callable[[Any], None] = _nothing
     wrap: Callable[[Any, Checkpoint], Model[Any]] | None = None

@@ -20,6 +20,7 @@ from torch import nn
 
 from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.stream import UserError
+from pipeline.weights.pieces import MODEL, PieceTokenizer
 
 INDEX = "model.safetensors.index.json"
 READERS = 8  # files read side by side
@@ -53,7 +54,7 @@ def own_dtype(config: dict[str, Any]) -> torch.dtype | None:
 
 def fill(
     net: nn.Module,
-    folder: Path,
+    files: Sequence[Path],
     device: torch.device,
     dtype: torch.dtype | None,
     *,
@@ -67,7 +68,7 @@ def fill(
     dtype: None is as stored. our_key, unused: of models/system.py. for_use: leave out what is unused. int8: each linear
     layer's weight is rounded as soon as it is read, so that the unrounded network never exists.
     """
-    found = located(weight_files(folder), our_key)
+    found = located(files, our_key)
     for part in unused:
         if for_use or not any(name.startswith(part + ".") for name in found):
             parent, _, leaf = part.rpartition(".")
@@ -97,8 +98,11 @@ def located(files: Sequence[Path], our_key: Callable[[str], str | None]) -> Foun
     return found
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """A checkpoint's safetensors files: those its index names, else model.safetensors, else all there are."""
+def weight_files(folder: Path, beside: Sequence[str] = ()) -> list[Path]:
+    """A checkpoint's safetensors files: those its index names, else model.safetensors, else all there are.
+
+    beside: names of further files, taken where they are there.
+    """
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -117,8 +121,11 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
         cause = "keeps its weights as pickles, which can run code" if pickled else "holds no safetensors weights"
-        raise UserError(f"The model's folder {cause}, so it was not loaded; use a checkpoint saved as safetensors.")
-    return files
+        raise UserError(
+            f"The model's folder {cause}, so it was not loaded; use a checkpoint saved as safetensors, "
+            "or convert pickles once with `python -m pipeline convert FILE FOLDER`."
+        )
+    return [*files, *(folder / name for name in beside if (folder / name).is_file() and folder / name not in files)]
 
 
 def _opened(file: Path, device: str = "cpu") -> AbstractContextManager[Any]:
@@ -136,7 +143,7 @@ def _check(net: nn.Module, found: Found) -> None:
     tied = {name for group in _tied(net) if any(name in found for name in group) for name in group}
     missing = [name for name in wanted if name not in found and name not in tied]
     unexpected = [name for name in found if name not in wanted]
-    misshapen = [name for name, shape in _shapes(found) if name in wanted and tuple(wanted[name].shape) != shape]
+    misshapen = [name for name, shape in shapes(found) if name in wanted and tuple(wanted[name].shape) != shape]
     faults = {"missing": missing, "not known": unexpected, "of another shape": misshapen}
     if told := [f"{len(names)} {fault} ({', '.join(names[:3])})" for fault, names in faults.items() if names]:
         raise UserError(
@@ -145,7 +152,8 @@ def _check(net: nn.Module, found: Found) -> None:
         )
 
 
-def _shapes(found: Found) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(found: Found) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Our names and shapes of all tensors. Headers only."""
     for file, names in _by_file(found).items():
         with _opened(file) as tensors:
             for name, key in names:
@@ -198,7 +206,7 @@ def _put(net: nn.Module, name: str, tensor: torch.Tensor) -> None:
 def read_tokenizer(folder: Path) -> Any | None:
     """The folder's tokenizer, or None where it has none (such a model can watch, but not be asked)."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        return None
+        return PieceTokenizer.from_folder(folder) if (folder / MODEL).is_file() else None
     from transformers import AutoTokenizer
 
     try:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from pipeline.stream import UserError
 
-DOWNLOADED = ["*.safetensors", "*.json", "*.txt"]  # weights, configuration and tokenizer: nothing that runs
+# Weights, configuration and tokenizer: nothing that runs.
+DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "tokenizer.model"]
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "tokenizer.model",
+]  # weights, configuration and tokenizer: nothing that runs
 
 
 def folder_of(name: str, others: Sequence[str] = (), example: str = "owner/model") -> Path:
@@ -26,16 +32,21 @@ def called(name: str) -> str:
 
 def _download(name: str, others: Sequence[str], example: str) -> Path:
     """A snapshot of a Hub model: weights, configuration and tokenizer, nothing that runs."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise UserError(
             f"There is no model called {name[:80]!r} here, so nothing was loaded; "
             f"use {', '.join([*others, 'a folder'])}, or a Hub id like {example}."
         )
+    return snapshot(name, DOWNLOADED)
+
+
+def snapshot(name: str, patterns: list[str]) -> Path:
+    """A Hub repository's files of these patterns, on this machine; UserError where they cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        return Path(snapshot_download(name, allow_patterns=DOWNLOADED))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
             f"The Hub shows no model {name[:80]!r}, so nothing was loaded; check its spelling or log in to the Hub."

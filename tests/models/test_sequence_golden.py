@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipeline.models.gemamba import Gemamba, GemambaGolden
 from pipeline.models.ml_mamba import MLMamba, MLMambaConfig, MLMambaGolden, Towers, TowersGolden, towers_of
 from pipeline.models.mmmamba import DistilledMixer, MMMamba, MMMambaConfig, MMMambaGolden
-from pipeline.models.sequence_golden import Golden
+from pipeline.models.system import Golden
 from pipeline.towers.pixels import squashed, squashed_as_tensor
 
 SMALL = Path(__file__).parents[1] / "data" / "golden"  # fewer tensors, the same weights
