@@ -10,11 +10,6 @@ from pipeline.stream import UserError
 
 # Weights, configuration and tokenizer: nothing that runs.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "tokenizer.model"]
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "tokenizer.model",
-]  # weights, configuration and tokenizer: nothing that runs
 
 
 def folder_of(name: str, others: Sequence[str] = (), example: str = "owner/model") -> Path:
