@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.checks.pictures import PicturesGolden
 from pipeline.models.load import load_net, system_of
 from pipeline.models.system import Golden
 from pipeline.stream import UserError
@@ -74,6 +75,8 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype, int8: bool = Fa
             "name a folder of golden data."
         ) from error
     config = read_config(folder)
+    if PicturesGolden.recognises(config):
+        return PicturesGolden(config, expected)
     system = system_of(config)
     if system.golden is None:
         raise UserError(f"Golden tensors of a {system.name} cannot be compared yet; name the folder of another system.")
@@ -95,7 +98,7 @@ def compare(golden: Golden, cuts: int, seed: int, exact: float, between: float) 
             held_in_fp64 = name.startswith("fp64.") and whole[name].dtype == torch.float64
             yield _row(name, whole[name], values, between if held_in_fp64 else exact)
     chance = random.Random(seed)
-    for number in range(cuts):
+    for number in range(cuts if golden.kinds else 0):
         kind, finest = golden.kinds[number % len(golden.kinds)], number < len(golden.kinds)
         again = golden.cut(kind, _Sizes(chance, finest))
         for name in again:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.checks import verify
 from pipeline.models.gemamba import Gemamba, GemambaGolden
 from pipeline.models.ml_mamba import MLMamba, MLMambaConfig, MLMambaGolden, Towers, TowersGolden, towers_of
 from pipeline.models.mmmamba import DistilledMixer, MMMamba, MMMambaConfig, MMMambaGolden
@@ -21,6 +23,10 @@ WHOLE = Path(__file__).parents[3] / "shared" / "golden"
 NAMES = ["mmmamba-linear", "mmmamba-hybrid", "hovle", "ml-mamba", "ml-mamba-towers", "gemamba"]
 FOLDERS = [*(SMALL / name for name in NAMES if (SMALL / name).is_dir()), *(WHOLE / name for name in NAMES)]
 INPUTS = ("pixel_values", "input_ids", "frame_spans", "video_end", "patch_features")
+
+
+def where(folder: Path) -> str:
+    return f"{folder.parent.parent.name}-{folder.name}"
 
 
 def network(config: dict, weights: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, type[Golden]]:
@@ -66,7 +72,7 @@ def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f"{f.parent.parent.name}-{f.name}")
+@pytest.mark.parametrize("folder", FOLDERS, ids=where)
 def test_the_published_tensors_and_any_cut(folder, dtype) -> None:
     tensors = golden(folder, dtype)
     whole, exact = tensors.whole(), dtype == torch.float64
@@ -78,6 +84,18 @@ def test_the_published_tensors_and_any_cut(folder, dtype) -> None:
         for seed in range(2):
             for name, cut in tensors.cut(kind, sizes(seed)).items():
                 assert far(cut, whole[name]) <= (1e-9 if exact else 1e-4), (kind, name)
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, SMALL / "preprocess", WHOLE / "preprocess"], ids=where)
+def test_verify_takes_every_folder(capsys, folder) -> None:
+    if not folder.is_dir():
+        pytest.skip(f"the golden folder {folder.name} is not here")
+    parser = ArgumentParser()
+    verify.add_arguments(parser)
+    code = verify.run(parser.parse_args(["--golden", str(folder), "--device", "cpu", "--chunks", "3"]))
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == 0 and report["ok"], [row for row in report["tensors"] if not row["ok"]]
+    assert len(report["tensors"]) >= 3
 
 
 @pytest.mark.parametrize("part", ["conv", "ssm"])
