@@ -201,5 +201,7 @@ GEMAMBA = System(
     beside=("vision_encoder.safetensors", "videomamba_m16_25M_f8_res224.safetensors"),
     wrap=_wrap,
     golden=GemambaGolden,
-    rows=(Row("`TensorSenseAI/gemamba-v0`, encoder converted: 2.5 B", "GPU, bf16", "5.2 GB", "0", "1.1 MB", "66 MB"),),
+    rows=(
+        Row("`TensorSenseAI/gemamba-v0`, encoder converted: 2.5 B", "GPU, bf16", "5.2 GB", "none", "1.1 MB", "66 MB"),
+    ),
 )

@@ -342,7 +342,14 @@ ML_MAMBA = System(
     wrap=_wrap,
     golden=MLMambaGolden,
     rows=(
-        Row("`huangwenjun1994/ML-Mamba`, converted: 2.7 B and two towers", "GPU, bf16", "7.2 GB", "170 MB", "0", "0"),
+        Row(
+            "`huangwenjun1994/ML-Mamba`, converted: 2.7 B and two towers",
+            "GPU, bf16",
+            "7.2 GB",
+            "170 MB",
+            "2.0 GB",
+            "6.1 GB",
+        ),
     ),
 )
 
