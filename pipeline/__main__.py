@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline ask | probe | bench | verify | fidelity`.
+"""The command line: `python -m pipeline ask | probe | bench | verify | fidelity | convert`.
 
 Every command is a module with `add_arguments(parser)` and `run(args) -> exit code`; only the one asked for is imported.
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": ("pipeline.bench.run", "what an hour costs: the model and its baseline over growing video"),
     "verify": ("pipeline.checks.verify", "recompute golden tensors and print the differences"),
     "fidelity": ("pipeline.checks.fidelity", "how far saving memory or time strays from exact answers"),
+    "convert": ("pipeline.weights.convert", "put pickled weights into safetensors, once, and run nothing in them"),
 }
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOBODY_READS = 128 + 13  # as a shell says of a program that SIGPIPE ended

@@ -15,9 +15,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.__main__ import main
+from pipeline.models import systems
 from pipeline.models.load import load
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig
 from pipeline.models.prompts import GemmaPrompt, InternPrompt, ZephyrPrompt
+from pipeline.models.system import readme_table
 from pipeline.stream import Question, UserError
 from pipeline.weights import convert as convert_module
 from pipeline.weights.convert import convert
@@ -282,3 +284,8 @@ def test_a_video_encoder_of_its_own_file_joins_gemamba(tmp_path) -> None:
         convert(str(tmp_path / "vision_encoder.pth"), tmp_path / "out")[0], folder / "vision_encoder.safetensors"
     )
     assert load(str(folder), "cpu").unit_frames == 8
+
+
+def test_the_readme_lists_every_system_as_its_record_does() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    assert [line for line in readme_table(systems()) if line not in readme] == []
