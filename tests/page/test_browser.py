@@ -291,6 +291,21 @@ def test_a_reload_finds_the_uploaded_file_again(visitor, clip, folder):
     assert page.locator("#upload video").count() == 0
 
 
+def test_a_duplicated_tab_and_its_first_both_follow_the_stream(visitor):
+    """Browsers copy the tab's memory, so both hold one key."""
+    one = visitor()
+    one.click("#go")
+    one.wait_for_selector("#film .chip")
+    key = one.wait_for_function("sessionStorage.getItem('vamba-live')").json_value()
+    two = one.context.new_page()
+    two.add_init_script(f"sessionStorage.setItem('vamba-live', '{key}')")
+    two.goto(one.url)
+    for page in (one, two):
+        state(page, "Ended")
+        page.wait_for_selector("#go:has-text('Watch again')")
+        page.wait_for_selector("#strip .tile:has-text('Frames seen') b:has-text('71')")
+
+
 def test_a_page_that_slept_too_long_says_so_and_can_start_again(visitor, sessions):
     page = visitor()
     page.click("#go")

@@ -1,0 +1,160 @@
+"""Handlers know a stream by its commands and its View alone, and each page is told what that page does not show yet."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from app.live.table import Sessions
+from app.page.handlers import PAUSE, Events
+from app.page.shown import Shown
+from tests.fake_model import ended, fake_engine, until, write_clip
+
+APP = Path(__file__).parents[2] / "app"
+COMMANDS = {
+    "open_file", "open_camera", "offer", "pause", "resume", "again", "reset", "compare", "ask", "answer", "retry",
+    "stop_answer", "clear_chat",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "holiday.mp4")
+
+
+@pytest.fixture
+def table():
+    one = Sessions(fake_engine(watch_s=0.02), fake_engine("Twin"))
+    yield one
+    one.shut()
+
+
+def page(name: str) -> SimpleNamespace:
+    return SimpleNamespace(session_hash=name)
+
+
+class Elsewhere:
+    """A session as another process would show it: commands of plain values, and a View that came by pickle."""
+
+    def __init__(self, session) -> None:
+        self._session = session
+
+    def view(self):
+        return pickle.loads(pickle.dumps(self._session.view()))
+
+    def __getattr__(self, name: str):
+        assert name in COMMANDS, f"a page reached for session.{name}"
+        command = getattr(self._session, name)
+
+        def call(*values):
+            return command(*pickle.loads(pickle.dumps(values)))
+
+        return call
+
+
+class SessionsElsewhere:
+    """The table, with every session of it in another process."""
+
+    def __init__(self, table: Sessions) -> None:
+        self._table = table
+
+    def get(self, *args):
+        session = self._table.get(*args)
+        return Elsewhere(session) if session else None
+
+    def ensure(self, *args):
+        key, session = self._table.ensure(*args)
+        return key, Elsewhere(session)
+
+    def __getattr__(self, name: str):
+        return getattr(self._table, name)
+
+
+def test_a_page_needs_no_more_than_commands_and_views(table, clip):
+    do = Events(SessionsElsewhere(table), clip)
+    key = do.restore("", page("one"))[0]
+    assert "Opening" in do.press("Start", "Example", None, key, page("one"))[1]
+    until(lambda: ended(table.get(key)))
+    do.compare(True, key, page("one"))
+    until(lambda: len(table.get(key).view().models) == 2 and ended(table.get(key)))
+    line, spoken, metrics, film, button, _ = do.tick(0, "Example", key, page("one"))
+    assert "Ended" in line and spoken == "ended" and "12" in metrics and "chip" in film
+    assert button.value == "Watch again"
+    _, box, asked = do.accept("what?", False, 0, key, page("one"))
+    chats = [list(do.answer(model, asked, key))[-1] for model in (0, 1)]
+    assert box == "" and all(chat[0]["content"] == "what?" and "12 frames" in chat[1]["content"][0] for chat in chats)
+    again = do.retry(key)
+    assert len(list(do.answer(0, again, key))[-1]) == 2
+    assert len(do.plots(key)) == 3 and do.restore(key, page("two"))[1] == "Example"
+    do.stop(key)
+    assert do.clear(key) == ([], []) and "Idle" in do.reset(key)[0]
+
+
+@pytest.mark.parametrize("name", ["page/panels.py", "page/handlers.py", "page/shown.py", "api.py"])
+def test_a_page_reads_no_more_than_views(name):
+    """Of the rooms behind it: values of view.py, the table of keys, commands, and what makes a visitor's input safe."""
+    allowed = {"app.live.view": None}
+    if name in ("page/handlers.py", "api.py"):
+        allowed |= {
+            "app.live.table": {"Sessions"},
+            "app.live.session": {"LiveSession"},
+            "app.live.conversation": {"clean", "number"},
+        }
+    tree = ast.parse((APP / name).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("app.live"):
+            names = allowed.get(node.module, set())
+            assert names is None or {alias.name for alias in node.names} <= names
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "session":
+            assert node.attr in COMMANDS | {"view"}
+
+
+# Pages
+
+
+def test_two_pages_of_one_stream_are_both_told(table, clip):
+    """A duplicated tab took every change, and the first one stood still for ever with a live-looking Pause button."""
+    do = Events(table, clip)
+    key = do.restore("", page("one"))[0]
+    do.press("Start", "Example", None, key, page("one"))
+    assert do.restore(key, page("two"))[0] == key
+    for name in ("one", "two"):
+        assert do.tick(0, "Example", key, page(name))[4].value == PAUSE
+    until(lambda: ended(table.get(key)))
+    for name in ("one", "two", "three"):
+        line, _, metrics, film, button, _ = do.tick(0, "Example", key, page(name))
+        assert "Ended" in line and "<b>12</b>" in metrics and film.count("chip") == 12 and button.value == "Watch again"
+        assert all(value == gr.skip() for value in do.tick(0, "Example", key, page(name))), "and only once"
+
+
+def test_the_button_and_the_state_line_agree_after_a_late_pause(table, clip):
+    """A page that is a little behind shows Pause although the file has ended."""
+    do = Events(table, clip)
+    key = do.restore("", page("one"))[0]
+    do.press("Start", "Example", None, key, page("one"))
+    until(lambda: ended(table.get(key)))
+    _, line = do.press(PAUSE, "Example", None, key, page("one"))
+    assert "Ended" in line and do.tick(0, "Example", key, page("one"))[4].value == "Watch again"
+
+
+def test_pages_are_remembered_by_number_and_forgotten_when_closed():
+    shown = Shown(pages=2)
+    for name in ("one", "two", "three"):
+        shown.of(name)["line"] = name
+    assert [shown.of(name).get("line") for name in ("two", "three", "one")] == ["two", "three", None]
+    shown.forget("three")
+    assert shown.of("three") == {}
+
+
+@pytest.mark.parametrize("question", ["", "x", "-1", "999999", "1e400", "nan", None, 7.5])
+def test_numbers_that_are_no_question_write_nothing(table, clip, question):
+    do = Events(table, clip)
+    key = do.restore("", page("one"))[0]
+    do.press("Start", "Example", None, key, page("one"))
+    list(do.answer(0, question, key))
+    assert table.get(key).view().conversations == ((), ())
