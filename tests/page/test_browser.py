@@ -152,6 +152,7 @@ def test_the_example_pause_resume_reset_and_a_pinned_question(visitor):
     page = visitor()
     page.click("#go")
     page.wait_for_selector("#go:has-text('Pause')")
+    page.wait_for_selector("#film .chip")  # there is something to ask about
     page.click("#go")
     state(page, "Paused")
     page.evaluate("document.querySelector('#example video').pause()")
