@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tokenize
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,104 @@ def test_the_reader_of_imports_sees_them_all():
 
 def test_there_is_something_to_read():
     assert len(PIPELINE) >= 10 and len(APP) >= 2
+
+
+# From the ground up. A room imports from itself and from floors below; rooms of one floor do not know each other.
+FLOORS = (
+    {"pipeline.stream", "pipeline.gpu", "pipeline.assets"},
+    {"pipeline.clock", "pipeline.options", "pipeline.memory"},
+    {"pipeline.evidence", "pipeline.keeping", "pipeline.layers", "pipeline.sources"},
+    {"pipeline.engine", "pipeline.towers"},
+    {"pipeline.senses", "pipeline.weights"},
+    {"pipeline.questions"},
+    {"pipeline.models"},
+    {"pipeline.checks", "pipeline.bench"},
+    {"pipeline.training"},
+    {"pipeline.commands"},
+    {"pipeline.__main__"},
+    {"app.live"},
+    {"app.api"},
+    {"app.page"},
+    {"app.serve"},
+)
+DOOR = "pipeline"  # resolves its names on first use; whoever is above the engine may use it
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> tuple[int, str] | None:
+    """(floor, room) of a module of ours, None for the door and for everybody else's."""
+    homes = [(floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms]
+    return next((home for home in homes if module == home[1] or module.startswith(home[1] + ".")), None)
+
+
+def ours_imported(path: Path, known: set[str]) -> set[str]:
+    """Modules of ours that a file imports, wherever in it: in functions and for the types alone, too."""
+    here, found = module_of(path), set()
+    package = here if path.name == "__init__.py" else here.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            found |= {name if (name := f"{base}.{alias.name}") in known else base for alias in node.names}
+    return {name for name in found if name in known} - {here}
+
+
+def arrows() -> dict[str, set[str]]:
+    known = {module_of(path) for path in PIPELINE + APP}
+    return {module_of(path): ours_imported(path, known) for path in PIPELINE + APP}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every strongly connected component of more than one module."""
+    order = TopologicalSorter(graph)
+    try:
+        order.prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_every_module_has_a_floor():
+    homeless = [module for module in arrows() if module not in (DOOR, "app") and room_of(module) is None]
+    assert not homeless, "say in FLOORS where they live"
+
+
+def test_no_import_runs_in_a_circle():
+    graph = arrows()
+    graph.pop(DOOR)
+    assert circles(graph) == []
+
+
+def test_imports_run_downwards_only():
+    up = [
+        f"{module} -> {imported}"
+        for module, all_imported in arrows().items()
+        for imported in all_imported
+        if (here := room_of(module)) and (there := room_of(imported)) and here[1] != there[1] and here[0] <= there[0]
+    ]
+    assert not up
+
+
+def test_the_walk_sees_circles_and_arrows_that_run_up():
+    """The two rules above are only as good as this."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circles({"a": {"b"}, "b": set()})
+    assert room_of("pipeline.gpu.mixer")[0] < room_of("pipeline.layers.mamba2")[0] < room_of("pipeline.models.vamba")[0]
+    assert room_of("torch.nn") is None and room_of("pipeline.memory_of_others") is None
+
+
+def test_kernels_import_nothing_of_ours():
+    outside = {
+        f"{module} -> {imported}"
+        for module, all_imported in arrows().items()
+        for imported in all_imported
+        if module.startswith("pipeline.gpu") and not imported.startswith("pipeline.gpu")
+    }
+    assert not outside
 
 
 @per_file(PIPELINE)

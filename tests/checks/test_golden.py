@@ -15,16 +15,17 @@ from pipeline.checks import verify
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.vamba import Vamba
 from pipeline.stream import UserError
+from tests import places
 from tests.weights.test_weights import VAMBA, random_net
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 FOLDERS = ["vamba-released", "vamba-positions"]
 
 
 def golden(name: str) -> Path:
-    if not (GOLDEN / name).is_dir():
+    folder = places.golden(name)
+    if folder is None:
         pytest.skip(f"the golden folder {name} is not here")
-    return GOLDEN / name
+    return folder
 
 
 def run(capsys, folder: Path, *options: str) -> tuple[int, dict]:

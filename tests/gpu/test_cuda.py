@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,13 +31,14 @@ from pipeline.towers import qwen as vision
 from pipeline.towers.qwen import _rotate as turn_by_torch
 from tests.conftest import TINY, TINY_MIXER, TINY_VISION, gap
 from tests.layers.test_mamba2 import OPTIONS, random_mixer
+from tests.places import golden_folders
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's matrix product cannot read bf16
 if not INTERPRETED:
     pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-GOLDEN = sorted((Path(__file__).parents[3] / "shared" / "golden").glob("vamba-*"))
+GOLDEN = golden_folders("vamba-*")
 gpu_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter sees no CUDA tensors")
 
 

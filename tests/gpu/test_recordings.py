@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from pipeline.towers import qwen_graphs
 from pipeline.towers.qwen_graphs import TowerRecordings
 from pipeline.towers.seen import Seen
 from tests.conftest import TINY_MIXER, TINY_VISION, Letters, gap
+from tests.places import golden_folders
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not CUDA
@@ -45,7 +45,7 @@ gpu_only = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark
 WIDE = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "n_layers": 2, "cross_layers": (0, 1)}
 WIDE |= {"mixer": replace(TINY_MIXER, d_model=64, d_state=16, headdim=16)}
 PLACES = (1,)
-GOLDEN = sorted((Path(__file__).parents[3] / "shared" / "golden").glob("vamba-*"))
+GOLDEN = golden_folders("vamba-*")
 
 
 def apply(marks):

@@ -18,12 +18,12 @@ import pytest
 
 from pipeline.sources import refusals
 from pipeline.sources.file import Limits, VideoError, open_video, probe
+from tests.places import corpus
 
-CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
-ENTRIES = json.loads((CORPUS / "manifest.json").read_text())["entries"] if CORPUS.exists() else []
+CORPUS = corpus()
+ENTRIES = json.loads((CORPUS / "manifest.json").read_text())["entries"]
 VIDEOS = [e for e in ENTRIES if not e["file"].endswith(".json")]
 KINDS = set(refusals.SENTENCES) - {"index", "too_heavy"}
-corpus = pytest.mark.skipif(not ENTRIES, reason="the corpus of odd files is not here")
 
 
 def per_file(entries: list[dict]):
@@ -57,7 +57,6 @@ def outcomes(entry: dict) -> tuple[bool, set[str]]:
     return readable, kinds
 
 
-@corpus
 @per_file([e for e in VIDEOS if not e.get("template") and not heavy(e)])
 def test_corpus_file_ends_as_promised(entry):
     every = expected_frames(entry) <= 3000
@@ -83,7 +82,6 @@ def check_what_was_read(entry: dict, found: dict, every: bool) -> None:
         assert found["seconds"] == pytest.approx(entry["duration"], abs=0.1)
 
 
-@corpus
 @per_file([e for e in VIDEOS if heavy(e)])
 def test_heavy_file_keeps_what_its_budget_allowed(entry):
     frames = []
@@ -96,7 +94,6 @@ def test_heavy_file_keeps_what_its_budget_allowed(entry):
     assert child.poll() is not None
 
 
-@corpus
 @per_file([e for e in VIDEOS if e["group"] == "bomb"])
 def test_bombs_stay_small(entry):
     """The decode process never holds more than a few pictures: `VmHWM` is the most it ever had resident."""
@@ -154,7 +151,6 @@ def armed(entry: dict, folder: Path, port: int) -> bytes:
     return full
 
 
-@corpus
 @per_file([e for e in VIDEOS if e["group"] == "attack"])
 def test_attack_touches_nothing_else(entry, trap, tmp_path):
     folder, port, touched, connected = trap
@@ -168,7 +164,6 @@ def test_attack_touches_nothing_else(entry, trap, tmp_path):
     assert touched() <= {attack.name} and not connected()
 
 
-@corpus
 def test_the_trap_would_have_noticed(trap):
     folder, port, touched, connected = trap
     (folder / "canary.txt").read_text()
@@ -176,7 +171,6 @@ def test_the_trap_would_have_noticed(trap):
     assert "canary.txt" in touched() and connected()
 
 
-@corpus
 def test_times_agree_with_the_nasa_oracle():
     """The real capture times of 390 pictures, as published beside the file."""
     clip = CORPUS / "realworld" / "torchcodec__nasa_13013.mp4"

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import av
 
 from .container import CODECS, Source, check_size, codec_name, open_container
 from .sniff import Refused
-
-if TYPE_CHECKING:
-    from .reader import Reader
 
 MAX_LOOKS = 200  # times a file is opened again
 TAIL = 4096  # bytes after the last picture in which no other track is looked for
@@ -25,6 +22,15 @@ BROKEN, SILENT = 5, 32  # packets in a row that fail, or give no picture, after 
 LATE = 6  # packets that a decoder may hold before it gives a picture
 
 Track = tuple[Source, av.container.InputContainer, av.VideoStream]
+
+
+class OpenTrack(Protocol):
+    """The reader, as far as it matters here: the track it is on, the file's bytes, and damaged packets so far."""
+
+    source: Source
+    stream: av.VideoStream
+    size: int
+    skipped: int
 
 
 class Changed(Exception):
@@ -47,7 +53,7 @@ class Tracks:
     def changes(self) -> bool:
         return self.demuxer == "mpegts" and self.looks < MAX_LOOKS
 
-    def interrupted(self, reader: Reader, packet: av.Packet) -> bool:
+    def interrupted(self, reader: OpenTrack, packet: av.Packet) -> bool:
         """Notes where `packet` lies; whether another track took over in the pause before it."""
         if not self.changes or packet.pos is None:
             return False
@@ -59,7 +65,7 @@ class Tracks:
         self.recent.append(at)
         return False
 
-    def decoded(self, reader: Reader, packet: av.Packet, pictures: int, failed: bool) -> None:
+    def decoded(self, reader: OpenTrack, packet: av.Packet, pictures: int, failed: bool) -> None:
         """Notes what came of `packet`. Raises Changed where another codec took over."""
         if not self.changes or packet.pos is None:
             return
@@ -73,12 +79,12 @@ class Tracks:
             reader.skipped -= len(self.broken)
             raise Changed
 
-    def another_codec(self, reader: Reader) -> bool:
+    def another_codec(self, reader: OpenTrack) -> bool:
         """Whether one took over at the first silent packet, or some before it: a decoder gives its pictures late."""
         before = [at for at in self.recent if at < self.silent[0]][-LATE:]
         return any(self.look(reader, at + 188) for at in (*before[:1], *self.broken[:1]))
 
-    def following(self, reader: Reader) -> Track | None:
+    def following(self, reader: OpenTrack) -> Track | None:
         """The track that goes on where this one ended, or None."""
         found, self.found = self.found, None
         if found is None and self.changes and reader.size - self.last - self.size > TAIL:
@@ -87,7 +93,7 @@ class Tracks:
         self.broken, self.silent, self.stamp = (), (), None
         return found
 
-    def look(self, reader: Reader, start: int) -> bool:
+    def look(self, reader: OpenTrack, start: int) -> bool:
         """Whether from byte `start` on the next keyframe belongs to another track, or another codec."""
         self.looks += 1
         try:
