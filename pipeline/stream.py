@@ -33,13 +33,15 @@ class UserError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture and the second it was shown.
+    """One picture and the second it was shown. It stands until the next one.
 
     rgb: uint8 (height, width, 3), upright, square pixels. time: seconds on the source's own clock, starting at 0.
+    until: the second at which the source ends, where this is its last picture and stands longer than others do.
     """
 
     rgb: np.ndarray
     time: float
+    until: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,11 @@ class VideoChunk:
     def __post_init__(self) -> None:
         if not self.frames:
             raise ValueError("a VideoChunk needs at least one frame")
+
+    @property
+    def seen_until(self) -> float:
+        """Seconds of the video that are seen with this chunk."""
+        return self.frames[-1].time if self.frames[-1].until is None else self.frames[-1].until
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class FakeModel(Model):
             state,
             backbone=state.backbone + seen,
             frames=state.frames + len(seen),
-            seen_until=chunk.frames[-1].time,
+            seen_until=chunk.seen_until,
             memory_bytes=state.memory_bytes + self.grow * len(seen),
         )
 

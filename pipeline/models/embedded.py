@@ -171,7 +171,7 @@ class EmbeddedModel(Model):
         index = index.drop_oldest((memory.dropped - before) // TOKENS)
         return replace(
             state, backbone=(states, newest), memory=memory, frames=state.frames + len(chunk.frames),
-            seen_until=chunk.frames[-1].time, memory_bytes=memory.nbytes + index.nbytes,
+            seen_until=chunk.seen_until, memory_bytes=memory.nbytes + index.nbytes,
             dropped=memory.dropped // TOKENS, dropped_note=self._dropped_note(memory.dropped // TOKENS),
             extra={"index": index},
         )  # fmt: skip
@@ -301,10 +301,11 @@ class Reading:
             frames = max(1, int(np.searchsorted(log.tensor("time").numpy(), question.at, "right")))
             log = log.until(frames)
             self.whole = replace(self.whole, log=self.whole.log.until(frames * TOKENS))
-        self.index = read_index(log, model.cfg.cut)
+        until = state.seen_until if question.at is None else min(question.at, state.seen_until)
+        self.index = read_index(log, model.cfg.cut, until)
         self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
         self.position = model.start_text(self.cache, self.whole)
-        self.asked = parse(question.text, float(self.index.times[-1]))
+        self.asked = parse(question.text, self.index.end)
         self.earlier = self._earlier(question, state) if question.history and self.asked.refers else None
         self._read(question)
         self.looked: tuple[np.ndarray, np.ndarray] | None = None
@@ -380,7 +381,7 @@ class Reading:
         if not self.asked.english:
             return "I do not know this language; please ask in English."
         if self.asked.length:
-            return f"I have seen {mmss(float(self.index.times[-1]))} of the video."
+            return f"I have seen {mmss(self.index.end)} of the video."
         if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
         said = spoken(self.index.features, moment.frames)
@@ -396,7 +397,7 @@ class Reading:
         """What is put before the model writes, after it looked: the note."""
         self.look(moment.frames, moment.time)
         said = asked_about(spoken(self.index.features, moment.frames), self.asked, bool(self.verdict.listed))
-        return self.tokens(note(moment, said, float(self.index.times[-1])) + ANSWER)
+        return self.tokens(note(moment, said, self.index.end) + ANSWER)
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tensor:

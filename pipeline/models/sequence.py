@@ -185,7 +185,7 @@ class SequenceModel(Model[Told]):
         if whole:
             state = self._state(state, self._see(frames[:whole], state.backbone))
         count = state.frames + len(chunk.frames)
-        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
     def ask(self, question: Question, state: StreamState[Told], sampling: Sampling) -> Iterator[Token]:
         """Tokens of the answer. A unit without all its frames is filled with its last one, on the fork.

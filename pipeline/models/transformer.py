@@ -147,7 +147,7 @@ class TransformerModel(Model):
         if whole:
             state = self._see(frames[:whole], state)
         count = state.frames + len(chunk.frames)
-        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
     def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
         """Tokens of the answer. A frame without a partner is shown twice, as Qwen2-VL shows a still picture.

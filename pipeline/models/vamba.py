@@ -92,7 +92,7 @@ class VambaModel(Model):
         if whole:
             state = self._encode(frames[:whole], state)
         count = state.frames + len(chunk.frames)
-        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.frames[-1].time)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
     @torch.no_grad()
     def _encode(self, frames: tuple, state: StreamState) -> StreamState:

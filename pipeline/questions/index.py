@@ -13,12 +13,25 @@ from pipeline.towers.efficientnet import FrameFeatures
 
 
 class Index(NamedTuple):
-    """A snapshot's frames, one row each: seconds, locate keys, where shots begin, and the tower's findings."""
+    """A snapshot's frames, one row each: seconds, locate keys, where shots begin, and the tower's findings.
+
+    A row holds from its time to the next row's, the first one from 0, the last one to `until` (None: its own time).
+    """
 
     times: np.ndarray
     keys: Tensor
     starts: np.ndarray  # frame numbers at which a shot begins, the first frame included
     features: FrameFeatures
+    until: float | None = None
+
+    @property
+    def end(self) -> float:
+        """The newest second that was seen."""
+        return float(self.times[-1] if self.until is None else max(self.until, self.times[-1]))
+
+    def row_at(self, time: float) -> int:
+        """The row that holds at `time`: the picture on the screen then."""
+        return max(0, int(np.searchsorted(self.times, time, "right")) - 1)
 
     def shot_of(self, frame: int) -> int:
         return int(np.searchsorted(self.starts, frame, "right")) - 1
@@ -27,7 +40,8 @@ class Index(NamedTuple):
         """Some of the frames, as a video of their own."""
         starts = self.starts[(self.starts > start) & (self.starts < stop)] - start
         features = FrameFeatures(*(column[start:stop] for column in self.features))
-        return Index(self.times[start:stop], self.keys[start:stop], np.concatenate([[0], starts]), features)
+        until = self.until if stop == len(self.times) else None
+        return Index(self.times[start:stop], self.keys[start:stop], np.concatenate([[0], starts]), features, until)
 
     def frames_of(self, shot: int) -> range:
         end = self.starts[shot + 1] if shot + 1 < len(self.starts) else len(self.times)
@@ -45,8 +59,8 @@ def index_log(width: int, features: int, device: torch.device | str = "cpu") -> 
     return Log(fields, block_slots=512, device=device)
 
 
-def read_index(log: Log, cut: float) -> Index:
-    """The table of a snapshot, small enough (an hour is 13 MB) to be put together for every question."""
+def read_index(log: Log, cut: float, until: float | None = None) -> Index:
+    """The table of a snapshot that saw the video `until` there: an hour is 13 MB, so every question makes its own."""
     columns = {name: log.tensor(name) for name in log.fields}
     blank = torch.zeros(0)
     features = FrameFeatures(
@@ -57,7 +71,7 @@ def read_index(log: Log, cut: float) -> Index:
     starts = np.flatnonzero(novelty > cut)
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([[0], starts])
-    return Index(columns["time"].numpy(), columns["key"], starts, features)
+    return Index(columns["time"].numpy(), columns["key"], starts, features, until)
 
 
 def spread(frames: range, at_most: int, around: int | None = None) -> tuple[int, ...]:

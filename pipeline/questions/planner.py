@@ -74,9 +74,9 @@ class Planner:
         if name == "chat":
             return self._planned(name, asked, located, index)
         first, last = asked.when.stretch
-        start, stop = np.searchsorted(index.times, first), np.searchsorted(index.times, last, "right")
-        if start >= stop:
+        if first > index.end + 1:
             return self._now("at", index)._replace(late=True)
+        start, stop = index.row_at(first), index.row_at(last) + 1
         verdict = self._planned(asked.plan or stretch_plan(name, asked), asked, located, index.cut(start, stop))
         frames, *listed = (tuple(f + int(start) for f in moment) for moment in (verdict.frames, *verdict.listed))
         return verdict._replace(frames=frames, listed=tuple(listed))
@@ -115,9 +115,9 @@ class Planner:
         return Verdict(name, self.newest(index), float(index.times[-1]), found)
 
     def _at(self, time: float, index: Index) -> Verdict:
-        if time > index.times[-1] + 1:
+        if time > index.end + 1:
             return self._now("at", index)._replace(late=True)
-        frame = int(np.abs(index.times - time).argmin())
+        frame = index.row_at(time)
         return Verdict("at", spread(index.frames_of(index.shot_of(frame)), READ, frame), float(index.times[frame]))
 
     def _two(self, times: tuple[float, float], index: Index) -> Verdict:

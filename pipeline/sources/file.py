@@ -179,11 +179,12 @@ class VideoFile:
     def _frame(self, head: dict, payload: bytearray) -> Frame:
         """A frame whose shape and time are what they must be, whatever the decoder became."""
         width, height, at = int(head["width"]), int(head["height"]), float(head["time"])
+        until = None if head.get("until") is None else float(head["until"])
         good = 0 < width <= self.long_side and 0 < height <= self.long_side and len(payload) == width * height * 3
-        if not (good and math.isfinite(at) and at >= self._last):
+        if not (good and math.isfinite(at) and at >= self._last and (until is None or at <= until < math.inf)):
             raise sentence("crashed", {}, self.limits)
         self._last = at
-        return Frame(np.frombuffer(payload, np.uint8).reshape(height, width, 3), at)
+        return Frame(np.frombuffer(payload, np.uint8).reshape(height, width, 3), at, until)
 
     def _read_info(self, size: int) -> VideoInfo:
         while True:

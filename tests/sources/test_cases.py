@@ -92,6 +92,32 @@ def test_a_late_picture_keeps_the_players_second():
         assert times[0] == pytest.approx(first) and times[10] == pytest.approx(first + 1)
 
 
+@pytest.mark.parametrize("name", ["hold_10min.mp4", "audio_leads_5s.mp4"])
+def test_the_last_picture_of_an_even_file_needs_no_end(name):
+    assert [f.until for f in read(CASES / name)] == [None] * ENDS[name][0]
+
+
+def test_the_last_picture_knows_where_the_source_ends(tmp_path):
+    """A picture on which sound goes on, or whose own duration is long, stands until there; no other one says so."""
+    path = tmp_path / "sound.mp4"
+    with av.open(path, "w") as out:
+        stream, sound = out.add_stream("libx264", rate=10), out.add_stream("aac", rate=8000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray_of(i), np.uint8), format="rgb24")
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        for i in range(160):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 8000, i * 1024
+            out.mux(sound.encode(silence))
+        out.mux(stream.encode(None))
+        out.mux(sound.encode(None))
+    frames = read(path)
+    assert [f.until for f in frames[:-1]] == [None] * 3 and frames[-1].until == pytest.approx(20.5, abs=0.2)
+    assert probe(path)["seconds"] == pytest.approx(20.5, abs=0.2)
+
+
 def test_the_slide_that_stays_is_seen():
     """Every ten seconds a burst at 60 a second, whose last picture changes and stays."""
     frames = read(CASES / "burst60_last_changes.mp4")

@@ -97,7 +97,16 @@ def test_a_decoder_gone_wild_is_not_believed(minute, monkeypatch, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 10**9}, {"height": -1}, {"time": float("nan")}, {"time": -5}, {"width": "x"}]
+    "change",
+    [
+        {"width": 10**9},
+        {"height": -1},
+        {"time": float("nan")},
+        {"time": -5},
+        {"width": "x"},
+        {"until": 0.5},
+        {"until": float("inf")},
+    ],
 )
 def test_a_frame_that_cannot_be_is_not_shown(minute, monkeypatch, change):
     head = {"type": "frame", "time": 1.0, "width": 8, "height": 8} | change

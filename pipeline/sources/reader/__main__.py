@@ -50,6 +50,7 @@ class Teller:
 
     def __init__(self) -> None:
         self.described, self.last, self.spoke = False, -1.0, time.monotonic()
+        self.newest: tuple[dict, bytes] | None = None  # kept back, until it is known whether it is the last one
 
     def report(self, reader: Reader) -> None:
         """A sign of life every half second, however long no picture is wanted."""
@@ -66,6 +67,9 @@ class Teller:
             if at > self.last:
                 self.picture(reader, frame, at)
                 self.last = at
+        if self.newest and self.last + 1.5 / (job["fps"] or 1.0) < reader.end:
+            self.newest[0]["until"] = reader.end
+        self.give()
         clock = reader.clock
         told = {"seconds": reader.end, "lone": clock.lone, "joined": clock.joined, "untimed": reader.untimed}
         send({"type": "end", "skipped": reader.skipped, "unread": reader.tracks.unread} | told)
@@ -87,7 +91,14 @@ class Teller:
             return
         height, width = rgb.shape[:2]
         header = {"type": "frame", "time": at, "width": width, "height": height}
-        send(header | {"skipped": reader.skipped, "progress": reader.progress()}, rgb.tobytes())
+        self.give()
+        self.newest = header | {"skipped": reader.skipped, "progress": reader.progress()}, rgb.tobytes()
+
+    def give(self) -> None:
+        """Sends the picture that was kept back."""
+        if self.newest:
+            newest, self.newest = self.newest, None
+            send(*newest)
 
 
 def watch(job: dict) -> None:
@@ -96,6 +107,8 @@ def watch(job: dict) -> None:
         teller.tell(job)
     except CannotSkim:
         teller.tell(job | {"skim": False})
+    finally:
+        teller.give()
 
 
 def main() -> None:
