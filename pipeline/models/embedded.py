@@ -35,7 +35,7 @@ from pipeline.questions.locator import Locator
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.stream import Model, Question, Sampling, StreamState, Token, VideoChunk
-from pipeline.towers.efficientnet import FrameFeatures, FrameTower
+from pipeline.towers.frame_tower import FrameFeatures, FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedConfig, EmbeddedModel, EmbeddedNet, EmbeddedTwin
 from pipeline.models.system import Row, System
-from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
 from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.memory.log import Field, Log
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 
 
 class Index(NamedTuple):

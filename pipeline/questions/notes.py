@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.clock import mmss
 from pipeline.questions.asked import Asked
 from pipeline.questions.things import named_things
-from pipeline.towers.efficientnet import FrameFeatures, words
+from pipeline.towers.frame_tower import FrameFeatures, things_shown
 
 SEEN = 0.4  # how sure the towers must be to be believed; people seen with less seldom are people
 MAYBE = "maybe "  # before a word the towers doubt
@@ -53,7 +53,7 @@ def spoken(features: FrameFeatures, rows: Sequence[int], at_most: int = 5) -> li
     """Words for a moment, from the tower's words on its frames: counted, placed, the doubtful ones marked."""
     best: dict[str, tuple[float, str, int]] = {}
     for i in rows:
-        for word, score, place, count in words(features, i, seen=SEEN, sure=0.15):
+        for word, score, place, count in things_shown(features, i, seen=SEEN, sure=0.15):
             if word not in best or score > best[word][0]:
                 best[word] = (score, place, count)
     ranked = sorted(best.items(), key=lambda item: -item[1][0])[:at_most]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.towers.efficientnet import FrameFeatures, labels
+from pipeline.towers.frame_tower import FrameFeatures, labels
 
 _SAME = {
     "person": "man men woman women boy girl child children kid people someone somebody human guy lady baby worker "

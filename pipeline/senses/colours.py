@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.towers.efficientnet import KEPT, FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
+from pipeline.towers.nanodet import KEPT
 
 TERMS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 PERSON = 0  # of COCO's categories

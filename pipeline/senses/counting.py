@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 
 SEEN = 0.4  # score from which a detection counts
 

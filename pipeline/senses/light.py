@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 
 STEP = 4  # every fourth pixel both ways is looked at
 GREY, COLOURED = 4.0, 9.0  # spread (of 255) up to which a picture is black-and-white, and from which it is not

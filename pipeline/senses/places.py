@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 
 AT_ONCE = 4  # a picture past more floors than this is unlike all that was learnt: on average .6 are passed
 

@@ -245,18 +245,18 @@ class QwenVision:
             raise ValueError(f"the tower encodes pairs of frames, not {len(frames)} frames")
         tokens, times, places, done = [], [], [], 0
         pairs = zip(frames[::2], frames[1::2])
-        for shape, run in groupby(pairs, key=lambda pair: pair[0].rgb.shape[:2]):
-            run = list(run)
+        for shape, group in groupby(pairs, key=lambda pair: pair[0].rgb.shape[:2]):
+            alike = list(group)
             rows, columns = (side // self.patching.unit for side in self.patching.size(*shape))
-            group = max(1, PATCHES_PER_CALL // (rows * columns * self.patching.merge**2))
+            most = max(1, PATCHES_PER_CALL // (rows * columns * self.patching.merge**2))
             # The rest goes first: a GPU that is idle begins as soon as these few pictures are gathered.
-            bounds = [0, *range(len(run) % group or group, len(run) + 1, group)]
-            tokens += [self._encode(run[start:stop]) for start, stop in pairwise(bounds)]
-            seconds = torch.tensor([first.time for first, _ in run], dtype=torch.float64)
+            bounds = [0, *range(len(alike) % most or most, len(alike) + 1, most)]
+            tokens += [self._encode(alike[start:stop]) for start, stop in pairwise(bounds)]
+            seconds = torch.tensor([first.time for first, _ in alike], dtype=torch.float64)
             times.append(seconds.repeat_interleave(rows * columns))
-            axes = torch.arange(done, done + len(run)), torch.arange(rows), torch.arange(columns)
+            axes = torch.arange(done, done + len(alike)), torch.arange(rows), torch.arange(columns)
             places.append(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]))
-            done += len(run)
+            done += len(alike)
         all_tokens = torch.cat(tokens)
         return Seen(all_tokens[None], torch.cat(times), sent(torch.cat(places, dim=1), all_tokens.device))
 
@@ -267,9 +267,7 @@ class QwenVision:
         """
         weight = self.tower.patch_embed.proj.weight
         pictures = [picture for a, b in pairs for picture in (a.rgb, _like(b.rgb, a.rgb))]
-        rgb_FHWC = torch.empty(
-            len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=weight.is_cuda
-        )  # fmt: skip
+        rgb_FHWC = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8, pin_memory=weight.is_cuda)
         np.stack(pictures, out=rgb_FHWC.numpy())
         patches, (N, h, w) = self.patching.patches(sent(rgb_FHWC, weight.device), weight.dtype)
         return self._live.encode(patches.view(N, h * w, -1), h, w)

@@ -20,7 +20,7 @@ from pipeline.questions.index import spread
 from pipeline.questions.locator import PLANS
 from pipeline.questions.notes import Verdict, note, spoken
 from pipeline.questions.planner import LISTED, READ
-from pipeline.towers.efficientnet import FrameFeatures, labels
+from pipeline.towers.frame_tower import FrameFeatures, labels
 from pipeline.training.episodes import VIEWS, Episode, Example, World, generate, retrieval_pairs
 from pipeline.training.phrases import label_phrase
 

@@ -23,7 +23,7 @@ from pipeline.models.load import load
 from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
-from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.metrics import binomial_error, judge
 from pipeline.weights.shipped import lm_weights
 

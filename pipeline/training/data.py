@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.towers.efficientnet import labels
+from pipeline.towers.frame_tower import labels
 
 ARCHIVES = {
     "flickr": "flickr8k-224.zip",

@@ -30,7 +30,7 @@ from pipeline.questions.index import spread
 from pipeline.questions.notes import Verdict
 from pipeline.questions.planner import READ
 from pipeline.questions.things import named_things
-from pipeline.towers.efficientnet import ASSETS, FrameFeatures, labels
+from pipeline.towers.frame_tower import ASSETS, FrameFeatures, labels
 from pipeline.training.batches import plan_of
 from pipeline.training.data import pictures
 from pipeline.training.episodes import VIEWS, Episode, World, generate

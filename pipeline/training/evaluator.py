@@ -18,7 +18,7 @@ from pipeline.questions.index import Index
 from pipeline.questions.locator import Located
 from pipeline.questions.notes import Verdict, note, spoken
 from pipeline.questions.planner import READ, Planner
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 from pipeline.training.episodes import World
 from pipeline.training.student import Trainer
 

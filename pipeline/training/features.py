@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.towers.efficientnet import FrameFeatures, FrameTower
+from pipeline.towers.frame_tower import FrameFeatures, FrameTower
 
 CLASSIFIER, DETECTOR = (224, 224), (320, 416)  # height, width each network is shown
 SMALLEST = 0.62  # side of the tightest crop, as a share of the picture

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.towers.efficientnet import LITE_STAGES, FrameTower, LiteBlock
+from pipeline.towers.efficientnet import LITE_STAGES, LiteBlock
+from pipeline.towers.frame_tower import FrameTower
 from pipeline.weights.quant import Packed, pack, squeeze, to_file
 
 SHARD_BYTES = 46_000_000  # some hosts and tools refuse larger files

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.senses.places import PlacesHead
-from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.data import Picture, pictures, read_all
 from pipeline.training.features import CLASSIFIER, batches, draw, render
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from pipeline.questions.router import Known, Router, RouterNet, Spelling, encode, read_tokenizer
 from pipeline.questions.things import named_things
 from pipeline.questions.times import named
-from pipeline.towers.efficientnet import ASSETS
+from pipeline.towers.frame_tower import ASSETS
 from pipeline.weights.quant import pack, to_file
 
 TABLE = Path(__file__).with_name("kinds.tsv")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.towers.efficientnet import ASSETS
+from pipeline.towers.frame_tower import ASSETS
 from pipeline.training.student import CONFIG
 from pipeline.weights.quant import GROUP, load_trained, pack, to_file
 

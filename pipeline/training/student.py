@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
-from pipeline.towers.efficientnet import ASSETS, FrameFeatures
+from pipeline.towers.frame_tower import ASSETS, FrameFeatures
 from pipeline.training.batches import GROUP
 from pipeline.training.episodes import VIEWS
 from pipeline.weights.shipped import lm_weights

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.models.embedded import EmbeddedNet
-from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.batches import Batches, Scribe, Split
 from pipeline.training.data import pictures, read_all
 from pipeline.training.episodes import VIEWS, World

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.stream import UserError
-from pipeline.towers.efficientnet import ASSETS
+from pipeline.towers.frame_tower import ASSETS
 from pipeline.weights.quant import from_file
 
 

@@ -121,9 +121,11 @@ def test_mixer_adds_to_a_residual(options, kernels):
 @pytest.mark.parametrize("T", [1, 300, 1300])
 def test_mixer_in_bf16(T, kernels):
     T = min(T, 70) if INTERPRETED else T
-    shapes = {"d_model": 64, "d_state": 32, "headdim": 16} if INTERPRETED else {
-        "d_model": 512, "d_state": 128, "headdim": 64
-    }  # fmt: skip
+    shapes = (
+        {"d_model": 64, "d_state": 32, "headdim": 16}
+        if INTERPRETED
+        else {"d_model": 512, "d_state": 128, "headdim": 64}
+    )
     small, wide = on_gpu(random_mixer(torch.float32, **shapes), HALF)
     u, state = torch.randn(1, T, small.cfg.d_model, device=DEVICE).to(HALF), carried(small, 1)
     truth, truth_new = plain(wide, u.float(), MixerState(state.conv.float(), state.ssm))

@@ -91,9 +91,15 @@ def test_the_environment_forbids_them(a_gpu, caplog):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("heads", "conv", "groups", "fits"),
-    [((8, 64, 128), 4, 1, True), ((8, 256, 128), 4, 1, False), ((8, 64, 512), 4, 1, False),
-     ((8, 64, 128), 5, 1, False), ((512, 64, 128), 4, 1, False), ((512, 64, 128), 4, 2, True)],
-)  # fmt: skip
+    [
+        ((8, 64, 128), 4, 1, True),
+        ((8, 256, 128), 4, 1, False),
+        ((8, 64, 512), 4, 1, False),
+        ((8, 64, 128), 5, 1, False),
+        ((512, 64, 128), 4, 1, False),
+        ((512, 64, 128), 4, 2, True),
+    ],
+)
 def test_mixers_too_large_for_a_tile_run_by_torch(heads, conv, groups, fits, a_gpu, caplog):
     states = torch.empty(1, conv - 1, 8, device="meta"), torch.empty(1, *heads, device="meta")
     for _ in range(2):

@@ -169,10 +169,21 @@ def test_agrees_with_transformers(groups):
     theirs = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
     c = replace(TINY_MIXER, ngroups=groups, bias=True)
     config = theirs.Mamba2Config(
-        num_heads=c.nheads, head_dim=c.headdim, hidden_size=c.d_model, state_size=c.d_state, expand=c.expand,
-        n_groups=c.ngroups, conv_kernel=c.d_conv, use_bias=True, use_conv_bias=True, chunk_size=16,
-        layer_norm_epsilon=c.norm_eps, time_step_limit=(0.0, math.inf), num_hidden_layers=1, vocab_size=8,
-    )  # fmt: skip
+        num_heads=c.nheads,
+        head_dim=c.headdim,
+        hidden_size=c.d_model,
+        state_size=c.d_state,
+        expand=c.expand,
+        n_groups=c.ngroups,
+        conv_kernel=c.d_conv,
+        use_bias=True,
+        use_conv_bias=True,
+        chunk_size=16,
+        layer_norm_epsilon=c.norm_eps,
+        time_step_limit=(0.0, math.inf),
+        num_hidden_layers=1,
+        vocab_size=8,
+    )
     other = theirs.Mamba2Mixer(config, layer_idx=0).eval()
     if groups > 1 and getattr(other.norm, "group_size", c.d_inner) != c.d_inner // groups:
         other.norm.group_size = c.d_inner // groups  # the kernels normalise each group by itself
@@ -212,8 +223,15 @@ def test_the_state_is_kept_in_fp32_and_small_updates_count():
     assert state.ssm.dtype == torch.float32
     assert state.conv.dtype == torch.bfloat16
     ones = torch.ones(1, 1000, 1, 1)
-    _, h = ssd(ones.bfloat16(), 0.001 * ones[..., 0], torch.tensor([-1e-9]), ones.bfloat16(), ones.bfloat16(),
-               torch.ones(1, 1, 1, 1), 1)  # fmt: skip
+    _, h = ssd(
+        ones.bfloat16(),
+        0.001 * ones[..., 0],
+        torch.tensor([-1e-9]),
+        ones.bfloat16(),
+        ones.bfloat16(),
+        torch.ones(1, 1, 1, 1),
+        1,
+    )
     assert abs(float(h) - 2) < 0.01
 
 

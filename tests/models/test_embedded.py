@@ -16,7 +16,7 @@ from pipeline.models.embedded import ANSWER, END, HEAD, TOKENS, TURN, EmbeddedMo
 from pipeline.questions.locator import Locator
 from pipeline.questions.planner import Planner
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
-from pipeline.towers.efficientnet import ASSETS, FrameTower
+from pipeline.towers.frame_tower import ASSETS, FrameTower
 from tests.conftest import gap
 
 SCENES, LENGTH = 3, 8

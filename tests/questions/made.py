@@ -8,7 +8,7 @@ from pipeline.questions.index import Index
 from pipeline.questions.locator import PLANS, Located
 from pipeline.questions.notes import Verdict
 from pipeline.questions.planner import Planner
-from pipeline.towers.efficientnet import FrameFeatures, labels
+from pipeline.towers.frame_tower import FrameFeatures, labels
 
 COCO = {word: i for i, word in enumerate(labels()["coco"])}
 IMAGENET = {word: i for i, word in enumerate(labels()["imagenet"])}

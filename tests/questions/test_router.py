@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from pipeline.questions.router import Known, Router, slips
-from pipeline.towers.efficientnet import ASSETS
+from pipeline.towers.frame_tower import ASSETS
 
 
 @cache

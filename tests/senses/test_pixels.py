@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.senses.colours import TERMS, Colours, shares
 from pipeline.senses.counting import counts, traffic
 from pipeline.senses.light import Light
-from pipeline.towers.efficientnet import FrameFeatures
+from pipeline.towers.frame_tower import FrameFeatures
 
 PAINTS = {
     "black": (10, 10, 12), "white": (245, 245, 240), "grey": (128, 128, 130), "red": (200, 20, 25),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.senses.places import Places
-from pipeline.towers.efficientnet import ASSETS, FrameFeatures
+from pipeline.towers.frame_tower import ASSETS, FrameFeatures
 from pipeline.training.data import Picture
 from pipeline.training.places import NEVER, WORDS, floor_of, target
 

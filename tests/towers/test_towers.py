@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.towers import efficientnet as convnets
-from pipeline.towers.efficientnet import ASSETS, FrameFeatures, FrameTower, words
+from pipeline.towers.efficientnet import SameConv
+from pipeline.towers.frame_tower import ASSETS, FrameFeatures, FrameTower, canvas, labels, things_shown
+from pipeline.towers.nanodet import FLOOR, RGB_MEAN_STD, by_region, suppress
 from pipeline.training import features, pack
 from pipeline.weights import quant
 
@@ -80,7 +81,7 @@ def test_a_tensor_of_frames_equals_a_list(tower: FrameTower) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_known_pictures(name: str, expected: set[str], dtype: torch.dtype) -> None:
-    said = words(FrameTower.load(dtype=dtype)([picture(name)]), 0)
+    said = things_shown(FrameTower.load(dtype=dtype)([picture(name)]), 0)
     assert expected <= {word for word, *_ in said[:3]}
     assert [score for _, score, *_ in said] == sorted((score for _, score, *_ in said), reverse=True)
 
@@ -90,16 +91,16 @@ def test_a_detection_lies_where_the_thing_is(tower: FrameTower) -> None:
     astronaut = picture("astronaut")
     frame = np.concatenate((np.full_like(astronaut, 128), astronaut), 1)
     seen = tower([frame])
-    assert convnets.labels()["coco"][seen.det_ids[0, 0]] == "person"
+    assert labels()["coco"][seen.det_ids[0, 0]] == "person"
     left, top, right, bottom = seen.det_boxes[0, 0].tolist()
     assert 0.4 < left < 0.65 and right > 0.85 and top < 0.2 and bottom > 0.8
-    assert ("person", "right", 1) in {(word, place, count) for word, _, place, count in words(seen, 0)}
+    assert ("person", "right", 1) in {(word, place, count) for word, _, place, count in things_shown(seen, 0)}
 
 
 @pytest.mark.parametrize(("kernel", "before"), [(3, 0), (5, 1)])
 def test_strided_padding_goes_right_and_below(kernel: int, before: int) -> None:
     """TensorFlow's "same" on an even side: of kernel - 2 padding pixels the smaller half comes first."""
-    conv, x = convnets.SameConv(1, 1, kernel, 2), torch.rand(1, 1, 8, 8)
+    conv, x = SameConv(1, 1, kernel, 2), torch.rand(1, 1, 8, 8)
     with torch.no_grad():
         conv.weight.zero_()[0, 0, before, before] = 1  # picks the pixel under the window's first unpadded corner
         conv.bias.zero_()
@@ -159,7 +160,7 @@ def test_the_detector_equals_its_published_graph(tower: FrameTower) -> None:
         pytest.skip("the published detector is not here")
     nodes, arrays = pack.graph_arrays(SHARED / "coco-detectors")
     rgb = torch.from_numpy(scene(3, 416, 416)).permute(2, 0, 1)[None].float()
-    mean, std = (torch.tensor(row).view(3, 1, 1) for row in convnets.RGB_MEAN_STD)
+    mean, std = (torch.tensor(row).view(3, 1, 1) for row in RGB_MEAN_STD)
     expected = graph_outputs(nodes, arrays, ((rgb - mean) / std).flip(1).numpy())
     with torch.no_grad():
         ours = torch.cat([level.flatten(2) for level in tower.detector.maps(rgb)], 2).transpose(1, 2)
@@ -173,7 +174,7 @@ def plain_suppression(scores: np.ndarray, boxes: np.ndarray) -> list[tuple[int, 
     order = np.argsort(-scores, axis=None, kind="stable")[:64]
     for cell, id in zip(*np.unravel_index(order, scores.shape)):
         a, score = boxes[cell], scores[cell, id]
-        if score < convnets.FLOOR:
+        if score < FLOOR:
             break
         for other, _, b in kept:
             shared = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
@@ -192,7 +193,7 @@ def test_batched_suppression_equals_the_textbook_loop(seed: int) -> None:
     corner, extent = dice.random((3, 40, 2)) * 0.5, 0.2 + dice.random((3, 40, 2)) * 0.3
     boxes = np.concatenate((corner, corner + extent), -1).astype(np.float32)
     scores = (dice.random((3, 40, 80)) ** 40).astype(np.float32)
-    ids, kept, _ = convnets.suppress(torch.from_numpy(scores), torch.from_numpy(boxes))
+    ids, kept, _ = suppress(torch.from_numpy(scores), torch.from_numpy(boxes))
     for i in range(3):
         expected = plain_suppression(scores[i], boxes[i])
         assert [id for id in ids[i].tolist() if id >= 0] == [id for id, _ in expected]
@@ -203,14 +204,14 @@ def test_regions_take_the_best_score_of_their_quarter() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.6, 0.1, 0.9, 0.3], [0.7, 0.7, 0.9, 0.9]]])
     scores = torch.zeros(1, 3, 80)
     scores[0, 0, 5], scores[0, 1, 5], scores[0, 2, 7] = 0.3, 0.6, 0.9
-    regions = convnets.by_region(scores, boxes).view(5, 80)
+    regions = by_region(scores, boxes).view(5, 80)
     assert regions[:, 5].tolist() == pytest.approx([0.6, 0.3, 0.6, 0, 0])
     assert regions[:, 7].tolist() == pytest.approx([0.9, 0, 0, 0, 0.9])
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000))
 def test_the_detector_sees_the_shape_of_the_frame(high: int, wide: int) -> None:
-    size = convnets.canvas(high, wide, 416)
+    size = canvas(high, wide, 416)
     assert max(size) == 416 and min(size) >= 64 and all(n % 32 == 0 for n in size)
     if max(high, wide) < 4 * min(high, wide):
         assert abs(size[1] / size[0] / (wide / high) - 1) < 0.2
@@ -224,17 +225,17 @@ def told(ids: list[int], scores: list[float], boxes: list[list[float]], classes:
 
 def test_words_group_place_and_order() -> None:
     left, right = [0.0, 0.2, 0.2, 0.9], [0.8, 0.2, 1.0, 0.9]
-    coco, imagenet = convnets.labels()["coco"], convnets.labels()["imagenet"]
+    coco, imagenet = labels()["coco"], labels()["imagenet"]
     person, bottle, cup = coco.index("person"), coco.index("bottle"), imagenet.index("water bottle")
     seen = told([person, bottle, person, -1], [0.9, 0.6, 0.5, 0], [left, right, right, [0] * 4], [cup, 0], [0.7, 0.1])
     expected = [("person", 0.9, "", 2), ("water bottle", 0.7, "", 1), ("bottle", 0.6, "right", 1)]
-    assert [(w, round(s, 3), p, n) for w, s, p, n in words(seen, 0)] == expected
-    assert words(seen, 0, seen=0.95, sure=0.8) == []
+    assert [(w, round(s, 3), p, n) for w, s, p, n in things_shown(seen, 0)] == expected
+    assert things_shown(seen, 0, seen=0.95, sure=0.8) == []
 
 
 def test_labels_are_distinct_words() -> None:
     for name, count in (("imagenet", 1000), ("coco", 80)):
-        found = convnets.labels()[name]
+        found = labels()[name]
         assert len(found) == count == len({word.lower() for word in found})
         assert all(word.strip() == word and word and "," not in word for word in found)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.engine import Engine
 from pipeline.stream import Frame
-from pipeline.towers.efficientnet import ASSETS, FrameFeatures, labels
+from pipeline.towers.frame_tower import ASSETS, FrameFeatures, labels
 from pipeline.training import clips
 from pipeline.training.clips import Asked, EngineWatcher, StockChat, WordsAlone, ask_clip, lines, parts, summary
 from tests.fake_model import FakeModel, fake_engine, write_clip

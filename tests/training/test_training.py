@@ -17,7 +17,7 @@ from pipeline.models.embedded import ANSWER, END, EmbeddedConfig, EmbeddedNet
 from pipeline.models.shipped import merged
 from pipeline.questions.locator import PLANS
 from pipeline.questions.planner import READ
-from pipeline.towers.efficientnet import labels
+from pipeline.towers.frame_tower import labels
 from pipeline.training import train as training
 from pipeline.training.batches import GROUP, PAIR_TOKENS, TOKENS_PER_ROW, Batches, Scribe, Split
 from pipeline.training.data import Picture
