@@ -1,6 +1,6 @@
 """How a published checkpoint can do with less: the options, in one record.
 
-Names, flags, environment variables, checks, help and the README's table all come from here. The command line, the page
+Names, flags, environment variables, checks, help and the table of app/README.md come from here. The command line, the page
 and the bench make their flags of it; `load` and whoever builds a model by hand check values with it.
 """
 
@@ -22,7 +22,7 @@ class OptionText:
     """What people read about one option.
 
     help: behind its flag. must: what its value must be, after "must be". metavar, example: its value in the help and in
-    the README. does, costs: cells of the README's table, the figures measured by `bench --size published` on an H100.
+    the table. does, costs: cells of the table in app/README.md, measured by `bench --size published` on an H100.
     """
 
     help: str
@@ -145,7 +145,7 @@ def option_text(name: str) -> OptionText:
 
 
 def readme_table() -> Iterator[str]:
-    """The lines of the README's table of options."""
+    """The lines of the table of options in app/README.md."""
     yield "| variable, flag | what it does | what it costs |"
     yield "|---|---|---|"
     for name, field in ModelOptions.model_fields.items():

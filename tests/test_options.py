@@ -1,4 +1,4 @@
-"""The options of a published checkpoint: one record makes flags, variables, checks and the README's table."""
+"""The options of a published checkpoint: one record makes flags, variables, checks and the table of app/README.md."""
 
 import argparse
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_an_option_nobody_knows_is_refused() -> None:
         ModelOptions.checked({"colour": "red"})
 
 
-def test_the_readme_has_the_table_of_the_record() -> None:
+def test_the_pages_readme_has_the_table_of_the_record() -> None:
     lines = list(readme_table())
     assert len(lines) == 2 + len(ModelOptions.model_fields)
-    assert "\n".join(lines) in (ROOT / "README.md").read_text()
+    assert "\n".join(lines) in (ROOT / "app" / "README.md").read_text()

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.assets import ASSETS
 from pipeline.towers.efficientnet import LITE_STAGES, EfficientNetLite
 from pipeline.towers.nanodet import NanoDet, by_region, suppress
 
-ASSETS = Path(__file__).parents[2] / "assets"
 TOP = 5  # ImageNet classes a frame
 
 
