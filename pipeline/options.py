@@ -1,6 +1,6 @@
 """How a published checkpoint can do with less: the options, in one record.
 
-Names, flags, environment variables, checks, help and the table of app/README.md come from here. The command line, the page
+Names, flags, environment variables, checks, help and the table of app/README.md come from here. The command line, page
 and the bench make their flags of it; `load` and whoever builds a model by hand check values with it.
 """
 
