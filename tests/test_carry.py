@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.layers.mamba2 import MixerConfig, MixerState
-from pipeline.layers.reading import Reader
+from pipeline.layers.reading import TextDecoder
 from pipeline.memory.memory import Memory, Policy
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Question, Sampling, StreamState, VideoChunk
@@ -122,7 +122,7 @@ def test_cutting_tokens_never_changes_a_vamba(changes, dtype, cut, tiny_vamba):
     v = torch.randn(1, 47, net.cfg.d_model, dtype=dtype)
     times, positions = torch.arange(47).double(), torch.arange(3 * 47).view(3, 47) % 11
     whole_states, whole = watched(net, v, times, positions, [slice(0, 47)])
-    whole_logits = Reader(net, whole).feed(range(1, 9))
+    whole_logits = TextDecoder(net, whole).feed(range(1, 9))
     for seed in range(2):
         states, memory = watched(net, v, times, positions, cut(47, seed))
         for a, b in zip(states, whole_states, strict=True):
@@ -131,7 +131,7 @@ def test_cutting_tokens_never_changes_a_vamba(changes, dtype, cut, tiny_vamba):
         for name in ("k", "v"):
             assert gap(memory.log.tensor(name), whole.log.tensor(name)) < TOLERANCE[dtype]
         assert memory.times.tolist() == whole.times.tolist()
-        assert gap(Reader(net, memory).feed(range(1, 9)), whole_logits) < TOLERANCE[dtype]
+        assert gap(TextDecoder(net, memory).feed(range(1, 9)), whole_logits) < TOLERANCE[dtype]
 
 
 def test_positions_turn_the_remembered_keys_and_only_them(tiny_vamba):
@@ -163,9 +163,9 @@ def test_what_was_seen_reaches_the_answer(tiny_vamba):
         watched(net, torch.randn(1, 30, 32, dtype=torch.float64), torch.arange(30.0), positions, [slice(0, 30)])[1]
         for _ in range(2)
     ]
-    a, b = (Reader(net, memory).feed([5, 6, 7]) for memory in memories)
+    a, b = (TextDecoder(net, memory).feed([5, 6, 7]) for memory in memories)
     assert gap(a, b) > 1e-2
-    assert gap(a, Reader(net, None).feed([5, 6, 7])) > 1e-2
+    assert gap(a, TextDecoder(net, None).feed([5, 6, 7])) > 1e-2
 
 
 def test_reading_in_pieces_equals_reading_at_once(cut, tiny_vamba):
@@ -174,11 +174,11 @@ def test_reading_in_pieces_equals_reading_at_once(cut, tiny_vamba):
     v = torch.randn(1, 20, 32, dtype=torch.float64)
     _, memory = watched(net, v, torch.arange(20.0), positions, [slice(0, 20)])
     ids = list(range(1, 25))
-    whole = Reader(net, memory).feed(ids)
+    whole = TextDecoder(net, memory).feed(ids)
     for seed in range(3):
-        reader = Reader(net, memory)
+        decoder = TextDecoder(net, memory)
         for part in cut(24, seed):
-            logits = reader.feed(ids[part])
+            logits = decoder.feed(ids[part])
         assert gap(logits, whole) < 1e-9
 
 
@@ -190,7 +190,7 @@ def answer(model: VambaModel, state: StreamState, question: Question = QUESTION)
 
 
 def logits(model: VambaModel, state: StreamState) -> torch.Tensor:
-    return Reader(model.net, model._flushed(state).memory).feed([3, 4, 5])
+    return TextDecoder(model.net, model._flushed(state).memory).feed([3, 4, 5])
 
 
 def assert_same_seen(model, a: StreamState, b: StreamState, tolerance: float) -> None:

@@ -38,7 +38,7 @@ from pipeline.bench.shapes import (
 )
 from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import to_int8
-from pipeline.layers.reading import Reader
+from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba import VambaModel
 from pipeline.options import ModelOptions
@@ -191,8 +191,8 @@ def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machin
 def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[str, dict[str, float]]:
     ids = range(1, 1 + QUESTION_TOKENS)
     about = model.net, state.memory, model.watch_layers, model._recordings  # as `ask` reads
-    readers = iter([Reader(*about) for _ in range(REPEATS + 1)])
-    question = _median_s(lambda: int(next(readers).feed(ids).argmax()))
+    decoders = iter([TextDecoder(*about) for _ in range(REPEATS + 1)])
+    question = _median_s(lambda: int(next(decoders).feed(ids).argmax()))
     first, later = _answer(model, state)
     bare_question, bare_token = _bare_tokens(model, state)
     weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.memory.host_nbytes
@@ -235,10 +235,10 @@ def _answer(model: Model, state: StreamState) -> tuple[float, float]:
 def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
     """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
     for _ in range(2):  # the first compiles: 1.7 s
-        reader, spent = Reader(model.net, state.memory), []
-        first, token = timed(lambda reader=reader: int(reader.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
+        decoder, spent = TextDecoder(model.net, state.memory), []
+        first, token = timed(lambda decoder=decoder: int(decoder.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
     for _ in range(ANSWER_TOKENS):
-        seconds, token = timed(lambda token=token: int(reader.feed([token]).argmax()))
+        seconds, token = timed(lambda token=token: int(decoder.feed([token]).argmax()))
         spent.append(seconds)
     return first, statistics.median(spent)
 
@@ -263,9 +263,9 @@ def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[s
 def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:
     """Logits (words, V) of a greedy answer, or along given words, after watching so many frames; and the words."""
     state = model.watch(VideoChunk(frames_of(shapes, 0, frames)), model.start())
-    reader, ids, logits, led = Reader(model.net, state.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
+    decoder, ids, logits, led = TextDecoder(model.net, state.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
     for n in range(LED_WORDS):
-        logits.append(reader.feed(ids).float())
+        logits.append(decoder.feed(ids).float())
         led.append(words[n] if words else int(logits[-1].argmax()))
         ids = led[-1:]
     return torch.stack(logits), led

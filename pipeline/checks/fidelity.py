@@ -136,12 +136,12 @@ def _watched(model: VambaModel, frames: Sequence[Frame]) -> Memory:
 
 def _answer(model: VambaModel, question: Question, memory: Memory, words: int) -> tuple[list[int], Tensor]:
     """The greedy answer of so many tokens, its end passed over, and the logits (words, V) each was chosen by."""
-    reader, logits = model._read(question, memory)
+    decoder, logits = model._read(question, memory)
     ids, steps = [], []
     for _ in range(words):
         steps.append(logits.double().cpu())
         ids.append(int(logits.argmax()))
-        logits = reader.feed([ids[-1]])
+        logits = decoder.feed([ids[-1]])
     return ids, torch.stack(steps)
 
 
@@ -151,8 +151,8 @@ def _followed(
     """How the model's logits along the exact answers compare with the exact ones, over all questions."""
     pairs = []
     for question, (ids, exact) in zip(questions, answers):
-        reader, logits = model._read(question, memory)
-        steps = [logits.double().cpu(), *(reader.feed([token]).double().cpu() for token in ids[:-1])]
+        decoder, logits = model._read(question, memory)
+        steps = [logits.double().cpu(), *(decoder.feed([token]).double().cpu() for token in ids[:-1])]
         pairs.append((torch.stack(steps), exact))
     return compared(pairs)
 

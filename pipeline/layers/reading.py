@@ -72,12 +72,12 @@ class TextCache:
 class RecordedPasses(Protocol):
     """Something that may have recorded the pass that a decoder is about to make."""
 
-    def feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
+    def feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
         """Logits (V,) and gazes (spans, places, instants) of these tokens, the cache moved on; None: not recorded."""
         ...
 
 
-class Reader:
+class TextDecoder:
     """A text column in front of one memory.
 
     `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
@@ -93,9 +93,9 @@ class Reader:
     ):
         self.net, self.memory, self.watch_layers = net, memory, sorted(set(watch_layers))
         self.recordings, self.cache = recordings, TextCache(net.cfg.n_layers)
-        self.moments = Moments(memory) if memory is not None and watch_layers else None
-        self.gazes: Tensor | None = None  # (spans, watched places, moments) of the newest pass: each sums to 1
-        self.usual: Tensor | None = None  # (watched places, moments) the same of words that ask for nothing
+        self.instants = Instants(memory) if memory is not None and watch_layers else None
+        self.gazes: Tensor | None = None  # (spans, watched places, instants) of the newest pass: each sums to 1
+        self.usual: Tensor | None = None  # (watched places, instants) the same of words that ask for nothing
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int], spans: Sequence[range] | None = None) -> Tensor:
@@ -125,23 +125,23 @@ class Reader:
         with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
             h = net.read(h, positions, self.cache.attend, cross)
         self.cache.length += len(ids)
-        gazes = self.moments.sums(torch.stack(looks)).transpose(0, 1) if looks else None
+        gazes = self.instants.sums(torch.stack(looks)).transpose(0, 1) if looks else None
         return net.logits(h[:, -1:])[0, 0], gazes
 
-    def _cross(self, place: int, q_BHQP: Tensor) -> Tensor:
+    def cross_attend(self, place: int, q_BHQP: Tensor) -> Tensor:
         return self.memory.attend(place, q_BHQP[0])[0][None]
 
     def _look(self, place: int, q_BHQP: Tensor, spans: Sequence[range], looks: list[Tensor]) -> Tensor:
         """The same; where the place is watched, the weights (spans, slots) are added to `looks`."""
         if place not in self.watch_layers:
-            return self._cross(place, q_BHQP)
+            return self.cross_attend(place, q_BHQP)
         out, weights = self.memory.attend_spans(place, q_BHQP[0], spans)
         looks += [] if weights is None else [weights]
         return out[None]
 
     @property
     def looked(self) -> Tensor | None:
-        """Where the newest pass looked more than usual: (moments,) weights >= 0, or None where nothing was watched.
+        """Where the newest pass looked more than usual: (instants,) weights >= 0, or None where nothing was watched.
 
         A softmax must put its weight somewhere, and what attention is not using lies on a few slots that any word
         finds (attention sinks, arXiv 2309.17453), or evenly on all. Both say nothing about the question and both are in
@@ -149,10 +149,10 @@ class Reader:
         got beyond that. A layer that looks everywhere alike then adds next to nothing, and needs no scale of its own.
         A memory of one moment has nothing to compare: all lies on it.
         """
-        return None if self.gazes is None else self.moments.raised(self.gazes[-1], self.usual)
+        return None if self.gazes is None else self.instants.raised(self.gazes[-1], self.usual)
 
 
-class Moments:
+class Instants:
     """Which slots of a memory belong to one picture (or pair): neighbours with the same time."""
 
     def __init__(self, memory: Memory):
@@ -160,13 +160,13 @@ class Moments:
         end = torch.arange(len(times), len(times) + min(len(times), 1), device=times.device)
         self._ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
         self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))
-        self.times, self.slots = times[self._ends - 1].cpu().numpy(), len(times)  # times: (moments,)
+        self.times, self.slots = times[self._ends - 1].cpu().numpy(), len(times)  # times: (instants,)
 
     def __len__(self) -> int:
         return len(self.times)
 
     def sums(self, weights: Tensor) -> Tensor:
-        """(..., slots) -> (..., moments), fp64: by one running sum, which does not depend on the order of GPU threads.
+        """(..., slots) -> (..., instants), fp64: by one running sum, which does not depend on the order of GPU threads.
 
         It runs through all rows: a row's own would keep one multiprocessor busy per row and leave the others idle.
         """
@@ -175,14 +175,14 @@ class Moments:
         return running.diff(prepend=running.new_zeros(1)).view(*weights.shape[:-1], -1)
 
     def raised(self, gaze: Tensor, usual: Tensor | None) -> Tensor:
-        """(places, moments) -> (moments,): what each got beyond the usual (None: an equal share of every slot)."""
+        """(places, instants) -> (instants,): what each got beyond the usual (None: an equal share of every slot)."""
         if len(self) == 1:
             return gaze.sum(0)
         usual = self._counts.double() / self.slots if usual is None else usual
         return (gaze - usual).clamp_min(0).sum(0)
 
     def best(self, looked: Tensor, count: int) -> Tensor:
-        """Slots (int64, ascending, on the CPU) of the `count` moments with most weight."""
+        """Slots (int64, ascending, on the CPU) of the `count` instants with most weight."""
         chosen, ends = looked.topk(count).indices.sort().values, self._ends.tolist()
         return torch.cat([torch.arange(ends[i - 1] if i else 0, ends[i]) for i in chosen.tolist()])
 

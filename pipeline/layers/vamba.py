@@ -203,14 +203,12 @@ class Vamba(nn.Module):
         states: tuple[MixerState, ...],
         write: Callable[[int, Tensor, Tensor], None],
         positions_3T: Tensor | None = None,
-        hidden: list[Tensor] | None = None,
         seen: list[Tensor] | None = None,
     ) -> tuple[MixerState, ...]:
         """Run the video column over T new tokens from `states`; return the states after them.
 
         write(j, k_BKTP, v_BKTP) receives the keys and values of each cross-attention layer, in order.
         positions_3T: (temporal, row, column) of every token, needed with `cross_rope` only.
-        hidden: if given, collects v after every layer, the dead last mixer's output included (for verification).
         seen: if given, collects v as each cross-attention reads it.
         """
         new_states = []
@@ -223,12 +221,9 @@ class Vamba(nn.Module):
                 seen.append(v_BTD)
             k, v = layer.cross_attn.keys_values(v_BTD)
             write(j, rotate(k, rope) if rope else k, v)
-            if layer.vision_mixer is not None and not (last and hidden is None):
-                state = layer.vision_mixer.mixer.start(len(v_BTD)) if last else states[j]
-                v_BTD, state = layer.vision_mixer(v_BTD, state)
-                new_states += [] if last else [state]
-            if hidden is not None:
-                hidden.append(v_BTD)
+            if layer.vision_mixer is not None and not last:  # the last mixer's output is never read
+                v_BTD, state = layer.vision_mixer(v_BTD, states[j])
+                new_states.append(state)
         return tuple(new_states)
 
     def read(

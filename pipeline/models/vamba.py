@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import backend
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.int8 import Int8Linear
-from pipeline.layers.reading import Reader, shares, until
+from pipeline.layers.reading import TextDecoder, shares, until
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
-from pipeline.models.vamba_graphs import LiveRecordings, Recordings
+from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
 from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, encode_pairs, published_key
@@ -39,10 +40,18 @@ class VambaModel(Model):
     """
 
     def __init__(
-        self, net: Vamba, vision: Any, tokenizer: Any, *, name: str = "Vamba", eight_bit: bool = False,
-        policy: Policy | None = None, block_slots: int = 4096, retrieve: int | None = None,
+        self,
+        net: Vamba,
+        vision: Any,
+        tokenizer: Any,
+        *,
+        name: str = "Vamba",
+        eight_bit: bool = False,
+        policy: Policy | None = None,
+        block_slots: int = 4096,
+        retrieve: int | None = None,
         gpu_memory: float | None = None,
-    ):  # fmt: skip
+    ):
         self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
         self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
         self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
@@ -55,9 +64,9 @@ class VambaModel(Model):
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         n = len(net.cfg.cross_layers)
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
-        # and not for what the question means. How layers are weighed against each other: `Reader.looked`.
+        # and not for what the question means. How layers are weighed against each other: `TextDecoder.looked`.
         self.watch_layers = range(n // 2, n)
-        self._recordings, self._live = Recordings(net, self.watch_layers), LiveRecordings(net)
+        self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
 
     @property
     def device(self) -> torch.device:
@@ -79,9 +88,16 @@ class VambaModel(Model):
     def start(self) -> StreamState:
         cfg, weight = self.net.cfg, self.net.model.embed_tokens.weight
         memory = Memory.empty(
-            len(cfg.cross_layers), cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device,
-            eight_bit=self.eight_bit, policy=self.policy, block_slots=self.block_slots, tier=self.tier,
-        )  # fmt: skip
+            len(cfg.cross_layers),
+            cfg.n_kv_heads,
+            cfg.head_dim,
+            weight.dtype,
+            weight.device,
+            eight_bit=self.eight_bit,
+            policy=self.policy,
+            block_slots=self.block_slots,
+            tier=self.tier,
+        )
         self._recordings.prepare(memory)
         states = self.net.start()
         return StreamState(backbone=states, memory=memory, state_bytes=sum(s.nbytes for s in states))
@@ -105,9 +121,14 @@ class VambaModel(Model):
         states = self._live.watch(seen.tokens, state.backbone, write, positions)
         memory, units = memory.applied(), units + len(frames) // self.unit_frames
         return replace(
-            state, backbone=states, memory=memory, memory_bytes=memory.nbytes, dropped=memory.dropped,
-            dropped_note=self._note(memory, units * self.unit_frames), extra=state.extra | {"units": units},
-        )  # fmt: skip
+            state,
+            backbone=states,
+            memory=memory,
+            memory_bytes=memory.nbytes,
+            dropped=memory.dropped,
+            dropped_note=self._note(memory, units * self.unit_frames),
+            extra=state.extra | {"units": units},
+        )
 
     def _note(self, memory: Memory, frames: int) -> str:
         notes = [f"{memory.dropped:,} oldest memory slots dropped"] if memory.dropped else []
@@ -127,31 +148,31 @@ class VambaModel(Model):
         memory = self._flushed(state).memory
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
-        reader, logits = self._read(question, memory)
-        times, stream, chance = reader.moments.times, TextStream(self.tokenizer), generator(sampling)
-        looked = reader.looked
+        decoder, logits = self._read(question, memory)
+        times, stream, chance = decoder.instants.times, TextStream(self.tokenizer), generator(sampling)
+        looked = decoder.looked
         for _ in range(sampling.max_tokens):
             token = sample(logits, sampling, chance)
             if token in self._prompt.stops:
                 break
             yield Token(token, stream.push(token), shares(times, looked))
-            logits = reader.feed([token])
+            logits = decoder.feed([token])
             # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
-            looked = None if looked is None else looked + reader.looked
+            looked = None if looked is None else looked + decoder.looked
         if rest := stream.flush():
             yield Token(token, rest)
 
-    def _read(self, question: Question, memory: Memory) -> tuple[Reader, Tensor]:
+    def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
-        reader = Reader(self.net, memory, self.watch_layers, self._recordings)
-        logits = reader.question(opening, ids)
-        count = len(reader.moments) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
-        if count < len(reader.moments):
-            memory = memory.select(reader.moments.best(reader.looked, count))
-            reader = Reader(self.net, memory, self.watch_layers, self._recordings)
-            logits = reader.question(opening, ids)
-        return reader, logits
+        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
+        logits = decoder.question(opening, ids)
+        count = len(decoder.instants) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        if count < len(decoder.instants):
+            memory = memory.select(decoder.instants.best(decoder.looked, count))
+            decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
+            logits = decoder.question(opening, ids)
+        return decoder, logits
 
     def _flushed(self, state: StreamState) -> StreamState:
         """The state with its held frames encoded too: the last one repeated to fill the unit, as for a still image."""
@@ -194,7 +215,7 @@ def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
 
 
 class VambaGolden(Golden):
-    """Golden tensors of Vamba through the same code that watches video: tower, column, memory, reader.
+    """Golden tensors of Vamba through the same code that watches video: tower, column, memory, decoder.
 
     patches: (t*h*w, C*2*14*14). grid: (pairs, rows, columns) of every video. block_slots: of the memory, so small that
     tiny videos span several blocks.
@@ -256,10 +277,10 @@ class VambaGolden(Golden):
 
     def _logits(self, memory: Memory) -> Tensor:
         """(1, n, V) of all prompt tokens."""
-        net, reader = self.net, Reader(self.net, memory)
+        net, decoder = self.net, TextDecoder(self.net, memory)
         ids = torch.tensor([self.prompt], device=net.model.embed_tokens.weight.device)
         places = torch.arange(ids.shape[1], device=ids.device)
-        return net.logits(net.read(net.model.embed_tokens(ids), places, reader.cache.attend, reader._cross))
+        return net.logits(net.read(net.model.embed_tokens(ids), places, decoder.cache.attend, decoder.cross_attend))
 
     def _greedy(self, memory: Memory) -> dict[str, Tensor]:
         """The likeliest token at each of the golden steps, and its logits, one at a time with the conversation's cache.
@@ -269,9 +290,9 @@ class VambaGolden(Golden):
         """
         if "greedy_ids" not in self.expected:
             return {}
-        reader, ids, logits = Reader(self.net, memory), self.prompt, []
+        decoder, ids, logits = TextDecoder(self.net, memory), self.prompt, []
         for token in self.expected["greedy_ids"][0].tolist():
-            logits.append(reader.feed(ids))
+            logits.append(decoder.feed(ids))
             ids = [token]
         logits_QV = torch.stack(logits)
         return {"greedy_ids": logits_QV.argmax(-1)[None], "greedy_logits": logits_QV[None]}
@@ -311,14 +332,16 @@ class _Column:
     def watch(self, v_1TD: Tensor) -> list[Tensor]:
         """v after each layer, of these tokens.
 
-        The network starts its last, dead mixer afresh each time, since nothing reads it; golden data do, so its state
-        is carried here.
+        The network never runs its last, dead mixer, since nothing reads it; golden data do, so it is run here.
         """
-        hidden, read, start = [], [], len(self.memory)
+        read: list[Tensor] = []
+        start = len(self.memory)
         end = start + v_1TD.shape[1]
         self.memory, write = self.memory.append(torch.arange(start, end))
         places = self.places_3T[:, start:end]
-        self.states = self.net.watch(v_1TD, self.states, lambda j, k, v: write(j, k[0], v[0]), places, hidden, read)
+        with outputs_of([layer.vision_mixer for layer in self.net.layers]) as mixed:
+            self.states = self.net.watch(v_1TD, self.states, lambda j, k, v: write(j, k[0], v[0]), places, seen=read)
+        hidden = [mixed.get(layer, v) for layer, v in zip(self.net.cfg.cross_layers, read)]
         if self.dead:
             hidden[-1], self.dead_state = self.dead(read[-1], self.dead_state)
         elif self.states:  # a checkpoint may lack it; then its output cannot be compared
@@ -363,3 +386,23 @@ VAMBA = System(
         ),
     ),
 )
+
+
+@contextmanager
+def outputs_of(modules: Sequence[nn.Module | None]) -> Iterator[dict[int, Tensor]]:
+    """While it lasts: the first output of each of these modules that ran, by its number."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int, out: tuple[Tensor, ...]) -> None:
+        found[number] = out[0]
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, number=number: keep(number, out))
+        for number, module in enumerate(modules)
+        if module is not None
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -6,7 +6,7 @@ them and where their keys lie (`step`), how many slots the memory has and where 
 serves every answer, every length of a conversation and every memory up to `TextPasses.slots`. Of an answer or a stream
 nothing stays in a recording: a pass copies in, plays and copies out under a lock, in one stream's order.
 
-Needs CUDA and this repository's kernels. What cannot be recorded goes through the plain code of `Reader` and
+Needs CUDA and this repository's kernels. What cannot be recorded goes through the plain code of `TextDecoder` and
 `Vamba.watch`, which is always right.
 """
 
@@ -24,7 +24,7 @@ from pipeline.gpu.dispatch import attention_kernels, kernels_for
 from pipeline.gpu.graphs import Tape, Tapes, TapesByKind
 from pipeline.gpu.layout import Slots, book_room
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import Reader, TextCache
+from pipeline.layers.reading import TextCache, TextDecoder
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 
@@ -91,7 +91,7 @@ class TextPasses:
         self.logits.copy_(net.logits(h.index_select(1, count - 1))[0, 0])
 
 
-class Recordings:
+class TextRecordings:
     """The recorded passes of one network's text column, for many answers at once, of which one is served at a time.
 
     places: in `cross_layers`, whose attention is kept.
@@ -117,30 +117,30 @@ class Recordings:
         kind = self.net.model.embed_tokens.weight
         write(slice(None), *kind.new_zeros(2, len(cfg.cross_layers), cfg.n_kv_heads, 1, cfg.head_dim))
         for rows in (*ROWS, *ROWS):
-            Reader(self.net, memory, self.places, self).feed([0] * rows)
+            TextDecoder(self.net, memory, self.places, self).feed([0] * rows)
 
-    def feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
-        """Logits (V,) and gazes (spans, places, moments) as of `Reader`'s plain pass, or None where it must do it."""
-        cache, found = reader.cache, None
-        if self._fits(reader, spans):
+    def feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
+        """Logits (V,) and gazes (spans, places, instants) of these tokens, or None where plain code must find them."""
+        cache, found = decoder.cache, None
+        if self._fits(decoder, spans):
             before = cache.length
             with self.tapes.turn("answers"):
-                found = self._feed(reader, ids, spans)
+                found = self._feed(decoder, ids, spans)
             if found is None:  # the plain code begins where this began
                 cache.length, cache.used, self._passes = before, [before] * len(cache.used), None
         return found
 
-    def _fits(self, reader: Reader, spans: Sequence[range]) -> bool:
-        weight, memory, cfg = self.net.model.embed_tokens.weight, reader.memory, self.net.cfg
-        if self.tapes.off or not reader.moments or reader.watch_layers != self.places or len(spans) > 2:
+    def _fits(self, decoder: TextDecoder, spans: Sequence[range]) -> bool:
+        weight, memory, cfg = self.net.model.embed_tokens.weight, decoder.memory, self.net.cfg
+        if self.tapes.off or not decoder.instants or decoder.watch_layers != self.places or len(spans) > 2:
             return False
         if memory.host_slots:
             return False
         q = weight.new_empty(cfg.n_heads, 1, cfg.head_dim)
         return attention_kernels(q, len(memory), memory.log.block_slots) is not None
 
-    def _feed(self, reader: Reader, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
-        cfg, cache, memory, gazes = self.net.cfg, reader.cache, reader.memory, {}
+    def _feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
+        cfg, cache, memory, gazes = self.net.cfg, decoder.cache, decoder.memory, {}
         like = self.net.model.embed_tokens.weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
         passes = self._room_for(memory)
         for part in _parts(len(ids)):
@@ -151,7 +151,7 @@ class Recordings:
             passes.tapes[next(rows for rows in ROWS if rows >= len(part))].play()
             cache.length += len(part)
             cache.used = [cache.length] * cfg.n_layers
-            found = reader.moments.sums(passes.gaze[:, : len(seen), : len(memory)])
+            found = decoder.instants.sums(passes.gaze[:, : len(seen), : len(memory)])
             for n, (i, both) in enumerate(seen.items()):
                 gazes[i] = gazes.get(i, 0) + found[:, n] * (len(both) / len(spans[i]))
         return passes.logits.clone(), torch.stack([gazes[i] for i in range(len(spans))])
@@ -218,7 +218,7 @@ def _copy(to: Sequence[MixerState], of: Sequence[MixerState]) -> None:
         torch._foreach_copy_(ours, theirs)
 
 
-class LiveRecordings(TapesByKind[ChunkRecording]):
+class ChunkRecordings(TapesByKind[ChunkRecording]):
     """The recorded passes of one network's video column, for short chunks of the same length again and again."""
 
     def __init__(self, net: Vamba):

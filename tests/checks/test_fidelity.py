@@ -65,11 +65,11 @@ def test_variants_are_led_along_the_exact_words(tiny_model, clip, monkeypatch) -
     fed, feed = [], fidelity.VambaModel._read
 
     def read(self, question, memory):
-        reader, logits = feed(self, question, memory)
-        inner, mine = reader.feed, []
+        decoder, logits = feed(self, question, memory)
+        inner, mine = decoder.feed, []
         fed.append(mine)
-        reader.feed = lambda ids: mine.extend(ids) or inner(ids)
-        return reader, logits if len(fed) <= len(QUESTIONS) else -logits
+        decoder.feed = lambda ids: mine.extend(ids) or inner(ids)
+        return decoder, logits if len(fed) <= len(QUESTIONS) else -logits
 
     monkeypatch.setattr(fidelity.VambaModel, "_read", read)
     found = rows(tiny_model(torch.float64), clip, retrieve=[4])

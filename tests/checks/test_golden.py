@@ -116,9 +116,9 @@ def test_a_wrong_switch_or_weight_is_found(capsys, tmp_path, name, change, seen_
 def test_losing_a_carried_state_is_found(capsys, monkeypatch, part) -> None:
     honest = Vamba.watch
 
-    def forgetful(self, v, states, *rest):
+    def forgetful(self, v, states, *rest, **options):
         lost = tuple(MixerState(**(s._asdict() | {part: torch.zeros_like(getattr(s, part))})) for s in states)
-        return honest(self, v, lost, *rest)
+        return honest(self, v, lost, *rest, **options)
 
     monkeypatch.setattr(Vamba, "watch", forgetful)
     code, report = run(capsys, golden("vamba-released"), "--chunks", "3")

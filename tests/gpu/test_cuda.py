@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pipeline.gpu.dispatch import attention_kernels, backend, kernels_for, override
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerState
 from pipeline.layers.norms import RMSNorm
-from pipeline.layers.reading import Reader
+from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Layer
 from pipeline.layers.vamba import rotate as rotate_by_torch
 from pipeline.memory.attention import plain_attend
@@ -304,7 +304,7 @@ def test_a_vamba_on_the_gpu(cuts, dtype, tiny_vamba, kernels):
         for part in slices:
             memory, write = memory.append(torch.arange(150.0)[part])
             states = model.watch(tokens[:, part], states, lambda j, k, v, write=write: write(j, k[0], v[0]))
-        return Reader(model, memory).feed(range(1, 9)).float().cpu()
+        return TextDecoder(model, memory).feed(range(1, 9)).float().cpu()
 
     ends = [*cuts, 150]
     errors, by_torch, apart = [], [], []

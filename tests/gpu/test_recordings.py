@@ -20,12 +20,12 @@ import torch
 from pipeline.checks import verify
 from pipeline.gpu import graphs
 from pipeline.layers import reading
-from pipeline.layers.reading import Reader
+from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.models import vamba_graphs as recordings
 from pipeline.models.vamba import GoldenVision, VambaModel
-from pipeline.models.vamba_graphs import LiveRecordings, Recordings
+from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers import qwen as vision
 from pipeline.towers import qwen_graphs
@@ -72,7 +72,7 @@ def net(tiny_vamba) -> Vamba:
 
 
 @pytest.fixture
-def recorded(net, monkeypatch) -> Recordings:
+def recorded(net, monkeypatch) -> TextRecordings:
     """Small rooms, so that they are outgrown; under the interpreter the kernels are chosen for a CPU too."""
     monkeypatch.setattr(recordings, "LEAST_SLOTS", 256)
     monkeypatch.setattr(recordings, "ROWS", (1, 16, 32))
@@ -82,14 +82,14 @@ def recorded(net, monkeypatch) -> Recordings:
 
         monkeypatch.setattr(recordings, "kernels_for", lambda x: kernels)
         monkeypatch.setattr(recordings, "attention_kernels", lambda *_: kernels)
-    return Recordings(net, PLACES)
+    return TextRecordings(net, PLACES)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(1, 96, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def alike(ours: Reader, plain: Reader, logits: torch.Tensor, want: torch.Tensor) -> None:
+def alike(ours: TextDecoder, plain: TextDecoder, logits: torch.Tensor, want: torch.Tensor) -> None:
     assert gap(logits, want) < 1e-3 and int(logits.argmax()) == int(want.argmax())
     assert gap(ours.gazes, plain.gazes) < 1e-3 and gap(ours.looked, plain.looked) < 1e-2
     assert ours.cache.length == plain.cache.length and ours.cache.used == plain.cache.used
@@ -106,7 +106,7 @@ def test_a_prompt_in_one_pass_looks_as_in_three(length, tiny_vamba):
     memory, write = memory.append((torch.arange(50) // 3).double())
     write(slice(None), *torch.randn(2, 2, 2, 50, 16, dtype=torch.float64))
     opening, ids = prompt(6), prompt(length, 1)
-    whole, parts = Reader(net, memory, (0, 1)), Reader(net, memory, (0, 1))
+    whole, parts = TextDecoder(net, memory, (0, 1)), TextDecoder(net, memory, (0, 1))
     logits = whole.question(opening, ids)
     parts.feed(opening)
     usual = parts.gazes[0]
@@ -137,7 +137,7 @@ def test_recorded_answers_are_the_plain_ones(length, dropped, eight_bit, net, re
         pytest.skip("on a GPU only: Triton's interpreter takes minutes at this size")
     memory = remembered(150, dropped=dropped, eight_bit=eight_bit)
     for asked in range(1 if INTERPRETED else 3):  # plain, recorded, played
-        ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
+        ours, plain = TextDecoder(net, memory, PLACES, recorded), TextDecoder(net, memory, PLACES)
         logits, want = (r.question(prompt(6), prompt(length, asked)) for r in (ours, plain))
         alike(ours, plain, logits, want)
         for _ in range(4 if INTERPRETED else 40):
@@ -154,7 +154,7 @@ def test_the_memory_grows_between_questions(net, recorded):
     """Also past the room of the recordings (256 slots), and back to an older, smaller memory."""
     for slots in (20, 255, 300) if INTERPRETED else (20, 255, 300, 100, 2000, 30, 300):
         memory = remembered(slots, seed=slots)
-        ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
+        ours, plain = TextDecoder(net, memory, PLACES, recorded), TextDecoder(net, memory, PLACES)
         logits, want = (r.question(prompt(6), prompt(5)) for r in (ours, plain))
         alike(ours, plain, logits, want)
         logits, want = ours.feed([7]), plain.feed([7])
@@ -165,11 +165,11 @@ def test_the_memory_grows_between_questions(net, recorded):
 @apply(kernels_only)
 def test_two_answers_at_once_do_not_touch(net, recorded):
     memories = [remembered(90), remembered(130, dropped=10, seed=9)]
-    ours = [Reader(net, m, PLACES, recorded) for m in memories]
-    plain = [Reader(net, m, PLACES) for m in memories]
+    ours = [TextDecoder(net, m, PLACES, recorded) for m in memories]
+    plain = [TextDecoder(net, m, PLACES) for m in memories]
     found = [r.question(prompt(6), prompt(9 + 8 * i, i)) for i, r in enumerate(ours)]
     want = [r.question(prompt(6), prompt(9 + 8 * i, i)) for i, r in enumerate(plain)]
-    kept = [(logits.clone(), reader.gazes.clone()) for logits, reader in zip(found, ours)]
+    kept = [(logits.clone(), decoder.gazes.clone()) for logits, decoder in zip(found, ours)]
     for step in range(3 if INTERPRETED else 12):
         for i in (0, 1):
             alike(ours[i], plain[i], found[i], want[i])
@@ -196,7 +196,7 @@ def test_after_a_failure_the_plain_code_goes_on(error, net, recorded, monkeypatc
     monkeypatch.setattr(recordings.TextPasses, "_pass", fail)
     with caplog.at_level(logging.WARNING, logger=graphs.__name__):
         for _ in range(2):
-            ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
+            ours, plain = TextDecoder(net, memory, PLACES, recorded), TextDecoder(net, memory, PLACES)
             logits, want = (r.question(prompt(6), prompt(40)) for r in (ours, plain))
             alike(ours, plain, logits, want)
     assert len(passes) == (4 if transient else 2) and len(caplog.records) == 1
@@ -214,7 +214,7 @@ def test_a_recording_that_fails_on_the_gpu(net, recorded, monkeypatch, caplog):
 
     monkeypatch.setattr(recordings.TextPasses, "_pass", wait)
     for _ in range(3):
-        ours, plain = Reader(net, memory, PLACES, recorded), Reader(net, memory, PLACES)
+        ours, plain = TextDecoder(net, memory, PLACES, recorded), TextDecoder(net, memory, PLACES)
         alike(ours, plain, *(r.question(prompt(6), prompt(9)) for r in (ours, plain)))
     assert recorded.tapes.off and len(caplog.records) == 1
 
@@ -230,7 +230,7 @@ def test_all_is_recorded_before_the_first_question(net, recorded, monkeypatch):
         recorded.prepare(memory)
         assert len(made) == (3 if CUDA else 6) and not recorded.tapes.off
     if CUDA:
-        ours, plain = Reader(net, remembered(90), PLACES, recorded), Reader(net, remembered(90), PLACES)
+        ours, plain = TextDecoder(net, remembered(90), PLACES, recorded), TextDecoder(net, remembered(90), PLACES)
         alike(ours, plain, *(r.question(prompt(6), prompt(9)) for r in (ours, plain)))
         assert len(made) == 3
 
@@ -239,7 +239,7 @@ def test_all_is_recorded_before_the_first_question(net, recorded, monkeypatch):
 def test_visitors_who_come_at_once_record_once(fails, tiny_vamba, monkeypatch):
     """And who comes second waits until all is recorded. What failed is tried again by the next."""
     monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
-    made, done = Recordings(tiny_vamba(torch.float32, **WIDE), PLACES), []
+    made, done = TextRecordings(tiny_vamba(torch.float32, **WIDE), PLACES), []
 
     def slow(memory):
         done.append("begun")
@@ -271,7 +271,7 @@ def test_recorded_chunks_are_the_plain_ones(eight_bit, net, monkeypatch):
     """Chunks of five lengths, in turn: recordings come and go. No state that was given out is written again."""
     if not CUDA:
         monkeypatch.setattr(recordings, "kernels_for", lambda x: recordings)
-    live, kept = LiveRecordings(net), []
+    live, kept = ChunkRecordings(net), []
     memory = plain_memory = Memory.empty(2, 2, 16, torch.float32, DEVICE, block_slots=64, eight_bit=eight_bit)
     states = plain_states = net.start()
     with torch.no_grad():
@@ -335,7 +335,7 @@ def test_golden_checkpoints_are_recorded(folder):
     assert gap(state.memory.log.tensor("k"), at_once.memory.log.tensor("k")) < 1e-3
     about, ids = (model.net, state.memory, model.watch_layers), golden.prompt
     for _ in range(3):
-        ours, plain = Reader(*about, model._recordings), Reader(*about)
+        ours, plain = TextDecoder(*about, model._recordings), TextDecoder(*about)
         alike(ours, plain, *(r.question(ids[:4], ids[4:]) for r in (ours, plain)))
         alike(ours, plain, *(r.feed([ids[-1]]) for r in (ours, plain)))
     assert not model._live.tapes.off and not model._recordings.tapes.off and model._recordings._passes

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.engine import Engine
 from pipeline.gpu.dispatch import override
-from pipeline.layers.reading import Moments, until
+from pipeline.layers.reading import Instants, until
 from pipeline.memory import tiers
 from pipeline.memory.attention import plain_attend
 from pipeline.memory.memory import Memory, Policy
@@ -203,7 +203,7 @@ def test_selected_slots_come_to_the_device(eight_bit) -> None:
     slots = torch.tensor([0, 3, 4, 21, 44, 49])
     few = tiered.select(slots)
     assert same(contents(few), contents(plain.select(slots))) and not few.host_slots
-    assert Moments(tiered).times.tolist() == plain.times.tolist()
+    assert Instants(tiered).times.tolist() == plain.times.tolist()
 
 
 def test_the_bytes_say_where_they_are() -> None:

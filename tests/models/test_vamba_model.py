@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.engine import Engine
-from pipeline.layers.reading import Reader
+from pipeline.layers.reading import TextDecoder
 from pipeline.models import load as weights
 from pipeline.models.vamba import VambaModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
@@ -135,8 +135,8 @@ def test_the_prompt_is_qwens_chat_with_two_marks_for_the_video(make) -> None:
 def test_prompts_of_every_length_are_read_as_in_one_go(make, length) -> None:
     model = make(background(3))
     memory, opening, ids = watched(model, 3).memory, [5, 6, 7], list(range(20, 20 + length))
-    once = Reader(model.net, memory).feed(opening + ids)
-    assert gap(Reader(model.net, memory, model.watch_layers).question(opening, ids), once) < 1e-12
+    once = TextDecoder(model.net, memory).feed(opening + ids)
+    assert gap(TextDecoder(model.net, memory, model.watch_layers).question(opening, ids), once) < 1e-12
 
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])
@@ -176,13 +176,13 @@ def test_other_questions_look_elsewhere(make) -> None:
 
     def excess(text: str) -> float:
         """What the moment of the needle got beyond the usual, of the two watched layers' weights, which sum to 2."""
-        reader, _ = model._read(Question(text), state.memory)
-        return float(reader.looked[5])
+        decoder, _ = model._read(Question(text), state.memory)
+        return float(decoder.looked[5])
 
     assert excess(QUESTION.text) > 0.2 and excess("where is the ABC?") < 0.05
 
 
-# Reading a few moments only
+# Reading a few instants only
 
 
 @pytest.mark.parametrize("options", [{}, {"eight_bit": True}, {"block_slots": 7}], ids=str)
@@ -192,8 +192,8 @@ def test_retrieving_everything_is_exact(make, options) -> None:
     for retrieve in (17, 18, 1000):
         model = make(tokens, retrieve=retrieve, **options)
         assert gap(first_logits(model, watched(model, 9)), exact) < 1e-12
-    reader, _ = model._read(QUESTION, memory := watched(model, 9).memory)
-    chosen = memory.select(reader.moments.best(reader.looked, 9))  # by way of the selection, which then leaves none out
+    decoder, _ = model._read(QUESTION, memory := watched(model, 9).memory)
+    chosen = memory.select(decoder.instants.best(decoder.looked, 9))  # the selection itself, which leaves none out
     assert gap(first_logits(make(tokens, **options), watched(model, 9), memory=chosen), exact) < 1e-12
 
 
@@ -201,8 +201,8 @@ def test_retrieving_everything_is_exact(make, options) -> None:
 def test_one_retrieved_moment_is_the_needle(make, needle) -> None:
     model = planted(make, needle, retrieve=1)
     state = watched(model, 12)
-    reader, logits = model._read(QUESTION, state.memory)
-    assert reader.moments.times.tolist() == [2.0 * needle] and len(reader.memory) == 3
+    decoder, logits = model._read(QUESTION, state.memory)
+    assert decoder.instants.times.tolist() == [2.0 * needle] and len(decoder.memory) == 3
     alone = make(model.vision.by_place)
     only = alone.watch(VideoChunk(video(12)[2 * needle : 2 * needle + 2]), alone.start())  # no mixers, so no past
     assert gap(logits, first_logits(alone, only)) < 1e-12
@@ -215,9 +215,9 @@ def test_retrieving_never_changes_the_stream_and_is_said(make) -> None:
     was = state.memory.log.tensor("k").clone()
     first, again = (answers(model, state)[-1].text for _ in range(2))
     assert first == again and torch.equal(state.memory.log.tensor("k"), was) and len(state.memory) == 36
-    moments = model._read(QUESTION, state.memory)[0].moments
-    assert len(moments) == 2 and 10.0 in moments.times  # four frames are two pairs
-    assert moments.best(torch.arange(2.0), 2).tolist() == [0, 1, 2, 3, 4, 5]  # in the video's order, not the weight's
+    instants = model._read(QUESTION, state.memory)[0].instants
+    assert len(instants) == 2 and 10.0 in instants.times  # four frames are two pairs
+    assert instants.best(torch.arange(2.0), 2).tolist() == [0, 1, 2, 3, 4, 5]  # in the video's order, not the weight's
     assert "4 frames" in model.about and "4 of 24" in state.dropped_note and state.dropped == 0
     assert watched(model, 2).dropped_note == ""
 
