@@ -31,6 +31,7 @@ class Settings:
     port: int
     visitors: int
     share: bool
+    uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         port=given.port,
         visitors=given.visitors,
         share=given.share,
+        uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
 
@@ -76,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--visitors", type=int, default=8, help="streams at once")
     parser.add_argument("--share", action="store_true", help="also a public link through gradio.live")
+    parser.add_argument(
+        "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
+    )
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only"))
     return parser
 
@@ -91,9 +96,11 @@ def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
 
 def serve(settings: Settings) -> None:
     """Loads the models and serves the page until it is stopped."""
+    from app.live import uploads
     from app.live.table import Sessions
     from app.page.ui import build, launch_options
 
+    uploads.room.ceiling = settings.uploads
     rival = _ready(settings.compare_model) if settings.compare_model else None
     engine = _ready(settings.model, settings.options)
     sessions = Sessions(engine, rival, places=settings.visitors)

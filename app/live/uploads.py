@@ -1,28 +1,65 @@
 """A source, and a visitor's file on disk: our own copy to watch, Gradio's copy for the player, the end of both.
 
 Gradio stores uploads by content, so two visitors with the same file share a path, and cleans them by age; pieces of
-aborted uploads it keeps for ever. So every session watches a copy of its own, and the last user deletes Gradio's.
+aborted uploads it keeps for ever. So every session watches a copy of its own, and the last user deletes Gradio's. What
+nobody watches goes after ten minutes, and all uploads together have a ceiling, reserved before one is accepted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.live.view import UPLOAD
 from pipeline import UserError
 
-ABORTED_S = 600  # an upload that stopped arriving is deleted after so long
+UNUSED_S = 600  # an upload that stopped arriving, or that no stream opened, is deleted after so long
+SHARE = 0.5  # of the disk that is free, for all uploads together, unless a ceiling is given
 
 _users: Counter[Path] = Counter()
+_arrived: dict[Path, float] = {}  # uploads that are complete, and when they came (monotonic seconds)
 _lock = threading.Lock()
+
+
+class Room:
+    """Space on disk for the uploads of all visitors together. ceiling: bytes; None: SHARE of what is free.
+
+    What an upload will need is reserved before any of it is accepted, and given back as it arrives on the disk. Any
+    threads may reserve and release.
+    """
+
+    def __init__(self, ceiling: int | None = None) -> None:
+        self.ceiling, self.reserved, self._lock = ceiling, 0, threading.Lock()
+
+    def reserve(self, size: int) -> None:
+        """Raises UserError where `size` more bytes do not fit."""
+        with self._lock:
+            used = sum(sizes(folder()))
+            free = shutil.disk_usage(existing(folder())).free - self.reserved
+            ceiling = SHARE * (used + free) if self.ceiling is None else self.ceiling
+            if size > min(ceiling - used - self.reserved, free):
+                raise UserError(
+                    "There is no room for this upload beside those of other visitors, so it was not taken; "
+                    "try again in ten minutes, or choose a smaller file."
+                )
+            self.reserved += size
+
+    def release(self, size: int) -> None:
+        """Of what was reserved, so much has arrived or will not come."""
+        with self._lock:
+            self.reserved -= size
+
+
+room = Room()
 
 
 @dataclass(frozen=True)
@@ -66,8 +103,10 @@ def own_copy(path: Path) -> Path:
     except OSError:  # another file system
         try:
             shutil.copyfile(path, own)
-        except OSError:
+        except OSError as error:
             delete_copy(own)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError("The disk is full, so nothing was watched; try again in ten minutes.") from None
             raise UserError("The file is no longer here, so nothing was watched; choose it again.") from None
     return own
 
@@ -88,8 +127,7 @@ def give_up(path: Path) -> None:
         _users[path] -= 1
         if _users[path] <= 0:
             del _users[path]
-            if folder() in path.resolve().parents:
-                path.unlink(missing_ok=True)
+            remove(path)
 
 
 def folder() -> Path:
@@ -97,12 +135,50 @@ def folder() -> Path:
     return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
 
 
-def sweep(older_than: float = ABORTED_S) -> int:
-    """Deletes pieces of uploads that stopped arriving; returns how many. Only in a folder that is ours alone."""
+def sizes(place: Path) -> Iterator[int]:
+    """Bytes of every file below `place`; what vanishes meanwhile counts nothing."""
+    for name, _, files in os.walk(place):
+        for file in files:
+            with contextlib.suppress(OSError):
+                yield os.stat(os.path.join(name, file)).st_size
+
+
+def existing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that exists."""
+    return next(path for path in (place, *place.parents) if path.is_dir())
+
+
+def arrived(paths: Iterable[str]) -> None:
+    """These uploads are complete."""
+    with _lock:
+        _arrived.update((Path(path), time.monotonic()) for path in paths)
+
+
+def sweep(older_than: float = UNUSED_S) -> int:
+    """Deletes uploads that no stream opened, and pieces of uploads that stopped arriving; returns how many.
+
+    Pieces only in a folder that is ours alone.
+    """
     swept = 0
+    with _lock:
+        for path in [p for p, since in _arrived.items() if time.monotonic() - since > older_than]:
+            del _arrived[path]
+            if path not in _users:
+                swept += remove(path)
     for piece in folder().glob("tmp*") if "GRADIO_TEMP_DIR" in os.environ else ():
         with contextlib.suppress(OSError):
             if piece.is_file() and time.time() - piece.stat().st_mtime > older_than:
-                piece.unlink()
-                swept += 1
+                swept += remove(piece)
     return swept
+
+
+def remove(path: Path) -> bool:
+    """Deletes a file below Gradio's uploads, and its folder if that is empty then. Never a file elsewhere."""
+    if folder() not in path.resolve().parents:
+        return False
+    with contextlib.suppress(OSError):
+        path.unlink()
+        if path.parent.resolve() != folder():
+            path.parent.rmdir()
+        return True
+    return not path.exists()

@@ -19,6 +19,7 @@ from app.live.view import EXAMPLE, UPLOAD, WEBCAM
 from app.page.handlers import START, Events
 from app.page.headers import Headers
 from app.page.panels import NOTHING, SUGGESTIONS, brief, film, metrics, state_line
+from app.page.uploading import Uploading
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -258,5 +259,5 @@ def launch_options() -> dict:
         "run_history": False,
         "mcp_server": False,
         "enable_monitoring": False,
-        "app_kwargs": {"middleware": [Middleware(Headers)]},
+        "app_kwargs": {"middleware": [Middleware(Headers), Middleware(Uploading)]},
     }
