@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from app.live.view import Turn
 from app.live.viewing import Viewing
@@ -91,7 +92,8 @@ class Conversation:
         with self._lock:
             if turn.id in self._turns:
                 return None
-            self._turns.pop(answering.instead_of, None)
+            if answering.instead_of is not None:
+                self._turns.pop(answering.instead_of, None)
             said = [(one.question, one.answer.text) for one in self._turns.values() if one.answer and one.answer.text]
             self._turns[turn.id] = turn
             while len(self._turns) > TURNS:
@@ -101,10 +103,12 @@ class Conversation:
     def _write(
         self, answering: Answering, question: Question, viewing: Viewing, picture: Callable[[float], bytes | None]
     ) -> Iterator[Answer]:
-        turn, answers = answering.turn, None
+        turn = answering.turn
+        answers: Generator[Answer, None, None] | None = None
         try:
             yield Answer("", 0.0, 0.0)
-            answers = viewing.engine.ask(question, viewing.settled, sampling(turn.repeats), answering.stopped)
+            growing = viewing.engine.ask(question, viewing.settled, sampling(turn.repeats), answering.stopped)
+            answers = cast("Generator[Answer, None, None]", growing)  # closing it ends the answer
             for answer in answers:
                 if turn.answer is None and answer.first_token_s is not None:
                     viewing.answered(answer.seen_until, answer.first_token_s)

@@ -69,7 +69,7 @@ class Sessions:
         """The session of a key, touched; None for a key that is unknown, foreign or over. page: who is there now."""
         with self._lock:
             place = self._by_key.get(key) if isinstance(key, str) else None
-            if place is None:
+            if key is None or place is None:
                 return None
             place.touch()
             if page:

@@ -38,7 +38,7 @@ class Events:
         """Shows the chosen source. What is being watched goes on until something else is started."""
         return tuple(gr.update(visible=source == name) for name in (UPLOAD, WEBCAM, EXAMPLE))
 
-    def uploaded(self, path: str | None, key: str | None, request: gr.Request) -> tuple:
+    def uploaded(self, path: str, key: str | None, request: gr.Request) -> tuple:
         """(key, state line) after a file has arrived: it is watched at once."""
         return self._started(key, request, lambda session: session.open_file(path, UPLOAD, Path(path).name))
 
@@ -178,7 +178,7 @@ class Events:
         }
         return *(_changed(shown, name, value) for name, value in values.items()), gr.skip()
 
-    def _gone(self, page: str) -> tuple:
+    def _gone(self, page: str | None) -> tuple:
         """What a page shows that slept for so long that its session is over."""
         self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."

@@ -12,11 +12,11 @@ class Shown:
     """Values by page and name. Pages are Gradio's hashes, which anybody may invent, so their number is bounded."""
 
     def __init__(self, pages: int = PAGES) -> None:
-        self._by_page: OrderedDict[str, dict[str, str]] = OrderedDict()
+        self._by_page: OrderedDict[str | None, dict[str, str]] = OrderedDict()
         self._pages = pages
         self._lock = threading.Lock()
 
-    def of(self, page: str) -> dict[str, str]:
+    def of(self, page: str | None) -> dict[str, str]:
         """What the page shows, to read and to write."""
         with self._lock:
             shown = self._by_page.setdefault(page, {})
@@ -25,7 +25,7 @@ class Shown:
                 self._by_page.popitem(last=False)
             return shown
 
-    def forget(self, page: str) -> None:
+    def forget(self, page: str | None) -> None:
         """The page was closed, or has just been loaded and shows nothing."""
         with self._lock:
             self._by_page.pop(page, None)

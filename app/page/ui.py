@@ -41,8 +41,8 @@ START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(
 RESET = "(...values) => { window.vambaReset?.(); return values; }"
 REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-AT_ONCE = {**PRIVATE, "queue": False}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
 
 def theme() -> gr.themes.Base:
@@ -96,7 +96,7 @@ def _stage(ui: SimpleNamespace, example: Path) -> None:
     """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if
     `format` or `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to:
     hostile files make those read others."""
-    bare = {"show_label": False, "container": False}
+    bare: dict[str, Any] = {"show_label": False, "container": False}
     ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, label="Source", elem_id="source", **bare)
     with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)

@@ -8,9 +8,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -132,7 +132,8 @@ def _answer(viewer: Viewer, question: Question, sampling: Sampling, args: argpar
     """The whole answer; without --json its words go to stdout as they come, and where it looked to stderr."""
     if args.compare and not args.json:
         print(f"[{viewer.engine.name}]")
-    with contextlib.closing(viewer.engine.ask(question, viewer.state, sampling)) as answers:
+    growing = cast("Generator[Answer, None, None]", viewer.engine.ask(question, viewer.state, sampling))
+    with contextlib.closing(growing) as answers:
         *_, answer = answers if args.json else _printed(answers)
     if not args.json:
         print(flush=True)

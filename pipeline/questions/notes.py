@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
     frames: tuple[int, ...]
     time: float | None = None
     found: bool = True
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # scenes; hides tuple.count, which nobody needs here
     times: tuple[float, ...] = ()  # where the counted scenes begin
     late: bool = False  # the question names a time the video has not reached
     listed: tuple[tuple[int, ...], ...] = ()  # frames of every moment of a summary
@@ -45,6 +45,7 @@ def note(verdict: Verdict, seen_words: Sequence[str], now: float) -> str:
         return f"({verdict.count} scene{'s' * (verdict.count != 1)}{': ' * bool(times)}{times})"
     if not verdict.found:
         return NOT_FOUND.get(verdict.plan, "(nothing found)")
+    assert verdict.time is not None  # what was found has a time
     said = f"at {mmss(verdict.time)}: {', '.join(seen_words) or 'unsure'}"
     return f"(yes, {said})" if verdict.plan in ("yesno", "yesno_now") else f"({said})"
 

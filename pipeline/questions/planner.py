@@ -73,6 +73,7 @@ class Planner:
         """Of a stretch of time: the index cut to it, and the verdict's frames put back into their places."""
         if name == "chat":
             return self._planned(name, asked, located, index)
+        assert asked.when.stretch is not None
         first, last = asked.when.stretch
         if first > index.end + 1:
             return self._now("at", index)._replace(late=True)
@@ -125,6 +126,7 @@ class Planner:
         first, second = (self._at(time, index) for time in times)
         if first.late or second.late:
             return first if first.late else second
+        assert first.time is not None and second.time is not None  # of `_at`
         return first._replace(plan="list", listed=(first.frames, second.frames), times=(first.time, second.time))
 
     def _moment(self, name: str, frames: range, index: Index, peak: int | None = None) -> Verdict:

@@ -74,7 +74,9 @@ def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def named_things(text: str) -> Things:
     """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
-    words_of, coco, classes, i = re.findall(r"[a-z]+", text.lower()), set(), set(), 0
+    coco: set[str] = set()
+    classes: set[str] = set()
+    words_of, i = re.findall(r"[a-z]+", text.lower()), 0
     while i < len(words_of):
         for size in (3, 2, 1):
             phrase = " ".join(words_of[i : i + size])

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from text_to_num import alpha2digit
+from text_to_num import alpha2digit  # type: ignore[import-untyped]  # the package has no types
 
 from pipeline.questions.language import is_english
 
@@ -140,7 +141,7 @@ def _clock(text: str) -> float | None:
 
 # ---------------------------------------------------------------- forms, the surest first
 
-Said = dict[str, float | tuple[float, float]]
+Said = dict[str, Any]  # fields of Named: float, or a pair of them
 _Reader = Callable[[re.Match, float], Said | None]
 
 
@@ -150,8 +151,8 @@ def _range(found: re.Match, now: float) -> Said | None:
     if re.fullmatch(_NUMBER, a):
         unit = re.search(_UNIT, b)
         a = f"{a} {unit[0]}" if unit else a
-    ends = seconds(a), seconds(b)
-    return None if None in ends else {"stretch": tuple(sorted(ends))}
+    first, last = seconds(a), seconds(b)
+    return None if first is None or last is None else {"stretch": (min(first, last), max(first, last))}
 
 
 def _minutes(found: re.Match, now: float) -> Said:

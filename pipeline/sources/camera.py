@@ -29,7 +29,8 @@ class FrameQueue:
             raise ValueError("maxlen must be at least 1")
         self.maxlen, self.long_side, self.closed = maxlen, long_side, False
         self.offered = self.taken = self.dropped = 0
-        self._clock, self._first, self._last = clock, None, 0.0
+        self._clock, self._last = clock, 0.0
+        self._first: float | None = None
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
 

@@ -209,6 +209,7 @@ class VideoFile:
 
     def _bytes(self, n: int) -> bytearray:
         """Exactly `n` bytes from the decoder."""
+        assert self._child.stdout is not None  # a pipe
         data, pipe = bytearray(n), self._child.stdout.fileno()
         got = 0
         while got < n:
@@ -286,7 +287,8 @@ def spawn(job: dict, folder: str) -> subprocess.Popen:
 def discard(child: subprocess.Popen) -> None:
     child.kill()
     child.wait()
-    child.stdout.close()
+    if child.stdout is not None:
+        child.stdout.close()
 
 
 def probe(path: str | os.PathLike, fps: float | None = 1.0, limits: Limits = ORDINARY) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 
 import av
 import av.subtitles.codeccontext
@@ -57,6 +58,7 @@ def open_container(source: Source, demuxer: str, job: dict) -> av.container.Inpu
     try:
         return av.open(
             source,
+            mode="r",
             format=demuxer,
             options=options,
             metadata_errors="replace",
@@ -94,12 +96,18 @@ def check_size(picture: av.VideoFrame | av.VideoCodecContext, pixels: int) -> No
         raise Refused("too_large", width=picture.width, height=picture.height)
 
 
+def unit(stream: av.VideoStream) -> Fraction:
+    """Seconds of one step of the track's stamps."""
+    assert stream.time_base is not None  # FFmpeg gives every track one
+    return stream.time_base
+
+
 def timeline(stream: av.VideoStream, container: av.container.InputContainer, demuxer: str, size: int) -> Timeline:
     """What the container says of this track's seconds."""
     zero = second_zero(stream, container, demuxer)
     rate = stream.guessed_rate
     ends = track_end(stream, container, demuxer, size, zero)
-    return Timeline(stream.time_base, rate, zero, ends, demuxer in PLAYERS, demuxer in SENDERS)
+    return Timeline(unit(stream), rate, zero, ends, demuxer in PLAYERS, demuxer in SENDERS)
 
 
 def second_zero(stream: av.VideoStream, container: av.container.InputContainer, demuxer: str) -> int | None:
@@ -111,8 +119,8 @@ def second_zero(stream: av.VideoStream, container: av.container.InputContainer, 
         return 0
     if demuxer == "avi" or stream.start_time is None or container.start_time is None:  # AVI counts pictures as stored
         return None
-    zero = round(container.start_time / av.time_base / stream.time_base)
-    return zero if 0 <= (stream.start_time - zero) * stream.time_base <= 60 else None
+    zero = round(container.start_time / av.time_base / unit(stream))
+    return zero if 0 <= (stream.start_time - zero) * unit(stream) <= 60 else None
 
 
 def track_end(
@@ -120,7 +128,7 @@ def track_end(
 ) -> float | None:
     """Second at which the header lets the track end, or None where it is silent, or at odds with the index or the
     file's size."""
-    start = float(((stream.start_time or 0) - (zero or 0)) * stream.time_base) if zero is not None else 0.0
+    start = float(((stream.start_time or 0) - (zero or 0)) * unit(stream)) if zero is not None else 0.0
     seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
     if seconds is None and container.duration:
         seconds = container.duration / av.time_base
@@ -128,7 +136,7 @@ def track_end(
         return None
     entries = stream.index_entries
     if demuxer == "mov" and len(entries) > 1:
-        indexed = float((entries[len(entries) - 1].timestamp - entries[0].timestamp) * stream.time_base)
+        indexed = float((entries[len(entries) - 1].timestamp - entries[0].timestamp) * unit(stream))
         if abs(seconds - indexed) > 10 + 0.2 * seconds:
             return None
     return seconds if demuxer == "matroska" else start + seconds  # Matroska's durations are ends

@@ -19,7 +19,7 @@ QUARTERS: tuple[Matrix, ...] = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0,
 def display_matrix(frame: av.VideoFrame) -> Matrix:
     """(a, b, c, d): a stored point (x, y) is shown at (a x + c y, b x + d y). Identity where the file says nothing."""
     try:
-        side = frame.side_data.get(Type.DISPLAYMATRIX)
+        side = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV's stub forgets Type keys
         if side is None or side.buffer_size < 36:
             return QUARTERS[0]
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])

@@ -19,6 +19,7 @@ from .container import (
     open_container,
     player_end,
     timeline,
+    unit,
 )
 from .pictures import Painter
 from .savings import Group, Plan, Saver, grouped, with_neighbours
@@ -83,7 +84,7 @@ class Reader:
         self.context.thread_type = "AUTO"
         self.spares, cuts = codec in NONREF, codec in CUTTABLE
         saves = self.job["skim"] and self.job["fps"] and (self.spares or cuts) and not self.counted
-        self.saver = Saver(float(1 / stream.time_base), self.on_a_tick, cuts) if saves else None
+        self.saver = Saver(float(1 / unit(stream)), self.on_a_tick, cuts) if saves else None
 
     def on_a_tick(self, start: int, end: int) -> bool:
         """Whether a picture shown between these stamps is on the screen at a tick."""
@@ -226,7 +227,8 @@ class Reader:
         if not self.counted:
             yield from self.shown()
             return
-        waiting, counts = deque(), []
+        waiting: deque[tuple[Any, int | None]] = deque()
+        counts: list[int] = []
         for picture, pts, duration in self.shown():
             waiting.append((picture, duration))
             if pts is not None:

@@ -40,7 +40,8 @@ class Plan:
 
 def grouped(packets: Iterable[Any]) -> Iterator[Group]:
     """Packets cut at keyframes, and where a group grows too long."""
-    held, size = [], 0
+    held: list[Any] = []
+    size = 0
     for packet in packets:
         if held and (packet.is_keyframe or len(held) >= MAX_PACKETS or size > MAX_BYTES):
             yield group(held)
@@ -95,15 +96,18 @@ class Saver:
 
         A stamp that is not where its picture is shown lies close to another one, or beyond its group.
         """
-        if not all(g.stamps for g in groups):
+        stamps = [g.stamps or [] for g in groups]
+        if not all(stamps):
             return False
-        steps = [b - a for a, b in itertools.pairwise(itertools.chain.from_iterable(g.stamps for g in groups))]
+        steps = [b - a for a, b in itertools.pairwise(itertools.chain.from_iterable(stamps))]
         return 0 < max(steps) <= self.second and min(steps) >= 0.5 * statistics.median_low(steps) > 0
 
     def wanted(self, group: Group, after: Group) -> set[int]:
         """Stamps of the pictures on the screen at a tick."""
+        assert group.stamps is not None and after.stamps is not None  # of even groups
         return {a for a, b in itertools.pairwise([*group.stamps, after.stamps[0]]) if self.wants(a, b)}
 
     def needs_previous(self, group: Group) -> bool:
         """Whether a picture that needs the group before is wanted."""
+        assert group.stamps is not None  # of an even group
         return any(self.wants(a, b) for a, b in itertools.pairwise(group.stamps[: group.leading + 1]))

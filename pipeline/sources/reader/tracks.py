@@ -42,7 +42,8 @@ class Tracks:
 
     def __init__(self, fd: int, demuxer: str, job: dict) -> None:
         self.fd, self.demuxer, self.job = fd, demuxer, job
-        self.unread, self.looks, self.found = "", 0, None
+        self.unread, self.looks = "", 0
+        self.found: Track | None = None
         self.last = self.size = 0  # where the newest packet lies, and how long it is
         self.stamp: int | None = None
         self.recent: deque[int] = deque(maxlen=SILENT + LATE)  # where the newest packets lie
@@ -58,7 +59,8 @@ class Tracks:
         if not self.changes or packet.pos is None:
             return False
         at, stamp = reader.source.start + packet.pos, packet.dts if packet.dts is not None else packet.pts
-        paused = None not in (stamp, self.stamp) and (stamp - self.stamp) * packet.time_base > PAUSE
+        before = self.stamp
+        paused = stamp is not None and before is not None and (stamp - before) * packet.time_base > PAUSE
         if paused and at > self.last + self.size + TAIL and self.look(reader, self.last + 188):
             return True
         self.last, self.size, self.stamp = at, packet.size, stamp
