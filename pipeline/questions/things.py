@@ -74,8 +74,8 @@ def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def named_things(text: str) -> Things:
     """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
-    coco: set[str] = set()
-    classes: set[str] = set()
+    coco: set[int] = set()
+    classes: set[int] = set()
     words_of, i = re.findall(r"[a-z]+", text.lower()), 0
     while i < len(words_of):
         for size in (3, 2, 1):
