@@ -19,7 +19,13 @@ def measure_baseline(shapes: Shapes, machine: Machine, stops: list[int], per_chu
     model = TransformerModel(net, eyes, None, "Qwen2-VL-7B, published shapes", stops[-1] * shapes.pair_tokens)
     model.watch(VideoChunk(frames_of(shapes, 0, per_chunk)), model.start())
     reset_peak_memory()
-    found = {"name": model.name, "backend": model.backend, "weights": bytes_of(net), "watched": [], "stopped": ""}
+    found: dict[str, Any] = {
+        "name": model.name,
+        "backend": model.backend,
+        "weights": bytes_of(net),
+        "watched": [],
+        "stopped": "",
+    }
     state, spent = model.start(), 0.0
     for stop in stops:
         try:
@@ -39,7 +45,12 @@ def measure_one_pass(shapes: Shapes, machine: Machine, stops: list[int]) -> dict
     """
     net = _built(shapes, machine)
     net.model.set_attn_implementation("sdpa")
-    found = {"name": "Qwen2-VL-7B, published shapes, one pass", "weights": bytes_of(net), "watched": [], "stopped": ""}
+    found: dict[str, Any] = {
+        "name": "Qwen2-VL-7B, published shapes, one pass",
+        "weights": bytes_of(net),
+        "watched": [],
+        "stopped": "",
+    }
     _pass(net, shapes, machine, 2)
     for stop in stops:
         try:
@@ -55,6 +66,7 @@ def _pass(net: Qwen2VL, shapes: Shapes, machine: Machine, frames: int) -> tuple[
     """Seconds of a pass over that many frames' tokens, and the bytes of keys and values it leaves."""
     reset_peak_memory()
     seen = ReadyTokens(shapes, machine, frames).tokens(frames_of(shapes, 0, frames))
+    assert seen.positions is not None  # three to a token
     places_31T = seen.positions[:, None].to(machine.device)
 
     def once() -> int:

@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
     from pipeline.layers.vamba import Vamba
     from pipeline.models.transformer import Qwen2VL
     from pipeline.stream import StreamState
@@ -22,10 +24,11 @@ def bytes_of(module: nn.Module) -> int:
     return sum(p.nbytes for p in {id(p): p for p in module.parameters()}.values())
 
 
-def _column(net: Vamba) -> Iterator[nn.Parameter]:
+def _column(net: Vamba) -> Iterator[Tensor]:
     """The matrices every video token passes: keys and values of each cross-attention, projections of live mixers."""
     for i in net.cfg.cross_layers:
         layer = net.layers[i]
+        assert layer.cross_attn is not None  # of a cross layer
         yield from (layer.cross_attn.k_proj.weight, layer.cross_attn.v_proj.weight)
         if i != net.cfg.cross_layers[-1] and layer.vision_mixer is not None:
             yield from (layer.vision_mixer.mixer.in_proj.weight, layer.vision_mixer.mixer.out_proj.weight)
@@ -40,7 +43,7 @@ def column_bytes(net: Vamba) -> int:
     return sum(weight.nbytes for weight in _column(net))
 
 
-def _text(net: Vamba) -> Iterator[nn.Parameter]:
+def _text(net: Vamba) -> Iterator[Tensor]:
     """The matrices an answer's token passes."""
     for name, weight in net.named_parameters():
         video = re.search(r"vision_mixer|visual|embed_tokens|cross_attn\.[kv]_proj", name)
@@ -58,7 +61,7 @@ def answer_flops(net: Vamba, tokens: int, state: StreamState) -> int:
     return tokens * (attention + sum(2 * weight.numel() for weight in _text(net)))
 
 
-def tower_flops(tower: nn.Module, pair_tokens: int) -> int:
+def tower_flops(tower: Qwen2VisionTransformerPretrainedModel, pair_tokens: int) -> int:
     """Of one pair of frames."""
     merge = tower.spatial_merge_size**2
     patches, width = pair_tokens * merge, tower.config.embed_dim

@@ -53,7 +53,8 @@ def written(folder: Path, config: dict[str, Any], device: torch.device, shard: i
     parts = _parts({name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}, shard)
     _check_room(folder, sum(map(sum, (part.values() for part in parts))))
     folder.mkdir(parents=True, exist_ok=True)
-    held, generator = {}, torch.Generator(device).manual_seed(0)
+    held: dict[str, str] = {}
+    generator = torch.Generator(device).manual_seed(0)
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         save_file({name: random_weight(name, shapes[name], generator).cpu() for name in part}, folder / file)

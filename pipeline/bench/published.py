@@ -80,7 +80,7 @@ def measure_published(
     if int8:
         parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
     question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
-    document = {
+    document: dict[str, Any] = {
         "conditions": {
             "fps": 1.0,
             "frames_per_chunk": frames,

@@ -103,6 +103,7 @@ class Scribe:
     def answer(self, example: Example, verdict: Verdict, episode: Episode) -> str:
         if verdict.plan == "list":  # a summary is written moment by moment
             picture = int(episode.frames[verdict.frames[0], 0])
+            assert verdict.time is not None  # of the moment it tells of
             stamp = example.answer.split("; ")[list(example.note_times).index(verdict.time)].split(" ")[0]
             return f"{stamp} {self.world.short(picture)}."
         return example.answer
@@ -162,10 +163,10 @@ class Scribe:
             question, said, answer = self.drill(said, rng)
         start = self.head + (self.ids(history) if history else [])
         asked = self.ids(TURN.format(question=question))
-        told = self.ids(note(verdict, said, float(example.asked_at)) + ANSWER)
+        noted = self.ids(note(verdict, said, float(example.asked_at)) + ANSWER)
         written = self.ids(answer + END)
         q0, q1 = len(start), len(start) + len(asked)
-        return start + asked + told + written, q0, q1, q1 + len(told), verdict
+        return start + asked + noted + written, q0, q1, q1 + len(noted), verdict
 
 
 class Batches(IterableDataset):
@@ -241,7 +242,8 @@ class Batches(IterableDataset):
         contrast_of: (rows,) the question whose prompt and evidence a row has. A group is GROUP x GROUP rows: the first
         question with every answer, then the second.
         """
-        shows, seen, chosen = columns.pop("shows"), set(), []
+        shows, seen = columns.pop("shows"), set()
+        chosen: list[int] = []
         for i in rng.permutation(len(shows)):
             if shows[i] and shows[i] not in seen and len(chosen) < GROUP * self.contrasts:
                 seen.add(shows[i])

@@ -116,7 +116,8 @@ class StockChat:
         config = LlamaConfig(**json.loads((assets / "lm-config.json").read_text()))
         self.lm = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=lm_weights(assets)).eval()
         self.end = self.tokenizer.convert_tokens_to_ids(END)
-        self.cache, self.held = DynamicCache(), []  # held: the prompt whose keys and values the cache begins with
+        self.cache = DynamicCache()
+        self.held: list[int] = []  # the prompt whose keys and values the cache begins with
 
     def prompt(self, message: str) -> list[int]:
         chat = [{"role": "user", "content": message}]

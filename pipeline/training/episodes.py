@@ -56,7 +56,7 @@ class Episode:
 def _lengths(frames: int, dice: Dice) -> list[int]:
     """Seconds of each shot, summing to `frames`: mostly 2-12 s; one video in eight is slow, with shots up to 40 s."""
     low, high = dice.pick(((2, 12), (2, 12), (2, 5), (3, 8), (6, 12), (2, 12), (4, 12), (10, 40)))
-    lengths = []
+    lengths: list[int] = []
     while (left := frames - sum(lengths)) > 0:
         length = dice.between(low, high)
         lengths.append(length if left - length >= 2 else left)

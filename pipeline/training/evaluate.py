@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,10 @@ def judge_choices(e, episode, asked, verdicts, kept, index, cells, rng, variants
         q, v = asked[i], verdicts[i]
         now = upto(index, q.asked_at + 1)
         other = tuple(int(f) for f in rng.integers(0, q.asked_at + 1, READ))
-        forms = {"full": (v, v.frames, None), "blank": (v, (blank,), [])}
+        forms: dict[str, tuple[Verdict, tuple[int, ...], list | None]] = {
+            "full": (v, v.frames, None),
+            "blank": (v, (blank,), []),
+        }
         if variants and not e.net.cfg.twin:
             forms |= {"words": (v, (blank,), None), "shuffled": (v._replace(frames=other), other, None)}
         for name, (verdict, read, said) in forms.items():
@@ -148,7 +152,8 @@ def judge_shots(e, episode, q, verdict: Verdict, kept, index, cells, rng) -> Non
     many moments says little about one (Li et al. 2016, arXiv 1510.03055); the blank memory, which no training has seen,
     measures that worse.
     """
-    now, told = upto(index, q.asked_at + 1), {}
+    now = upto(index, q.asked_at + 1)
+    told: dict[str, Any] = {}
     for s in episode.shots:
         picture = e.world.pictures[s.picture]
         told |= dict.fromkeys(picture.captions or (e.world.label(s.picture).lower() + ".",), s)
@@ -167,7 +172,7 @@ def judge_shots(e, episode, q, verdict: Verdict, kept, index, cells, rng) -> Non
     cells[f"{q.recipe}_of_shots"].values.append(int(owed.argmax()) == 0)
 
 
-def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[float, float, float]]:
+def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[float, ...]]:
     """Fit sigmoid(a * margin + b + c * ln shots) on dev pictures: for finding, for yes/no, and for one shot."""
     rng, rows = np.random.default_rng(seed), defaultdict(list)
     e.cut = fit_cut(e, split, np.random.default_rng(seed))
@@ -186,7 +191,9 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
                 newest = fitted.frames[list(e.planner.newest(now))]
                 margin = float(np.log(np.exp(newest).mean())) if kind == "here" else float(fitted.shots.max())
                 rows[kind].append((margin, math.log(len(fitted.shots)), 0.0 if q.absent else 1.0))
-    fitted = {kind: fit(np.array(values), with_length=kind != "here") for kind, values in rows.items()}
+    fitted: dict[str, tuple[float, ...]] = {
+        kind: fit(np.array(values), with_length=kind != "here") for kind, values in rows.items()
+    }
     # Refusing what was there is worse than guessing: at most 8 % of what is present may be refused.
     a, b, c = fitted["find"]
     present = np.array([r for r in rows["find"] if r[2] == 1])
@@ -197,13 +204,14 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
 
 def fit_cut(e: Evaluator, split: np.ndarray, rng) -> float:
     """The novelty from which a new shot begins: best F1 against the true cuts of a few videos."""
-    found, true = [], []
+    novelties: list[np.ndarray] = []
+    cuts: list[np.ndarray] = []
     for _ in range(20):
         episode = generate(e.world, split, rng, 300, 1, "dev")
         rows = torch.from_numpy(episode.frames[:, 0].astype(np.int64) * VIEWS + episode.frames[:, 1]).to(e.device)
-        found.append((1 - (e.pooled[rows][1:] * e.pooled[rows][:-1]).sum(-1)).float().cpu().numpy())
-        true.append(np.diff(episode.shot_of_frame) > 0)
-    found, true = np.concatenate(found), np.concatenate(true)
+        novelties.append((1 - (e.pooled[rows][1:] * e.pooled[rows][:-1]).sum(-1)).float().cpu().numpy())
+        cuts.append(np.diff(episode.shot_of_frame) > 0)
+    found, true = np.concatenate(novelties), np.concatenate(cuts)
     grid = np.linspace(0.05, 0.9, 86)
     f1 = [2 * (true & (found > g)).sum() / max(1, true.sum() + (found > g).sum()) for g in grid]
     print(f"cuts: best F1 {max(f1):.3f}, within shots {np.quantile(found[~true], [0.5, 0.9, 0.99])}", flush=True)
@@ -255,13 +263,13 @@ def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
     return out
 
 
-def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, float]:
+def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, object]:
     """Classes never trained: is the class named? Beside it, how often the tower's best word is right."""
     kept, index = e.watch(np.array(chosen) * VIEWS)
     verdicts = [Verdict("now", (i,), float(i % 60)) for i in range(len(chosen))]
     prompts = [e.prompt("What object is this?", v, index, v.time) for v in verdicts]
     said = e.write(prompts, kept, len(chosen), [len(chosen) - 1] * len(chosen), [(i,) for i in range(len(chosen))], 16)
-    wanted = [e.world.pictures[p].label.lower() for p in chosen]
+    wanted = [e.world.pictures[p].label.lower() for p in chosen]  # type: ignore[union-attr]  # they are of classes
     tower = [labels()["imagenet"][int(c)].lower() for c in index.features.classes[:, 0]]
     return {
         "named": round(float(np.mean([w in s.lower() for w, s in zip(wanted, said)])), 3),

@@ -74,7 +74,7 @@ def window(picture, shot: Shot, progress: float):
     left = min(max(x * columns - width / 2, 0), columns - width)  # a window never leaves the photograph
     top = min(max(y * rows - height / 2, 0), rows - height)
     zoom = WIDTH / width
-    move = np.float32([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]])
+    move = np.array([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]], np.float32)
     return cv2.warpAffine(picture, move, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 

@@ -128,7 +128,7 @@ def straighten(rows: Tensor, heads: int) -> Tensor:
 
 def lm_tensors(meta: dict[str, Any], raw: dict[str, tuple[int, np.ndarray]]) -> dict[str, Tensor]:
     """The language model as it goes into the files: 4-bit matrices, a 6-bit embedding, norms in float32."""
-    out = {}
+    out: dict[str, Tensor] = {}
     heads = {"attn_q": meta["llama.attention.head_count"], "attn_k": meta["llama.attention.head_count_kv"]}
     for name, (kind, rows) in raw.items():
         plain, part = plain_name(name), name.split(".")[-2]
@@ -167,7 +167,8 @@ def lm_config(meta: dict[str, Any]) -> dict[str, Any]:
 
 def shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Consecutive groups of at most SHARD_BYTES; the parts of one matrix may fall into two of them."""
-    group, size = {}, 0
+    group: dict[str, Tensor] = {}
+    size = 0
     for name, tensor in tensors.items():
         if group and size + tensor.nbytes > SHARD_BYTES:
             yield group
@@ -220,8 +221,8 @@ def folded(weights: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Te
     return weights[f"{conv}.weight"] * scale[:, None, None, None], shift
 
 
-def fill(conv: torch.nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Copy weight and bias into a layer; their shapes must match."""
+def fill(conv: Any, weight: Tensor, bias: Tensor) -> None:
+    """Copy weight and bias into a convolution or linear layer; their shapes must match."""
     with torch.no_grad():
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
@@ -232,6 +233,7 @@ def fill_classifier(tower: FrameTower, weights: dict[str, Tensor]) -> None:
     net = tower.classifier
     fill(net.stem, *folded(weights, "_conv_stem", "_bn0"))
     for i, block in enumerate(net.blocks):
+        assert isinstance(block, LiteBlock)
         fill_block(block, weights, f"_blocks.{i}")
     fill(net.head, *folded(weights, "_conv_head", "_bn1"))
     fill(net.fc, weights["_fc.weight"], weights["_fc.bias"])
@@ -267,8 +269,8 @@ def fill_detector(tower: FrameTower, folder: Path) -> None:
     convs = {node["name"].rpartition("/")[2]: node for node in nodes if node["op"] == "Conv2D"}
     for i, layer in enumerate(layers):
         node = convs[f"convolution_{i}" if i else "convolution"]
-        kernel, bias = arrays[node["input"][1]], arrays[by_input[node["name"]]["input"][1]]
-        kernel = torch.from_numpy(kernel).permute(3, 2, 0, 1)
+        bias = arrays[by_input[node["name"]]["input"][1]]
+        kernel = torch.from_numpy(arrays[node["input"][1]]).permute(3, 2, 0, 1)
         fill(layer, kernel.flip(1) if i == 0 else kernel, torch.from_numpy(bias))  # the published stem reads BGR
 
 

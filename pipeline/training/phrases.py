@@ -50,7 +50,9 @@ def _concept(line: str) -> Concept:
     head, words = line.split(": ", 1)
     head, _, doubts = head.partition(" ? ")
     head, _, parents = head.partition(" > ")
-    flags, said, name = re.match(r'([~-]*) ?(?:"(.+)" )?(.*)', head.strip()).groups()
+    found = re.match(r'([~-]*) ?(?:"(.+)" )?(.*)', head.strip())
+    assert found is not None  # every part may be empty
+    flags, said, name = found.groups()
     noun, _, plural = name.replace("_", " ").partition("/")
     one = said or (noun if "-" in flags else article(noun))
     all_words = frozenset(itertools.chain.from_iterable(plurals(w) for w in words.split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,8 @@ class Dice:
     """Quick draws from a numpy Generator: one block of uniforms at a time, as single draws cost microseconds each."""
 
     def __init__(self, rng: np.random.Generator, block: int = 1024) -> None:
-        self.rng, self.block, self.left = rng, block, []
+        self.rng, self.block = rng, block
+        self.left: list[float] = []
 
     def uniform(self) -> float:
         if not self.left:
@@ -77,7 +79,7 @@ class Dice:
     def chance(self, p: float) -> bool:
         return self.uniform() < p
 
-    def pick(self, items: Sequence):
+    def pick(self, items: Sequence[Any] | np.ndarray) -> Any:
         return items[self.below(len(items))]
 
     def weighted(self, weights: np.ndarray) -> int:

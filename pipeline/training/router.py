@@ -189,7 +189,7 @@ def sayer(router: Router) -> Callable[[str], str]:
 
 def write(net: RouterNet, encoder: dict, kinds: Sequence[str], words: Sequence[str], folder: Path) -> None:
     """`router.json` and `router.safetensors`: the table of words in 6 bits, other matrices in 8, the rest float16."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in net.state_dict().items():
         bits = EMBEDDING_BITS if "word_embeddings" in name else BITS
         if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:

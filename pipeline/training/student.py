@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
+from pipeline.questions.locator import Located
 from pipeline.towers.frame_tower import ASSETS, FrameFeatures
 from pipeline.training.batches import GROUP
 from pipeline.training.episodes import VIEWS
@@ -23,7 +25,7 @@ from pipeline.weights.shipped import lm_weights
 
 LORA_RANK = 16
 RANK_DROPOUT = 0.1  # of the low-rank changes, whole ranks at a time
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "cross_layers": [12, 16, 20, 24, 28], "locate_layer": 12, "locate_depth": 2, "cut": 0.3, "lora_scale": 2.0,
     "use_alpha_balancing": True, "attention_bias": False,
     "vision_mamba_mixer_config": {"d_state": 64, "headdim": 64, "expand": 2, "chunk_size": 64},
@@ -42,7 +44,7 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(rows, LORA_RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.lora_a
+        a: Tensor = self.lora_a
         if self.training:
             a = a * F.dropout(a.new_ones(LORA_RANK, 1), RANK_DROPOUT)
         return F.linear(x, self.weight + ((self.lora_b @ a) * CONFIG["lora_scale"]).to(self.weight.dtype))
@@ -62,6 +64,7 @@ def build(twin: bool, mixers: bool, seed: int, assets: Path = ASSETS) -> tuple[d
     assert not unexpected and all("cross_attn" in k or "mixer" in k or "alpha" in k or "lm_head" in k for k in missing)
     for i in net.cfg.vamba.cross_layers:
         layer = net.vamba.layers[i]
+        assert layer.cross_attn is not None  # of a cross layer
         layer.cross_attn.load_state_dict(layer.self_attn.state_dict())
         layer.alpha.data.fill_(0.9)
     return config, net
@@ -76,6 +79,7 @@ def with_lora(vamba: Vamba, frozen_dtype: torch.dtype) -> None:
             norm.to(frozen_dtype).requires_grad_(False)
         for part in (layer.self_attn, layer.mlp):
             for name, linear in list(part.named_children()):
+                assert isinstance(linear, nn.Linear)
                 setattr(part, name, LoRALinear(linear.to(frozen_dtype)))
 
 
@@ -141,7 +145,7 @@ class Trainer(nn.Module):
         self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
         return h
 
-    def question(self, ids: Tensor, q0: Tensor, q1: Tensor, attend, rope) -> tuple[Tensor, object]:
+    def question(self, ids: Tensor, q0: Tensor, q1: Tensor, attend, rope) -> tuple[Tensor, Located]:
         """Hidden states (Q, L, D) at the locator and what it reads from the question's tokens q0..q1."""
         h = self.net.vamba.model.embed_tokens(ids)
         h = self.net.vamba.read(h, rope, attend, None, range(self.net.cfg.locate_layer))
@@ -261,7 +265,7 @@ class Trainer(nn.Module):
         rope = self.net.vamba.rope(
             torch.arange(ids.shape[1], device=ids.device), self.net.vamba.model.embed_tokens.weight.dtype
         )
-        start = torch.full_like(batch["pair_q1"], batch["head"])
+        start = torch.full_like(batch["pair_q1"], int(batch["head"]))
         _, located = self.question(ids, start, batch["pair_q1"], _causal, rope)
         scores = self.net.locator.scores(located.query, keys[:, 0]).float()
         same = picture[:, None] == picture

@@ -115,7 +115,8 @@ def save(net: EmbeddedNet, config: dict, out: Path, also: dict | None = None, sh
     """Write config.json and trained-0000i.safetensors in bf16: what was trained, and `also` some more."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    group, size, number = {}, 0, 1
+    group: dict[str, Tensor] = {}
+    size, number = 0, 1
     for name, p in (trained(net) | (also or {})).items():
         tensor = p.to("cpu", torch.bfloat16).contiguous()
         if group and size + tensor.nbytes > shard_bytes:
@@ -201,7 +202,8 @@ def train(args, config: dict, trainer: Trainer, loaders, device: torch.device, f
     step = restore(args, trainer, optimiser, average, out)
     batches, head = iter(loaders[0]), loaders[2]
     held = list(itertools.islice(loaders[1], HELD_BATCHES))  # always the same, so that their losses can be compared
-    table, sums, saved = Table(out / "log.tsv"), {}, time.monotonic()
+    table, saved = Table(out / "log.tsv"), time.monotonic()
+    sums: dict[str, list[Tensor]] = {}
 
     def judge() -> None:
         average.swap()
@@ -242,7 +244,8 @@ def step_once(trainer, optimiser, batch, factor: float, head: int, device) -> di
     for group in optimiser.param_groups:
         group["lr"] = group["base"] * factor
     losses = measure(trainer, batch, head, device)
-    loss = sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
+    weighed = (weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
+    loss = sum(weighed, start=torch.zeros((), device=device))
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)

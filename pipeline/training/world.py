@@ -150,7 +150,7 @@ class World:
         named = self.mentions[~self.vague] >= 2
         self.share = named.mean(0) if len(named) else np.zeros(len(self.concepts))
         words = {w for c in captions for w in WORD.findall(c.lower())}
-        self.rare_label = np.array([bool(p.label) and not set(WORD.findall(p.label.lower())) & words for p in pictures])
+        self.rare_label = np.array([bool(p.label and not set(WORD.findall(p.label.lower())) & words) for p in pictures])
 
     def _index(self) -> dict[str, tuple[list[int], list[int]]]:
         """word -> (concepts it names with their parents, concepts it leaves in doubt)."""
