@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-if TYPE_CHECKING:  # numpy costs 0.1 s at import; the annotations do not need it
+if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
     import numpy as np
+    from torch import Tensor
 
 B = TypeVar("B")  # what one system's stream carries
 LARGEST_CHUNK = 16  # frames a chunk while catching up, where a model offers no better number
@@ -125,22 +126,32 @@ class Answer:
 class StreamState(Generic[B]):
     """Everything seen so far. Holding one *is* a snapshot: later watching or asking never changes it.
 
-    backbone: what the model carries from chunk to chunk (mixer states for Vamba, keys and values for a transformer).
-    memory: what the decoder may look at; None where the backbone is the memory.
+    inner: what one system carries from chunk to chunk and what its decoder may look at; a frozen value of its own.
     held: frames that wait for a partner (Qwen2-VL's tower encodes pairs); they count as seen: a question flushes them.
+    host_bytes: of `memory_bytes`, those that lie in the computer's memory instead of the GPU's.
     dropped: memory slots or tokens that a limit has evicted or merged so far, and `dropped_note` says it in words.
     """
 
-    backbone: Any = None
-    memory: Any = None
+    inner: B
     held: tuple[Frame, ...] = ()
     frames: int = 0
     seen_until: float = 0.0
     state_bytes: int = 0  # constant for a recurrent backbone
     memory_bytes: int = 0  # grows with the video unless a policy bounds it
+    host_bytes: int = 0
     dropped: int = 0
     dropped_note: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A state fit to be written and sent: tensors on the CPU by name, and the rest as JSON."""
+
+    tensors: dict[str, Tensor]
+    document: dict[str, JSON]
 
 
 class Model(ABC, Generic[B]):
@@ -178,3 +189,11 @@ class Model(ABC, Generic[B]):
     def is_finite(self, state: StreamState[B]) -> bool:
         """Whether what the state carries on are numbers: one NaN in a recurrent state stays for ever."""
         return True
+
+    def pack(self, state: StreamState[B]) -> Packed:
+        """All of the state. Watching on after `unpack` is, bit for bit, watching on (same device, same cuts)."""
+        raise UserError(f"A stream of {self.name} cannot be kept, so nothing was; watch the video again instead.")
+
+    def unpack(self, packed: Packed) -> StreamState[B]:
+        """The state that was packed, sharing nothing with `packed`. UserError for another model's or a damaged one."""
+        raise UserError(f"A stream of {self.name} cannot be kept, so none can go on; watch the video again instead.")

@@ -33,7 +33,7 @@ class FakeModel(Model):
         self.watching = False
 
     def start(self) -> StreamState:
-        return StreamState(backbone=(), state_bytes=self.constant)
+        return StreamState((), state_bytes=self.constant)
 
     def chunk_frames(self, backlog: int) -> int:
         return min(backlog, 4)
@@ -51,7 +51,7 @@ class FakeModel(Model):
         seen = tuple((frame.time, tuple(int(c) for c in frame.rgb.mean((0, 1)))) for frame in chunk.frames)
         return replace(
             state,
-            backbone=state.backbone + seen,
+            inner=state.inner + seen,
             frames=state.frames + len(seen),
             seen_until=chunk.seen_until,
             memory_bytes=state.memory_bytes + self.grow * len(seen),
@@ -60,9 +60,9 @@ class FakeModel(Model):
     def ask(self, question, state, sampling):
         """`F frames, last (r, g, b), N turns before: the question`, resting on the middle of what was seen."""
         self.samplings.append(sampling)
-        times = np.array([at for at, _ in state.backbone])
+        times = np.array([at for at, _ in state.inner])
         weights = np.exp(-0.5 * ((times - times.mean()) / 1.5) ** 2)
-        last, turns = state.backbone[-1][1], len(question.history)
+        last, turns = state.inner[-1][1], len(question.history)
         words = f"{state.frames} frames, last {last}, {turns} turns before: {question.text}"
         for index, word in enumerate(words.split(" ")):
             time.sleep(self.token_s)
@@ -98,7 +98,7 @@ def ended(session) -> bool:
 
 def seen(session, model: int = 0) -> tuple:
     """(second, mean colour) of every frame a model of the session has seen."""
-    return session.watch.viewing(model).state.backbone
+    return session.watch.viewing(model).state.inner
 
 
 def asked(session, text: str, model: int = 0, at: float | None = None):

@@ -190,16 +190,16 @@ def answer(model: VambaModel, state: StreamState, question: Question = QUESTION)
 
 
 def logits(model: VambaModel, state: StreamState) -> torch.Tensor:
-    return TextDecoder(model.net, model._flushed(state).memory).feed([3, 4, 5])
+    return TextDecoder(model.net, model._flushed(state).inner.memory).feed([3, 4, 5])
 
 
 def assert_same_seen(model, a: StreamState, b: StreamState, tolerance: float) -> None:
-    for x, y in zip(a.backbone, b.backbone, strict=True):
+    for x, y in zip(a.inner.states, b.inner.states, strict=True):
         assert gap(x.ssm, y.ssm) < tolerance
         assert gap(x.conv, y.conv) < tolerance
-    assert gap(a.memory.log.tensor("k"), b.memory.log.tensor("k")) < tolerance
-    assert gap(a.memory.log.tensor("v"), b.memory.log.tensor("v")) < tolerance
-    assert a.memory.times.tolist() == b.memory.times.tolist()
+    assert gap(a.inner.memory.log.tensor("k"), b.inner.memory.log.tensor("k")) < tolerance
+    assert gap(a.inner.memory.log.tensor("v"), b.inner.memory.log.tensor("v")) < tolerance
+    assert a.inner.memory.times.tolist() == b.inner.memory.times.tolist()
     assert gap(logits(model, a), logits(model, b)) < tolerance
     plain = ("frames", "seen_until", "state_bytes", "memory_bytes", "dropped")
     assert [getattr(a, name) for name in plain] == [getattr(b, name) for name in plain]
@@ -224,7 +224,7 @@ def test_cutting_frames_never_changes_what_a_policy_kept(policy, cut, clip, tiny
     model = tiny_model(torch.float64, policy=policy)
     whole = watch_all(model, clip(30), [slice(0, 30)])
     assert whole.dropped > 0
-    assert whole.dropped + len(whole.memory) == 45
+    assert whole.dropped + len(whole.inner.memory) == 45
     assert "dropped" in whole.dropped_note
     for seed in range(3):
         assert_same_seen(model, watch_all(model, clip(30), cut(30, seed)), whole, 1e-9)
@@ -235,9 +235,9 @@ def test_a_stream_that_forgets_its_mixers_is_found_out(lost, clip, tiny_model, w
     model = tiny_model(torch.float64)
     whole = watch_all(model, clip(20), [slice(0, 20)])
     half = watch_all(model, clip(20), [slice(0, 10)])
-    blank = [s._replace(**{lost: torch.zeros_like(getattr(s, lost))}) for s in half.backbone]
-    forgetful = model.watch(VideoChunk(clip(20)[10:]), replace(half, backbone=tuple(blank)))
-    assert gap(forgetful.memory.log.tensor("k"), whole.memory.log.tensor("k")) > 1e-2
+    blank = [s._replace(**{lost: torch.zeros_like(getattr(s, lost))}) for s in half.inner.states]
+    forgetful = model.watch(VideoChunk(clip(20)[10:]), replace(half, inner=replace(half.inner, states=tuple(blank))))
+    assert gap(forgetful.inner.memory.log.tensor("k"), whole.inner.memory.log.tensor("k")) > 1e-2
     assert gap(logits(model, forgetful), logits(model, whole)) > 1e-3
 
 
@@ -262,8 +262,8 @@ def test_a_held_frame_counts_as_seen_when_asked(clip, tiny_model, watch_all):
 
 
 def copied(state: StreamState) -> list[torch.Tensor]:
-    tensors = [t.clone() for s in state.backbone for t in s]
-    return tensors + [state.memory.log.tensor(name).clone() for name in state.memory.log.fields]
+    tensors = [t.clone() for s in state.inner.states for t in s]
+    return tensors + [state.inner.memory.log.tensor(name).clone() for name in state.inner.memory.log.fields]
 
 
 def test_a_snapshot_is_never_changed(cut, clip, tiny_model, watch_all):
@@ -329,7 +329,7 @@ def test_state_is_constant_and_memory_is_linear(eight_bit, clip, tiny_model):
     state, states, memories = model.start(), [], []
     for i in range(0, 24, 4):
         state = model.watch(VideoChunk(frames[i : i + 4]), state)
-        states.append(sum(t.untyped_storage().nbytes() for s in state.backbone for t in s))
+        states.append(sum(t.untyped_storage().nbytes() for s in state.inner.states for t in s))
         memories.append(state.memory_bytes)
         assert state.state_bytes == states[-1]
     assert len(set(states)) == 1
@@ -341,7 +341,7 @@ def test_eight_bit_streams_are_cut_invariant_too(cut, clip, tiny_model, watch_al
     model = tiny_model(torch.float64, eight_bit=True)
     whole = watch_all(model, clip(24), [slice(0, 24)])
     pieces = watch_all(model, clip(24), cut(24, 1))
-    a, b = (s.memory.log.tensor("k").int() for s in (whole, pieces))
+    a, b = (s.inner.memory.log.tensor("k").int() for s in (whole, pieces))
     assert (a - b).abs().max() <= 1
     assert (a != b).float().mean() < 1e-3
 

@@ -34,17 +34,17 @@ class ColourModel(Model):
         self.drawn = self.closed = 0
 
     def start(self) -> StreamState:
-        return StreamState(backbone=())
+        return StreamState(())
 
     def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
         time.sleep(self.watch_s)
-        seen = state.backbone + tuple((f.time, *f.rgb.reshape(-1, 3).mean(0)) for f in chunk.frames)
+        seen = state.inner + tuple((f.time, *f.rgb.reshape(-1, 3).mean(0)) for f in chunk.frames)
         return replace(
-            state, backbone=seen, frames=len(seen), seen_until=seen[-1][0], state_bytes=64, memory_bytes=32 * len(seen)
+            state, inner=seen, frames=len(seen), seen_until=seen[-1][0], state_bytes=64, memory_bytes=32 * len(seen)
         )
 
     def ask(self, question, state, sampling):
-        times, colours = np.hsplit(np.array(state.backbone, np.float64), [1])
+        times, colours = np.hsplit(np.array(state.inner, np.float64), [1])
         wanted = next((rgb for name, rgb in COLOURS.items() if name in question.text.lower()), (0, 0, 0))
         score = -np.linalg.norm(colours - np.array(wanted), axis=1) / 20
         weights = np.exp(score - score.max())
@@ -350,7 +350,7 @@ def test_a_chunk_too_large_for_memory_is_cut_and_nothing_is_lost(room, frames):
 
     seconds = range(frames)
     seen = watched(Engine(Small()), [frame(s) for s in seconds])
-    assert seen.backbone == watched(Engine(ColourModel()), [frame(s) for s in seconds]).backbone
+    assert seen.inner == watched(Engine(ColourModel()), [frame(s) for s in seconds]).inner
 
 
 def test_no_room_at_all_is_said_and_leaves_the_state():

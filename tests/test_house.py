@@ -72,8 +72,8 @@ def test_there_is_something_to_read():
 FLOORS = (
     {"pipeline.stream", "pipeline.gpu", "pipeline.assets"},
     {"pipeline.clock", "pipeline.options", "pipeline.memory"},
-    {"pipeline.evidence", "pipeline.keeping", "pipeline.layers", "pipeline.sources"},
-    {"pipeline.engine", "pipeline.towers"},
+    {"pipeline.evidence", "pipeline.layers", "pipeline.sources"},
+    {"pipeline.engine", "pipeline.keeping", "pipeline.towers"},
     {"pipeline.senses", "pipeline.weights"},
     {"pipeline.questions"},
     {"pipeline.models"},

@@ -57,7 +57,7 @@ def text_bytes(net: Vamba) -> int:
 
 def answer_flops(net: Vamba, tokens: int, state: StreamState) -> int:
     """Of `tokens` text tokens over the memory: every matrix, and both products of cross-attention."""
-    attention = 4 * net.cfg.d_model * len(state.memory) * len(net.cfg.cross_layers)
+    attention = 4 * net.cfg.d_model * len(state.inner.memory) * len(net.cfg.cross_layers)
     return tokens * (attention + sum(2 * weight.numel() for weight in _text(net)))
 
 

@@ -151,7 +151,7 @@ def measure_vamba(
         seconds, state = watch_to(model, state, shapes, stop, per_chunk)
         spent += seconds
         floor = machine.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
-        kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.memory.host_nbytes)
+        kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.host_bytes)
         watched.append({"frames": stop, "watch": with_floor(spent, floor), **kept})
         most = kept["peak"] or 0
         if stop in marks:
@@ -185,17 +185,17 @@ def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machin
         flops, read = floors.column_flops(model.net) * count // 2 * shapes.pair_tokens, floors.column_bytes(model.net)
         floor = machine.floor_s(flops, read + state.state_bytes)
         chunks[str(count)] = with_floor(_chunk_s(model, state, shapes, count), floor)
-    return {"frames": state.frames, "slots": len(state.memory), "chunks": chunks, **answers, "peak": peak}
+    return {"frames": state.frames, "slots": len(state.inner.memory), "chunks": chunks, **answers, "peak": peak}
 
 
 def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[str, dict[str, float]]:
     ids = range(1, 1 + QUESTION_TOKENS)
-    about = model.net, state.memory, model.watch_layers, model._recordings  # as `ask` reads
+    about = model.net, state.inner.memory, model.watch_layers, model._recordings  # as `ask` reads
     decoders = iter([TextDecoder(*about) for _ in range(REPEATS + 1)])
     question = _median_s(lambda: int(next(decoders).feed(ids).argmax()))
     first, later = _answer(model, state)
     bare_question, bare_token = _bare_tokens(model, state)
-    weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.memory.host_nbytes
+    weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.host_bytes
     flops = [floors.answer_flops(model.net, tokens, state) for tokens in (QUESTION_TOKENS, 1)]
     many, bare = (machine.floor_s(count, weights + kept - host, host) for count in flops)
     one = bare
@@ -235,7 +235,7 @@ def _answer(model: Model, state: StreamState) -> tuple[float, float]:
 def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
     """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
     for _ in range(2):  # the first compiles: 1.7 s
-        decoder, spent = TextDecoder(model.net, state.memory), []
+        decoder, spent = TextDecoder(model.net, state.inner.memory), []
         first, token = timed(lambda decoder=decoder: int(decoder.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
     for _ in range(ANSWER_TOKENS):
         seconds, token = timed(lambda token=token: int(decoder.feed([token]).argmax()))
@@ -263,7 +263,7 @@ def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[s
 def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:
     """Logits (words, V) of a greedy answer, or along given words, after watching so many frames; and the words."""
     state = model.watch(VideoChunk(frames_of(shapes, 0, frames)), model.start())
-    decoder, ids, logits, led = TextDecoder(model.net, state.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
+    decoder, ids, logits, led = TextDecoder(model.net, state.inner.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
     for n in range(LED_WORDS):
         logits.append(decoder.feed(ids).float())
         led.append(words[n] if words else int(logits[-1].argmax()))
@@ -284,7 +284,7 @@ def measure_all_in(
     seconds, state = watch_to(model, model.start(), shapes, frames, per_chunk, pictures)
     flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(net.visual, shapes.pair_tokens)
     floor = machine.floor_s(flops * (frames // 2))
-    kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.memory.host_nbytes)
+    kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.host_bytes)
     return {"frames": frames, "watch": with_floor(seconds, floor), **kept, **peak_memory()}
 
 

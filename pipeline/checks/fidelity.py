@@ -131,7 +131,7 @@ def _watched(model: VambaModel, frames: Sequence[Frame]) -> Memory:
     state, todo = model.start(), iter(frames)
     while chunk := tuple(itertools.islice(todo, CHUNK)):
         state = model.watch(VideoChunk(chunk), state)
-    return model._flushed(state).memory
+    return model._flushed(state).inner.memory
 
 
 def _answer(model: VambaModel, question: Question, memory: Memory, words: int) -> tuple[list[int], Tensor]:

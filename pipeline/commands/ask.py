@@ -187,7 +187,7 @@ def _document(viewer: Viewer, answer: Answer) -> dict[str, Any]:
         "bytes": {
             "state": state.state_bytes,
             "memory": state.memory_bytes,
-            "memory_on_host": getattr(state.memory, "host_nbytes", 0),
+            "memory_on_host": state.host_bytes,
             **peak_memory(),
         },
     }

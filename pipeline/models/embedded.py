@@ -12,35 +12,34 @@ and names are copied, not imagined. The moment is also the answer's evidence: th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.clock import mmss
 from pipeline.gpu.dispatch import backend
+from pipeline.keeping import packing
 from pipeline.layers.decoding import TextStream, generator, sample
-from pipeline.layers.norms import RMSNorm
+from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextCache
-from pipeline.layers.vamba import Vamba, VambaConfig
+from pipeline.memory.log import Log
 from pipeline.memory.memory import Memory, Policy
+from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.index import index_log, read_index
-from pipeline.questions.locator import Locator
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
-from pipeline.stream import Model, Question, Sampling, StreamState, Token, VideoChunk
-from pipeline.towers.frame_tower import FrameFeatures, FrameTower
+from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.towers.frame_tower import FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
-GRID, TOKENS = 9, 10  # tokens a frame: nine places, then the whole frame last, so that causal mixers gather into it
 TURNS_BACK = 4  # how far "and then?" may lead back
-TIME_WAVES = 16  # sine and cosine of a frame's second at periods from 2 s to 2 h
 SYSTEM = "You watch a video and answer briefly."
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
 TURN = "<|im_start|>user\n{question}\n"  # the locator reads the question's tokens up to here
@@ -48,66 +47,18 @@ ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 
 
-class FrameTokens(nn.Module):
-    """FrameFeatures of F frames and their seconds -> tokens (F, 10, D)."""
+@dataclass(frozen=True, eq=False)
+class EmbeddedInner:
+    """What a stream carries. states: of the mixers (none in the twin). newest: (1280,) pooled features of the newest
+    frame, to find cuts with. memory: ten slots a frame. index: a row a frame, see questions/index.py."""
 
-    def __init__(self, d_model: int, features: int = 1280):
-        super().__init__()
-        self.grid, self.pooled = nn.Linear(features, d_model), nn.Linear(features, d_model)
-        self.det = nn.Linear(400, d_model, bias=False)
-        self.classes = nn.Embedding(1000, d_model)
-        self.time = nn.Linear(2 * TIME_WAVES, d_model, bias=False)
-        self.place = nn.Parameter(torch.zeros(TOKENS, d_model))
-        self.norm = RMSNorm(d_model, 1e-5)
-        # As small as what the language model's projections are used to: with 1.0 its first answers are noise.
-        nn.init.constant_(self.norm.weight, 0.3)
-
-    def forward(self, features: FrameFeatures, seconds_F: Tensor) -> Tensor:
-        kind = self.grid.weight.dtype
-        named = (self.classes(features.classes) * features.class_probs[..., None].to(kind)).sum(-2)
-        whole = self.pooled(features.pooled.to(kind)) + self.det(features.det.to(kind)) + named
-        tokens = torch.cat([self.grid(features.grid.to(kind)), whole[:, None]], dim=1)
-        return self.norm(tokens + self.place + self.time(time_waves(seconds_F).to(kind))[:, None])
+    states: tuple[MixerState, ...]
+    newest: Tensor | None
+    memory: Memory
+    index: Log
 
 
-def time_waves(seconds_F: Tensor) -> Tensor:
-    """(F,) -> (F, 32), sines and cosines at periods spread geometrically from 2 s to 2 h (arXiv 1706.03762, 3.5)."""
-    periods = torch.logspace(math.log10(2), math.log10(7200), TIME_WAVES, device=seconds_F.device)
-    angles = seconds_F.float()[:, None] * (2 * math.pi / periods)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-@dataclass(frozen=True)
-class EmbeddedConfig:
-    """The Vamba inside and how it locates. `calibration` is fitted on held-out pictures (training/evaluate.py)."""
-
-    vamba: VambaConfig
-    locate_layer: int  # text layers that run before the locator; the first cross-attention comes later
-    locate_depth: int  # mixers below the mixed half of a frame's key
-    cut: float  # novelty (1 - cosine of neighbouring frames' features) from which a new shot begins
-    calibration: dict[str, tuple[float, float, float]]  # per verdict: sigmoid(a * margin + b + c * ln shots)
-    twin: bool = False
-
-    @classmethod
-    def from_dict(cls, c: dict[str, Any]) -> EmbeddedConfig:
-        own = {k: c[k] for k in ("locate_layer", "locate_depth", "cut", "calibration", "twin") if k in c}
-        return cls(vamba=VambaConfig.from_dict(c), **own)
-
-
-class EmbeddedNet(nn.Module):
-    """All trained parts: Vamba's two columns (the twin has no video column), the frame tokens and the locator."""
-
-    def __init__(self, cfg: EmbeddedConfig):
-        super().__init__()
-        self.cfg = cfg
-        self.vamba, self.frames = Vamba(cfg.vamba), FrameTokens(cfg.vamba.d_model)
-        self.locator = Locator(cfg.vamba.d_model)
-
-
-# ---------------------------------------------------------------- the model behind the common face
-
-
-class EmbeddedModel(Model):
+class EmbeddedModel(Model[EmbeddedInner]):
     """The small Vamba behind `stream.Model`. See the module's docstring for how it answers."""
 
     unit_frames, long_side = 1, 416
@@ -135,14 +86,14 @@ class EmbeddedModel(Model):
         """One live; eight when catching up: twice as quick a frame on CPU, and more gains nothing."""
         return max(1, min(backlog, 64 if self.device.type == "cuda" else 8))
 
-    def start(self) -> StreamState:
+    def start(self) -> StreamState[EmbeddedInner]:
         cfg, device = self.cfg.vamba, self.device
         memory = Memory.empty(
             self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self._text_dtype, device, policy=self.policy
         )
-        backbone = (self.net.vamba.start() if not self.cfg.twin else (), None)
-        index = index_log(self.net.locator.key[-1].out_features, 1280)
-        return StreamState(backbone, memory, state_bytes=self._state_bytes(backbone[0]), extra={"index": index})
+        states = () if self.cfg.twin else self.net.vamba.start()
+        inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.key[-1].out_features, FEATURES))
+        return self._counted(StreamState(inner), inner)
 
     @property
     def _text_dtype(self) -> torch.dtype:
@@ -152,45 +103,81 @@ class EmbeddedModel(Model):
     def _memory_layers(self) -> int:
         return len(self.cfg.vamba.cross_layers)
 
-    def _state_bytes(self, states: tuple) -> int:
-        return sum(s.nbytes for s in states) + 1280 * 4  # the newest frame's features, for finding cuts
-
     @torch.no_grad()
-    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+    def watch(self, chunk: VideoChunk, state: StreamState[EmbeddedInner]) -> StreamState[EmbeddedInner]:
         features = self.tower([frame.rgb for frame in chunk.frames])
         times = torch.tensor([frame.time for frame in chunk.frames], dtype=torch.float64)
         tokens = self.net.frames(features, times.to(self.device)).flatten(0, 1)[None]
         memory, states, keys = self._see(tokens, times, state)
-        novelty, newest = _novelty(features.pooled, state.backbone[1])
-        index = state.extra["index"].append(
+        novelty, newest = _novelty(features.pooled, state.inner.newest)
+        index = state.inner.index.append(
             time=times, key=keys.cpu(), novelty=novelty.cpu(), classes=features.classes.cpu(),
             class_probs=features.class_probs.cpu(), det_ids=features.det_ids.cpu(),
             det_scores=features.det_scores.cpu(), det_boxes=features.det_boxes.cpu(),
         )  # fmt: skip
         before, memory = memory.dropped, memory.applied()
         index = index.drop_oldest((memory.dropped - before) // TOKENS)
+        state = self._counted(state, EmbeddedInner(states, newest, memory, index))
+        return replace(state, frames=state.frames + len(chunk.frames), seen_until=chunk.seen_until)
+
+    def _counted(self, state: StreamState[EmbeddedInner], inner: EmbeddedInner) -> StreamState[EmbeddedInner]:
+        """The state that carries this now, with its bytes and what was dropped."""
+        dropped = inner.memory.dropped // TOKENS
         return replace(
-            state, backbone=(states, newest), memory=memory, frames=state.frames + len(chunk.frames),
-            seen_until=chunk.seen_until, memory_bytes=memory.nbytes + index.nbytes,
-            dropped=memory.dropped // TOKENS, dropped_note=self._dropped_note(memory.dropped // TOKENS),
-            extra={"index": index},
-        )  # fmt: skip
+            state,
+            inner=inner,
+            state_bytes=sum(s.nbytes for s in inner.states) + FEATURES * 4,
+            memory_bytes=inner.memory.nbytes + inner.index.nbytes,
+            dropped=dropped,
+            dropped_note=self._dropped_note(dropped),
+        )
+
+    def pack(self, state: StreamState[EmbeddedInner]) -> Packed:
+        inner = state.inner
+        newest = {} if inner.newest is None else {"newest": packing.pack_tensor(inner.newest)}
+        parts = {
+            "states": packing.pack_mixers(inner.states),
+            "memory": packing.pack_memory(inner.memory),
+            "index": packing.pack_log(inner.index),
+            "features": Packed(newest, {}),
+        }
+        return packing.pack_stream(state, self._maker, packing.join(parts))
+
+    def unpack(self, packed: Packed) -> StreamState[EmbeddedInner]:
+        return packing.unpack_stream(packed, self._maker, self._unpacked)
+
+    def _unpacked(self, kept: Packed) -> StreamState[EmbeddedInner]:
+        start = self.start().inner
+        states = packing.unpack_mixers(packing.part(kept, "states"), start.states)
+        memory = packing.unpack_memory(packing.part(kept, "memory"), start.memory)
+        index = packing.unpack_log(packing.part(kept, "index"), start.index)
+        if len(memory) != TOKENS * len(index):
+            raise ValueError("memory and index are not of the same frames")
+        like, newest = torch.empty(FEATURES, device=self.device), None
+        if len(index):
+            newest = packing.unpack_tensor(packing.part(kept, "features"), "newest", like)
+        inner = EmbeddedInner(states, newest, memory, index)
+        return self._counted(StreamState(inner), inner)
+
+    @cached_property
+    def _maker(self) -> str:
+        return packing.fingerprint("embedded-twin" if self.cfg.twin else "embedded", self.net, self.tower)
 
     def _dropped_note(self, frames: int) -> str:
         return f"The memory is full: the oldest {frames:,} frames are no longer in it." if frames else ""
 
-    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState):
+    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState[EmbeddedInner]):
         """Run the video column: the memory with the new keys and values, the new states, and the locate keys."""
-        memory, write = state.memory.append(times.repeat_interleave(TOKENS))
+        memory, write = state.inner.memory.append(times.repeat_interleave(TOKENS))
         seen: list[Tensor] = []
-        states = self.net.vamba.watch(tokens_1TD, state.backbone[0], lambda j, k, v: write(j, k[0], v[0]), seen=seen)
+        states = self.net.vamba.watch(tokens_1TD, state.inner.states, lambda j, k, v: write(j, k[0], v[0]), seen=seen)
         last = slice(TOKENS - 1, None, TOKENS)
         return memory, states, self.net.locator.keys(seen[0][0, last], seen[self.cfg.locate_depth][0, last])
 
-    def is_finite(self, state: StreamState) -> bool:
-        return all(bool(torch.isfinite(s.ssm).all()) for s in state.backbone[0])
+    def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
+        return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)
 
-    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[EmbeddedInner], sampling: Sampling) -> Iterator[Token]:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
         for i, moment in enumerate(reading.moments()):
@@ -242,12 +229,9 @@ class EmbeddedTwin(EmbeddedModel):
     def _memory_layers(self) -> int:
         return self.cfg.vamba.n_layers
 
-    def _state_bytes(self, states: tuple) -> int:
-        return 1280 * 4
-
-    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState):
-        first = len(state.memory) + state.memory.dropped
-        memory, write = state.memory.append(times.repeat_interleave(TOKENS))
+    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState[EmbeddedInner]):
+        first = len(state.inner.memory) + state.inner.memory.dropped
+        memory, write = state.inner.memory.append(times.repeat_interleave(TOKENS))
         positions = torch.arange(first, first + tokens_1TD.shape[1], device=self.device)
         cfg, mask = self.cfg, self._visible(memory, tokens_1TD.shape[1]).to(self.device)
 
@@ -269,15 +253,16 @@ class EmbeddedTwin(EmbeddedModel):
         S, place = len(memory), torch.arange(queries)
         frame = S - queries + place // TOKENS * TOKENS  # where the token's frame begins
         oldest = torch.zeros(queries, dtype=torch.long)
-        if self.policy.kind == "budget":
-            oldest = frame - int(self.policy.amount)
-        elif self.policy.kind == "window":
+        policy = memory.policy
+        if policy.kind == "budget":
+            oldest = frame - int(policy.amount)
+        elif policy.kind == "window":
             times = torch.from_numpy(memory.times)
-            oldest = torch.searchsorted(times, times[(frame - 1).clamp(min=0)] - 60 * self.policy.amount)
+            oldest = torch.searchsorted(times, times[(frame - 1).clamp(min=0)] - 60 * policy.amount)
         slot = torch.arange(S)
         return (slot <= S - queries + place[:, None]) & (slot >= oldest[:, None])
 
-    def is_finite(self, state: StreamState) -> bool:
+    def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return True  # no recurrent state that a NaN could stay in
 
     def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
@@ -294,9 +279,9 @@ class EmbeddedTwin(EmbeddedModel):
 class Reading:
     """One question's pass through the text column: read it, locate, look, and write."""
 
-    def __init__(self, model: EmbeddedModel, question: Question, state: StreamState):
-        self.model, self.net, self.whole, self.question = model, model.net, state.memory, question
-        log = state.extra["index"]
+    def __init__(self, model: EmbeddedModel, question: Question, state: StreamState[EmbeddedInner]):
+        self.model, self.net, self.whole, self.question = model, model.net, state.inner.memory, question
+        log = state.inner.index
         if question.at is not None:
             frames = max(1, int(np.searchsorted(log.tensor("time").numpy(), question.at, "right")))
             log = log.until(frames)
@@ -337,7 +322,7 @@ class Reading:
         self.verdict = self.model.planner.plan(self.asked, located, self.index, self.earlier)
         self.lengths = list(self.cache.used)  # what to go back to before each moment of a summary
 
-    def _earlier(self, question: Question, state: StreamState) -> Earlier:
+    def _earlier(self, question: Question, state: StreamState[EmbeddedInner]) -> Earlier:
         """What "it" may be: the last question that named something, and where the last one led. Read anew, because a
         conversation keeps words alone: one pass of the lower layers for each of the last TURNS_BACK turns."""
         *before, (text, _) = question.history[-TURNS_BACK:]

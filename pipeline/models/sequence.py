@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from pipeline.clock import mmss
 from pipeline.gpu.dispatch import backend
+from pipeline.keeping import packing
 from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
-from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.weights.checkpoint import read_tokenizer
 
 View = Watching | Answering | None  # who knows the keys of earlier tokens; None where nothing attends
@@ -102,7 +104,7 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """The backbone: all that the sequence carries.
+    """All that the sequence carries.
 
     states: of every recurrent layer. memory: keys and values of every attention layer from the first unit on, or None
     where nothing attends; a slot of text has no time (NaN). length: tokens so far, so the next one's position. units:
@@ -170,20 +172,21 @@ class SequenceModel(Model[Told]):
 
     def is_finite(self, state: StreamState[Told]) -> bool:
         """Whether all recurrent states, or the last layer's keys, to which all trouble comes, are numbers."""
-        told = state.backbone
+        told = state.inner
         parts = [torch.isfinite(s.ssm).all() for s in told.states]
         if told.memory is not None:
             parts += [torch.isfinite(part[-1]).all() for found in told.memory.log.views("k", "v") for part in found]
         return not parts or bool(torch.stack(parts).all())
 
     def start(self) -> StreamState[Told]:
-        return self._state(StreamState(), Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening)))
+        told = Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening))
+        return self._state(StreamState(told), told)
 
     def watch(self, chunk: VideoChunk, state: StreamState[Told]) -> StreamState[Told]:
         frames = state.held + chunk.frames
         whole = len(frames) // self.unit_frames * self.unit_frames
         if whole:
-            state = self._state(state, self._see(frames[:whole], state.backbone))
+            state = self._state(state, self._see(frames[:whole], state.inner))
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
@@ -202,7 +205,7 @@ class SequenceModel(Model[Told]):
         Keys are cut behind the last unit that had ended by then; recurrent states come from the newest snapshot that is
         no later, or else from the first.
         """
-        told = state.backbone
+        told = state.inner
         if second is None or second >= state.seen_until:
             fill = state.held[-1:] * (self.unit_frames - len(state.held))
             return self._see(state.held + fill, told) if state.held else told
@@ -294,9 +297,56 @@ class SequenceModel(Model[Told]):
             first = np.nanmin(memory.times)
             note = f"Only {self.limit:,} tokens fit, so what came before {mmss(first)} is no longer seen."
         return replace(
-            state, backbone=told, state_bytes=sum(s.nbytes for s in told.states), memory_bytes=growing,
+            state, inner=told, state_bytes=sum(s.nbytes for s in told.states), memory_bytes=growing,
             dropped=told.dropped, dropped_note=note,
         )  # fmt: skip
+
+    def pack(self, state: StreamState[Told]) -> Packed:
+        told = state.inner
+        snapshots = {
+            str(i): packing.join(
+                {"states": packing.pack_mixers(snapshot.states)},
+                time=snapshot.time,
+                units=snapshot.units,
+                length=snapshot.length,
+            )
+            for i, snapshot in enumerate(told.snapshots)
+        }
+        parts = {
+            "states": packing.pack_mixers(told.states),
+            "snapshots": packing.join(snapshots, count=len(snapshots)),
+            "memory": Packed({}, {}) if told.memory is None else packing.pack_memory(told.memory),
+        }
+        numbers = {"length": told.length, "units": told.units, "per_unit": told.per_unit, "dropped": told.dropped}
+        return packing.pack_stream(state, self._maker, packing.join(parts, **numbers))
+
+    def unpack(self, packed: Packed) -> StreamState[Told]:
+        return packing.unpack_stream(packed, self._maker, self._unpacked)
+
+    def _unpacked(self, kept: Packed) -> StreamState[Told]:
+        memory, snapshots = self._empty(BLOCK_SLOTS), packing.part(kept, "snapshots")
+        if memory is not None:
+            memory = packing.unpack_memory(packing.part(kept, "memory"), memory)
+        length, units, per_unit, dropped = (
+            packing.count(kept, name) for name in ("length", "units", "per_unit", "dropped")
+        )
+        if dropped and not memory:
+            raise ValueError("everything was dropped")
+        states = packing.unpack_mixers(packing.part(kept, "states"), self._opened)
+        many = packing.count(snapshots, "count")
+        parts = [self._snapshot(packing.part(snapshots, str(i))) for i in range(many)]
+        told = Told(states, memory, length, units, per_unit, dropped, tuple(parts))
+        return self._state(StreamState(told), told)
+
+    def _snapshot(self, kept: Packed) -> Snapshot:
+        states = packing.unpack_mixers(packing.part(kept, "states"), self._opened)
+        return Snapshot(
+            packing.seconds(kept, "time"), packing.count(kept, "units"), packing.count(kept, "length"), states
+        )
+
+    @cached_property
+    def _maker(self) -> str:
+        return packing.fingerprint("sequence", self.net)
 
     @torch.no_grad()
     def _read_opening(self) -> tuple[Prefix | None, tuple[MixerState, ...]]:

@@ -184,7 +184,7 @@ class SequenceGolden(Golden):
         state, frames = model.start(), [Frame(np.zeros((1, 1, 3), np.uint8), float(n)) for n in range(total)]
         for size in sizes(total):
             state, frames = model.watch(VideoChunk(tuple(frames[:size])), state), frames[size:]
-        return model, state.backbone
+        return model, state.inner
 
     def _inputs(self, script: Script) -> tuple[Tensor, int]:
         """A prompt's inputs (1, T, D), and how many of them come before the question."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.layers.vamba import Vamba
-from pipeline.models.embedded import EmbeddedConfig, EmbeddedModel, EmbeddedNet, EmbeddedTwin
+from pipeline.models.embedded import EmbeddedModel, EmbeddedTwin
+from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
 from pipeline.models.system import Row, System
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
+from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
 from pipeline.models.system import Checkpoint, Config, Row, System
-from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, published_key
 from pipeline.weights.checkpoint import read_tokenizer
 
@@ -74,7 +76,7 @@ class Qwen2VL(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """The baseline's backbone: keys and values of the video so far, and where its positions stand.
+    """What a stream carries: keys and values of the video so far, and where its positions stand.
 
     pairs: the next pair's temporal position. reach: the largest row or column position used so far, plus one.
     """
@@ -94,7 +96,7 @@ def _until(seen: Watched, second: float) -> Watched:
     return replace(seen, memory=replace(seen.memory, log=seen.memory.log.until(kept)), pairs=seen.pairs - later)
 
 
-class TransformerModel(Model):
+class TransformerModel(Model[Watched]):
     """Qwen2-VL as a Model. `limit` is the most video tokens kept; the default is the trained context.
 
     tokenizer: None for a checkpoint without one; such a model can watch but not be asked.
@@ -128,20 +130,20 @@ class TransformerModel(Model):
         most = 64 if self.device.type == "cuda" else 8
         return max(2, min(backlog, most) // 2 * 2)
 
-    def is_finite(self, state: StreamState) -> bool:
+    def is_finite(self, state: StreamState[Watched]) -> bool:
         """Whether the last layer's keys and values, to which every layer's trouble comes, are numbers.
 
         All of them: the newest token alone would not tell of an overflow at another one late in the layers, which is
         in that one's keys only, and yet in every answer. 63 MB to read at the 7B model's full context.
         """
-        blocks = state.backbone.memory.log.views("k", "v")
+        blocks = state.inner.memory.log.views("k", "v")
         return all(bool(torch.isfinite(part[-1]).all()) for parts in blocks for part in parts)
 
-    def start(self) -> StreamState:
-        return StreamState(backbone=Watched(self._empty()), memory_bytes=self._prefix_bytes())
+    def start(self) -> StreamState[Watched]:
+        return self._state(StreamState(seen := Watched(self._empty())), seen, 0)
 
     @torch.no_grad()
-    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+    def watch(self, chunk: VideoChunk, state: StreamState[Watched]) -> StreamState[Watched]:
         frames = state.held + chunk.frames
         whole = len(frames) // 2 * 2
         if whole:
@@ -149,7 +151,27 @@ class TransformerModel(Model):
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
-    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+    def pack(self, state: StreamState[Watched]) -> Packed:
+        seen = state.inner
+        memory = {"memory": packing.pack_memory(seen.memory)}
+        inner = packing.join(memory, pairs=seen.pairs, reach=seen.reach, dropped=state.dropped)
+        return packing.pack_stream(state, self._maker, inner)
+
+    def unpack(self, packed: Packed) -> StreamState[Watched]:
+        return packing.unpack_stream(packed, self._maker, self._unpacked)
+
+    def _unpacked(self, kept: Packed) -> StreamState[Watched]:
+        pairs, reach, dropped = (packing.count(kept, name) for name in ("pairs", "reach", "dropped"))
+        seen = Watched(packing.unpack_memory(packing.part(kept, "memory"), self._empty()), pairs, reach)
+        if dropped and not len(seen.memory):
+            raise ValueError("everything was dropped")
+        return self._state(StreamState(seen), seen, dropped)
+
+    @cached_property
+    def _maker(self) -> str:
+        return packing.fingerprint("qwen2-vl", self.net)
+
+    def ask(self, question: Question, state: StreamState[Watched], sampling: Sampling) -> Iterator[Token]:
         """Tokens of the answer. A frame without a partner is shown twice, as Qwen2-VL shows a still picture.
 
         A question pinned to a second sees what the stream still holds of the video up to that second: attention is
@@ -159,19 +181,19 @@ class TransformerModel(Model):
             raise UserError("This checkpoint has no tokenizer, so it cannot be asked; add its tokenizer files.")
         if state.held:
             state = self._flushed(state)
-        seen = state.backbone if question.at is None else _until(state.backbone, question.at)
+        seen = state.inner if question.at is None else _until(state.inner, question.at)
         return self._answer(self._prompt.after_video(question), seen, sampling)
 
     @torch.no_grad()
-    def _flushed(self, state: StreamState) -> StreamState:
+    def _flushed(self, state: StreamState[Watched]) -> StreamState[Watched]:
         return self._see(state.held * 2, state)
 
-    def _see(self, frames: tuple[Frame, ...], state: StreamState) -> StreamState:
+    def _see(self, frames: tuple[Frame, ...], state: StreamState[Watched]) -> StreamState[Watched]:
         """The state after whole pairs. A pass ends where tokens must go, so cutting never changes what is kept."""
         tokens_1TD, times_T, places_3T = self.vision.tokens(frames)
         sizes = places_3T[0].bincount().tolist()  # tokens of each pair
-        places_3T[0] += state.backbone.pairs
-        seen, dropped, start = state.backbone, state.dropped, 0
+        places_3T[0] += state.inner.pairs
+        seen, dropped, start = state.inner, state.dropped, 0
         while sizes:
             if len(seen.memory) and len(seen.memory) + sizes[0] > self.limit:
                 seen, gone = self._drop(seen, sizes[0])
@@ -202,13 +224,13 @@ class TransformerModel(Model):
             cut += 1
         return replace(seen, memory=replace(seen.memory, log=seen.memory.log.drop_oldest(cut))), cut
 
-    def _state(self, state: StreamState, seen: Watched, dropped: int) -> StreamState:
+    def _state(self, state: StreamState[Watched], seen: Watched, dropped: int) -> StreamState[Watched]:
         note = ""
         if dropped:
             first = int(seen.memory.times[0])
             note = f"Only {self.limit:,} video tokens fit, so what came before second {first:,} is no longer seen."
         size = seen.memory.nbytes + self._prefix_bytes()
-        return replace(state, backbone=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
+        return replace(state, inner=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
 
     def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Iterator[Token]:
         """No torch context is held over a `yield`: other models run on this thread in between."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import backend
+from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.int8 import Int8Linear
+from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextDecoder, shares, until
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
@@ -22,13 +25,22 @@ from pipeline.memory.tiers import Tier
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
-from pipeline.stream import Frame, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, encode_pairs, published_key
 from pipeline.towers.seen import Seen
 from pipeline.weights.checkpoint import read_tokenizer
 
 
-class VambaModel(Model):
+@dataclass(frozen=True, eq=False)
+class VambaInner:
+    """What a stream carries: the mixers' states, the memory, and how many units of frames were encoded."""
+
+    states: tuple[MixerState, ...]
+    memory: Memory
+    units: int = 0
+
+
+class VambaModel(Model[VambaInner]):
     """The published Vamba behind the common face (`stream.Model`).
 
     vision: `unit_frames`, `long_side` and `tokens(frames) -> Seen` for whole units of frames (see vision.py).
@@ -85,7 +97,7 @@ class VambaModel(Model):
         most = 64 if self.device.type == "cuda" else 8
         return max(self.unit_frames, min(backlog, most) // self.unit_frames * self.unit_frames)
 
-    def start(self) -> StreamState:
+    def start(self) -> StreamState[VambaInner]:
         cfg, weight = self.net.cfg, self.net.model.embed_tokens.weight
         memory = Memory.empty(
             len(cfg.cross_layers),
@@ -99,10 +111,10 @@ class VambaModel(Model):
             tier=self.tier,
         )
         self._recordings.prepare(memory)
-        states = self.net.start()
-        return StreamState(backbone=states, memory=memory, state_bytes=sum(s.nbytes for s in states))
+        inner = VambaInner(self.net.start(), memory)
+        return self._counted(StreamState(inner), inner)
 
-    def watch(self, chunk: VideoChunk, state: StreamState) -> StreamState:
+    def watch(self, chunk: VideoChunk, state: StreamState[VambaInner]) -> StreamState[VambaInner]:
         frames = state.held + chunk.frames
         whole = len(frames) // self.unit_frames * self.unit_frames
         if whole:
@@ -111,23 +123,27 @@ class VambaModel(Model):
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
     @torch.no_grad()
-    def _encode(self, frames: tuple, state: StreamState) -> StreamState:
+    def _encode(self, frames: tuple[Frame, ...], state: StreamState[VambaInner]) -> StreamState[VambaInner]:
         """Nothing in here waits for the GPU, so one chunk's work is queued while the last one's is done."""
-        seen, units = self.vision.tokens(frames), state.extra.get("units", 0)
+        seen, inner = self.vision.tokens(frames), state.inner
         positions = seen.positions
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
-            positions = positions + sent(torch.tensor([[units], [0], [0]]), positions.device)
-        memory, write = state.memory.append(sent(seen.times, seen.tokens.device))
-        states = self._live.watch(seen.tokens, state.backbone, write, positions)
-        memory, units = memory.applied(), units + len(frames) // self.unit_frames
+            positions = positions + sent(torch.tensor([[inner.units], [0], [0]]), positions.device)
+        memory, write = inner.memory.append(sent(seen.times, seen.tokens.device))
+        states = self._live.watch(seen.tokens, inner.states, write, positions)
+        return self._counted(state, VambaInner(states, memory.applied(), inner.units + len(frames) // self.unit_frames))
+
+    def _counted(self, state: StreamState[VambaInner], inner: VambaInner) -> StreamState[VambaInner]:
+        """The state that carries this now, with its bytes and what was dropped."""
+        memory = inner.memory
         return replace(
             state,
-            backbone=states,
-            memory=memory,
+            inner=inner,
+            state_bytes=sum(s.nbytes for s in inner.states),
             memory_bytes=memory.nbytes,
+            host_bytes=memory.host_nbytes,
             dropped=memory.dropped,
-            dropped_note=self._note(memory, units * self.unit_frames),
-            extra=state.extra | {"units": units},
+            dropped_note=self._note(memory, inner.units * self.unit_frames),
         )
 
     def _note(self, memory: Memory, frames: int) -> str:
@@ -138,14 +154,33 @@ class VambaModel(Model):
             notes.append(f"an answer reads {self.retrieve:,} of {frames:,} frames")
         return "; ".join(notes)
 
-    def is_finite(self, state: StreamState) -> bool:
-        finite = [torch.isfinite(s.ssm).all() for s in state.backbone]
+    def is_finite(self, state: StreamState[VambaInner]) -> bool:
+        finite = [torch.isfinite(s.ssm).all() for s in state.inner.states]
         return not finite or bool(torch.stack(finite).all())  # one wait for the GPU, not one a layer
 
-    def ask(self, question: Question, state: StreamState, sampling: Sampling) -> Iterator[Token]:
+    def pack(self, state: StreamState[VambaInner]) -> Packed:
+        inner = state.inner
+        parts = {"states": packing.pack_mixers(inner.states), "memory": packing.pack_memory(inner.memory)}
+        return packing.pack_stream(state, self._maker, packing.join(parts, units=inner.units))
+
+    def unpack(self, packed: Packed) -> StreamState[VambaInner]:
+        return packing.unpack_stream(packed, self._maker, self._unpacked)
+
+    def _unpacked(self, kept: Packed) -> StreamState[VambaInner]:
+        start = self.start().inner
+        states = packing.unpack_mixers(packing.part(kept, "states"), start.states)
+        memory = packing.unpack_memory(packing.part(kept, "memory"), start.memory)
+        inner = VambaInner(states, memory, packing.count(kept, "units"))
+        return self._counted(StreamState(inner), inner)
+
+    @cached_property
+    def _maker(self) -> str:
+        return packing.fingerprint("vamba", self.net)
+
+    def ask(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Iterator[Token]:
         if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
-        memory = self._flushed(state).memory
+        memory = self._flushed(state).inner.memory
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
         decoder, logits = self._read(question, memory)
@@ -174,7 +209,7 @@ class VambaModel(Model):
             logits = decoder.question(opening, ids)
         return decoder, logits
 
-    def _flushed(self, state: StreamState) -> StreamState:
+    def _flushed(self, state: StreamState[VambaInner]) -> StreamState[VambaInner]:
         """The state with its held frames encoded too: the last one repeated to fill the unit, as for a still image."""
         if not state.held:
             return state
@@ -268,7 +303,7 @@ class VambaGolden(Golden):
         state, frames = model.start(), [Frame(np.zeros((1, 1, 3), np.uint8), float(n)) for n in range(sum(sizes))]
         for size in sizes:
             state, frames = model.watch(VideoChunk(tuple(frames[:size])), state), frames[size:]
-        return self._read(state.memory)
+        return self._read(state.inner.memory)
 
     @torch.no_grad()
     def _read(self, memory: Memory) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What is trained, and its losses: the network with LoRA on its language model, run over batches of episodes.
 
-The inference code's own modules are used (`vamba.Vamba`, `embedded.FrameTokens`, `locate.Locator`); only how text
+The inference code's own modules are used (`vamba.Vamba`, `embedded_net.FrameTokens`, `locate.Locator`); only how text
 attends differs, because a batch holds many questions on many videos. E episodes, Q questions, L tokens, F frames.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.layers.vamba import Vamba
-from pipeline.models.embedded import TOKENS, EmbeddedConfig, EmbeddedNet
+from pipeline.models.embedded_net import TOKENS, EmbeddedConfig, EmbeddedNet
 from pipeline.questions.locator import Located
 from pipeline.towers.frame_tower import ASSETS, FrameFeatures
 from pipeline.training.batches import GROUP

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.models.embedded import EmbeddedNet
+from pipeline.models.embedded_net import EmbeddedNet
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.batches import Batches, Scribe, Split
 from pipeline.training.data import pictures, read_all

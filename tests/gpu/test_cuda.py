@@ -339,7 +339,7 @@ def test_watching_never_waits_for_the_gpu(eight_bit, tiny_vamba, kernels):
         second = model.watch(chunks[1], first)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert second.memory.times.tolist() == [float(i // 6 * 2) for i in range(120)]
+    assert second.inner.memory.times.tolist() == [float(i // 6 * 2) for i in range(120)]
 
 
 @gpu_only

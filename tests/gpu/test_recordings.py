@@ -332,8 +332,8 @@ def test_golden_checkpoints_are_recorded(folder):
     for i in range(0, len(whole), 2):
         state = model.watch(VideoChunk(tuple(whole[i : i + 2])), state)
     at_once = model.watch(VideoChunk(tuple(whole)), model.start())
-    assert gap(state.memory.log.tensor("k"), at_once.memory.log.tensor("k")) < 1e-3
-    about, ids = (model.net, state.memory, model.watch_layers), golden.prompt
+    assert gap(state.inner.memory.log.tensor("k"), at_once.inner.memory.log.tensor("k")) < 1e-3
+    about, ids = (model.net, state.inner.memory, model.watch_layers), golden.prompt
     for _ in range(3):
         ours, plain = TextDecoder(*about, model._recordings), TextDecoder(*about)
         alike(ours, plain, *(r.question(ids[:4], ids[4:]) for r in (ours, plain)))
@@ -396,6 +396,6 @@ def test_ask_and_watch_at_the_same_time(options, tiny_vamba, monkeypatch):
     again = model.start()
     for i in range(0, 300, 60):
         again = model.watch(frames(i, i + 60), again)
-    for ours, want in zip(later.backbone, again.backbone):
+    for ours, want in zip(later.inner.states, again.inner.states):
         assert gap(ours.ssm, want.ssm) < 1e-3
-    assert gap(later.memory.log.tensor("k").float(), again.memory.log.tensor("k").float()) < 0.02
+    assert gap(later.inner.memory.log.tensor("k").float(), again.inner.memory.log.tensor("k").float()) < 0.02

@@ -218,14 +218,14 @@ def test_a_full_computer_is_told_and_costs_nothing(monkeypatch, tiny_model, clip
     model, video = tiny_model(gpu_memory=5e-6), clip(80)
     engine = Engine(model)
     state = engine.watch(VideoChunk(video[:24]), engine.start())
-    was = contents(state.memory)
-    assert state.memory.host_slots
+    was = contents(state.inner.memory)
+    assert state.inner.memory.host_slots
     monkeypatch.setattr(tiers, "free_host_bytes", lambda: tiers.RESERVE)
     with pytest.raises(UserError, match="Memory ran out"):
         engine.watch(VideoChunk(video[24:]), state)
-    assert same(contents(state.memory), was)
+    assert same(contents(state.inner.memory), was)
     monkeypatch.undo()  # and when there is room again it goes on
-    assert engine.watch(VideoChunk(video[24:]), state).memory.host_slots > state.memory.host_slots
+    assert engine.watch(VideoChunk(video[24:]), state).inner.memory.host_slots > state.inner.memory.host_slots
 
 
 def test_free_memory_is_what_the_machine_and_the_container_leave(tmp_path) -> None:
@@ -251,13 +251,13 @@ def test_free_memory_is_what_the_machine_and_the_container_leave(tmp_path) -> No
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_answers_are_the_same(dtype, options, tiny_model, clip, cut, watch_all) -> None:
     plain = tiny_model(dtype, **options)
-    tiered = tiny_model(dtype, gpu_memory=20e-9 * plain.start().memory.log.slot_nbytes, **options)
+    tiered = tiny_model(dtype, gpu_memory=20e-9 * plain.start().inner.memory.log.slot_nbytes, **options)
     video = clip(41)  # the last frame waits for a partner
     states = [watch_all(model, video, cut(41, seed)) for seed, model in enumerate((plain, tiered))]
-    assert states[1].memory.host_slots > 20 and "computer" in states[1].dropped_note
-    assert states[1].memory_bytes == states[0].memory_bytes and states[0].memory.host_slots == 0
+    assert states[1].inner.memory.host_slots > 20 and "computer" in states[1].dropped_note
+    assert states[1].memory_bytes == states[0].memory_bytes and states[0].inner.memory.host_slots == 0
     for question in (Question("what was it?"), Question("and before?", at=6.2)):
-        memories = [m._flushed(s).memory for m, s in zip((plain, tiered), states)]
+        memories = [m._flushed(s).inner.memory for m, s in zip((plain, tiered), states)]
         (_, want), (_, got) = (m._read(question, memory) for m, memory in zip((plain, tiered), memories))
         assert gap(got, want) < (1e-9 if dtype == torch.float64 else 1e-4)
         told = [list(m.ask(question, s, Sampling(max_tokens=6))) for m, s in zip((plain, tiered), states)]

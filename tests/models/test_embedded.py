@@ -12,7 +12,8 @@ from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.memory.memory import Policy
 from pipeline.models import embedded, shipped
-from pipeline.models.embedded import ANSWER, END, HEAD, TOKENS, TURN, EmbeddedModel, EmbeddedTwin, Reading
+from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedModel, EmbeddedTwin, Reading
+from pipeline.models.embedded_net import TOKENS
 from pipeline.questions.locator import Locator
 from pipeline.questions.planner import Planner
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
@@ -96,9 +97,9 @@ def ask(model, state, text: str, at: float | None = None, history=(), tokens: in
 
 def everything(state) -> list[torch.Tensor]:
     """Copies of all tensors a state holds."""
-    logs = (state.memory.log, state.extra["index"])
+    logs = (state.inner.memory.log, state.inner.index)
     held = [log.tensor(name).clone() for log in logs for name in log.fields]
-    carried = [t for s in state.backbone[0] for t in (s.conv, s.ssm)]
+    carried = [t for s in state.inner.states for t in (s.conv, s.ssm)]
     return held + [t.clone() for t in carried if t is not None]
 
 
@@ -137,10 +138,10 @@ def test_cutting_changes_nothing(vamba, film, cut, seen, fine_keys):
     state = watched(vamba, film, cut(FRAMES, 0))
     assert gap(fine_keys(), whole_keys) < 1e-4
     for name in ("k", "v", "time"):
-        assert gap(state.memory.log.tensor(name), seen.memory.log.tensor(name)) < 1e-4, name
-    for a, b in zip(state.backbone[0], seen.backbone[0]):
+        assert gap(state.inner.memory.log.tensor(name), seen.inner.memory.log.tensor(name)) < 1e-4, name
+    for a, b in zip(state.inner.states, seen.inner.states):
         assert gap(a.ssm, b.ssm) < 1e-4 and gap(a.conv, b.conv) < 1e-4
-    mine, theirs = state.extra["index"], seen.extra["index"]
+    mine, theirs = state.inner.index, seen.inner.index
     for name in mine.fields:
         close = 2e-3 if name == "key" else 1e-4  # a 16-bit key may round the other way
         assert gap(mine.tensor(name).double(), theirs.tensor(name).double()) < close, name
@@ -157,9 +158,9 @@ def test_in_bf16_cuts_differ_by_rounding_alone(film):
     whole, cut = watched(model, film, [slice(0, FRAMES)]), watched(model, film, by(3))
     assert model.net.vamba.model.embed_tokens.weight.dtype == torch.bfloat16
     for name in ("k", "v"):
-        one, other = (state.memory.log.tensor(name).float() for state in (whole, cut))
+        one, other = (state.inner.memory.log.tensor(name).float() for state in (whole, cut))
         assert (one - other).abs().max() < 0.01 * one.abs().max()
-    one, other = (state.extra["index"].tensor("key").float() for state in (whole, cut))
+    one, other = (state.inner.index.tensor("key").float() for state in (whole, cut))
     assert gap(one, other) < 1e-2
     asked = [ask(model, state, AT_FIVE) for state in (whole, cut)]
     assert [e.time for e in asked[0].evidence] == [e.time for e in asked[1].evidence] == [5.0]
@@ -168,7 +169,7 @@ def test_in_bf16_cuts_differ_by_rounding_alone(film):
 def test_what_is_carried_matters(vamba, film, seen):
     """The property above can fail: a chunk that starts from nothing leaves other keys and values."""
     second = watched(vamba, film, [slice(12, FRAMES)])
-    assert gap(second.memory.log.tensor("k"), seen.memory.log.tensor("k")[:, :, 12 * TOKENS :]) > 1e-3
+    assert gap(second.inner.memory.log.tensor("k"), seen.inner.memory.log.tensor("k")[:, :, 12 * TOKENS :]) > 1e-3
 
 
 def test_cutting_changes_nothing_for_the_twin_either(twin, film, fine_keys):
@@ -178,7 +179,7 @@ def test_cutting_changes_nothing_for_the_twin_either(twin, film, fine_keys):
     parts = watched(twin, short, [slice(0, 1), slice(1, 6), slice(6, 12)])
     assert gap(fine_keys(), whole_keys) < 1e-4
     for name in ("k", "v"):
-        assert gap(parts.memory.log.tensor(name), whole.memory.log.tensor(name)) < 1e-4, name
+        assert gap(parts.inner.memory.log.tensor(name), whole.inner.memory.log.tensor(name)) < 1e-4, name
 
 
 @pytest.mark.parametrize("policy", [Policy("budget", 4 * TOKENS), Policy("window", 3.5 / 60)], ids=lambda p: p.kind)
@@ -188,8 +189,8 @@ def test_cutting_changes_nothing_where_the_twin_forgets(twin, film, policy):
     whole, parts = watched(small, short, [slice(0, 10)]), watched(small, short, few)
     assert whole.dropped == parts.dropped == 6
     for name in ("k", "v", "time"):
-        assert gap(parts.memory.log.tensor(name), whole.memory.log.tensor(name)) < 1e-4, name
-    assert gap(parts.extra["index"].tensor("key").float(), whole.extra["index"].tensor("key").float()) < 2e-3
+        assert gap(parts.inner.memory.log.tensor(name), whole.inner.memory.log.tensor(name)) < 1e-4, name
+    assert gap(parts.inner.index.tensor("key").float(), whole.inner.index.tensor("key").float()) < 2e-3
 
 
 # ---------------------------------------------------------------- snapshots, sizes
@@ -218,7 +219,7 @@ def test_the_state_is_constant_and_the_memory_linear(model, film):
 def test_an_hour_fits(seen):
     per_frame = seen.memory_bytes / FRAMES
     assert per_frame < 200_000 and per_frame * 3600 < 500e6
-    carried = sum(t.nbytes for s in seen.backbone[0] for t in (s.conv, s.ssm))
+    carried = sum(t.nbytes for s in seen.inner.states for t in (s.conv, s.ssm))
     assert carried <= seen.state_bytes < 20e6
 
 
@@ -283,9 +284,9 @@ def test_a_limited_memory_drops_says_so_and_can_be_asked(vamba, film, policy):
     small = EmbeddedModel(vamba.net, vamba.tower, vamba.tokenizer, policy)
     state = watched(small, film[:12], by(3, last=12))
     assert state.dropped == 4 and "4 frames" in state.dropped_note
-    index = state.extra["index"]
+    index = state.inner.index
     assert index.tensor("time").tolist() == [float(t) for t in range(4, 12)], "memory and index drop the same frames"
-    assert state.memory.times.tolist() == np.repeat(np.arange(4.0, 12), TOKENS).tolist()
+    assert state.inner.memory.times.tolist() == np.repeat(np.arange(4.0, 12), TOKENS).tolist()
     answer = ask(small, state, "What do you see at 0:09?")
     assert [e.time for e in answer.evidence] == [9.0] and answer.text.strip()
     assert state.state_bytes == small.start().state_bytes
@@ -301,7 +302,7 @@ def test_the_twin_drops_beyond_its_limit_and_says_so(twin, film, monkeypatch):
     state = watched(small, film, [slice(0, 4)])
     assert state.dropped == 0 and not state.dropped_note
     state = watched(small, film, [slice(4, 6)], state)
-    assert state.dropped == 2 and "2 frames" in state.dropped_note and len(state.memory) == 4 * TOKENS
+    assert state.dropped == 2 and "2 frames" in state.dropped_note and len(state.inner.memory) == 4 * TOKENS
     answer = ask(small, state, AT_FIVE)
     assert [e.time for e in answer.evidence] == [5.0] and answer.text.strip()
 

@@ -74,9 +74,9 @@ def tensors(told: Told) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kinds", [LINEAR, HYBRID, ATTENDING])
 def test_snapshots_and_all_else_do_not_depend_on_the_cut(kinds) -> None:
     tiny, frames = model(kinds), film(75)
-    whole = tensors(watched(tiny, frames, 75).backbone)
+    whole = tensors(watched(tiny, frames, 75).inner)
     for cut in (1, 7, 32):
-        again = tensors(watched(tiny, frames, cut).backbone)
+        again = tensors(watched(tiny, frames, cut).inner)
         assert len(again) == len(whole)
         for ours, theirs in zip(again, whole):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)
@@ -116,10 +116,10 @@ def test_a_snapshot_that_is_gone_never_comes_back() -> None:
 def test_the_oldest_units_go_at_the_limit_however_the_video_is_cut() -> None:
     tiny, frames = model(ATTENDING, limit=100), film(60)
     states = [watched(tiny, frames, cut) for cut in (1, 13, 60)]
-    whole = tensors(states[-1].backbone)
+    whole = tensors(states[-1].inner)
     for state in states:
-        assert state.dropped > 0 and len(state.backbone.memory) <= 100 and "0:" in state.dropped_note
-        for ours, theirs in zip(tensors(state.backbone), whole):
+        assert state.dropped > 0 and len(state.inner.memory) <= 100 and "0:" in state.dropped_note
+        for ours, theirs in zip(tensors(state.inner), whole):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)
     told = tiny.told_at(states[0], 50.0)
     assert told.units == 51
@@ -129,9 +129,9 @@ def test_the_oldest_units_go_at_the_limit_however_the_video_is_cut() -> None:
 def test_asking_changes_nothing_and_says_where_it_looked(kinds) -> None:
     tiny = model(kinds)
     state = watched(tiny, film(20), 5)
-    before = [tensor.clone() for tensor in tensors(state.backbone)]
+    before = [tensor.clone() for tensor in tensors(state.inner)]
     tokens = list(tiny.ask(Question("what?"), state, Sampling(max_tokens=6)))
-    for tensor, was in zip(tensors(state.backbone), before):
+    for tensor, was in zip(tensors(state.inner), before):
         torch.testing.assert_close(tensor, was, rtol=0, atol=0, equal_nan=True)
     if kinds == LINEAR:
         assert all(token.looked is None for token in tokens)

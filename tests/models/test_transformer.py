@@ -153,7 +153,7 @@ def test_answers_token_by_token_equal_a_fresh_forward() -> None:
     """The conversation's own keys: each step equals reading question and answer so far at once."""
     model, state = build(torch.float64), seen_in(build(torch.float64), frames(6), [6])
     tokens = ids_of(model, state, 6)
-    ids, seen = model._prompt.after_video(QUESTION), state.backbone
+    ids, seen = model._prompt.after_video(QUESTION), state.inner
     from pipeline.layers.streamed import Answering
 
     for token in tokens:
@@ -183,7 +183,7 @@ def test_long_conversations_are_read_in_blocks() -> None:
 def test_drops_the_oldest_pairs_and_says_so(limit: int) -> None:
     model, video = build(limit=limit), frames(20)  # 6 tokens a pair
     state = seen_in(model, video, [20])
-    kept = state.backbone.memory
+    kept = state.inner.memory
     assert len(kept) <= limit and len(kept) + state.dropped == 60
     assert len(kept) % 6 == 0 and kept.times[-1] == 18.0
     assert f"before second {int(kept.times[0])} " in state.dropped_note
@@ -193,7 +193,7 @@ def test_drops_the_oldest_pairs_and_says_so(limit: int) -> None:
 
 def test_a_pair_larger_than_the_limit_is_still_seen() -> None:
     state = seen_in(build(limit=4), frames(6), [6])
-    assert len(state.backbone.memory) == 6 and state.dropped == 12
+    assert len(state.inner.memory) == 6 and state.dropped == 12
 
 
 def test_a_held_frame_counts_when_asked() -> None:
@@ -208,7 +208,7 @@ def test_frame_sizes_may_change() -> None:
     model = build()
     video = (*frames(4), *frames(3, 84, 56, seed=2), *frames(3, 84, 84, seed=3))
     once, pieces = seen_in(model, video, [10]), seen_in(model, video, [3, 4, 1])
-    assert len(once.backbone.memory) == 2 * 6 + 6 + 6 + 9
+    assert len(once.inner.memory) == 2 * 6 + 6 + 6 + 9
     assert torch.allclose(first_logits(model, once), first_logits(model, pieces), atol=1e-4)
 
 

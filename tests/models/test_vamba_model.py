@@ -99,7 +99,7 @@ def answers(model: VambaModel, state: StreamState, question: Question = QUESTION
 
 
 def first_logits(model: VambaModel, state: StreamState, question: Question = QUESTION, memory=None) -> torch.Tensor:
-    return model._read(question, memory or model._flushed(state).memory)[1]
+    return model._read(question, memory or model._flushed(state).inner.memory)[1]
 
 
 # What a visitor types
@@ -134,7 +134,7 @@ def test_the_prompt_is_qwens_chat_with_two_marks_for_the_video(make) -> None:
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 def test_prompts_of_every_length_are_read_as_in_one_go(make, length) -> None:
     model = make(background(3))
-    memory, opening, ids = watched(model, 3).memory, [5, 6, 7], list(range(20, 20 + length))
+    memory, opening, ids = watched(model, 3).inner.memory, [5, 6, 7], list(range(20, 20 + length))
     once = TextDecoder(model.net, memory).feed(opening + ids)
     assert gap(TextDecoder(model.net, memory, model.watch_layers).question(opening, ids), once) < 1e-12
 
@@ -164,7 +164,7 @@ def test_a_moment_that_every_word_finds_is_no_evidence(make, needle) -> None:
     """An attention sink gets more weight than the needle and says nothing about the question."""
     model = planted(make, needle, sink=4)
     state = watched(model, 12)
-    plain = model._read(QUESTION, state.memory)[0]
+    plain = model._read(QUESTION, state.inner.memory)[0]
     raw = plain.gazes[-1].sum(0)
     assert raw[4] > raw[needle], "the sink is no sink"
     assert answers(model, state)[-1].evidence[0].time == 2.0 * needle
@@ -176,7 +176,7 @@ def test_other_questions_look_elsewhere(make) -> None:
 
     def excess(text: str) -> float:
         """What the moment of the needle got beyond the usual, of the two watched layers' weights, which sum to 2."""
-        decoder, _ = model._read(Question(text), state.memory)
+        decoder, _ = model._read(Question(text), state.inner.memory)
         return float(decoder.looked[5])
 
     assert excess(QUESTION.text) > 0.2 and excess("where is the ABC?") < 0.05
@@ -192,7 +192,7 @@ def test_retrieving_everything_is_exact(make, options) -> None:
     for retrieve in (17, 18, 1000):
         model = make(tokens, retrieve=retrieve, **options)
         assert gap(first_logits(model, watched(model, 9)), exact) < 1e-12
-    decoder, _ = model._read(QUESTION, memory := watched(model, 9).memory)
+    decoder, _ = model._read(QUESTION, memory := watched(model, 9).inner.memory)
     chosen = memory.select(decoder.instants.best(decoder.looked, 9))  # the selection itself, which leaves none out
     assert gap(first_logits(make(tokens, **options), watched(model, 9), memory=chosen), exact) < 1e-12
 
@@ -201,7 +201,7 @@ def test_retrieving_everything_is_exact(make, options) -> None:
 def test_one_retrieved_moment_is_the_needle(make, needle) -> None:
     model = planted(make, needle, retrieve=1)
     state = watched(model, 12)
-    decoder, logits = model._read(QUESTION, state.memory)
+    decoder, logits = model._read(QUESTION, state.inner.memory)
     assert decoder.instants.times.tolist() == [2.0 * needle] and len(decoder.memory) == 3
     alone = make(model.vision.by_place)
     only = alone.watch(VideoChunk(video(12)[2 * needle : 2 * needle + 2]), alone.start())  # no mixers, so no past
@@ -212,10 +212,10 @@ def test_one_retrieved_moment_is_the_needle(make, needle) -> None:
 def test_retrieving_never_changes_the_stream_and_is_said(make) -> None:
     model = planted(make, 5, sink=2, retrieve=4)
     state = watched(model, 12)
-    was = state.memory.log.tensor("k").clone()
+    was = state.inner.memory.log.tensor("k").clone()
     first, again = (answers(model, state)[-1].text for _ in range(2))
-    assert first == again and torch.equal(state.memory.log.tensor("k"), was) and len(state.memory) == 36
-    instants = model._read(QUESTION, state.memory)[0].instants
+    assert first == again and torch.equal(state.inner.memory.log.tensor("k"), was) and len(state.inner.memory) == 36
+    instants = model._read(QUESTION, state.inner.memory)[0].instants
     assert len(instants) == 2 and 10.0 in instants.times  # four frames are two pairs
     assert instants.best(torch.arange(2.0), 2).tolist() == [0, 1, 2, 3, 4, 5]  # in the video's order, not the weight's
     assert "4 frames" in model.about and "4 of 24" in state.dropped_note and state.dropped == 0
@@ -225,7 +225,7 @@ def test_retrieving_never_changes_the_stream_and_is_said(make) -> None:
 def test_options_reach_a_loaded_vamba_and_no_other(tmp_path) -> None:
     write(tmp_path, VAMBA, tokenizer=True)
     model = weights.load(str(tmp_path), "cpu", retrieve=2, eight_bit=True)
-    assert model.retrieve == 2 and model.start().memory.eight_bit
+    assert model.retrieve == 2 and model.start().inner.memory.eight_bit
     for name in ("embedded", "embedded-twin"):
         with pytest.raises(UserError, match="retrieve"):
             weights.load(name, "cpu", retrieve=2)

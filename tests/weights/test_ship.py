@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models.embedded import EmbeddedConfig, EmbeddedNet
+from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
 from pipeline.towers.frame_tower import ASSETS
 from pipeline.training.ship import ALL_ASSETS, BUDGET, bits_of, kind_of, ship, to_small
 from pipeline.training.student import CONFIG, with_lora

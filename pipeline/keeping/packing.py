@@ -1,0 +1,211 @@
+"""A stream's state <-> named tensors and a small document: what every model's `pack` and `unpack` are made of.
+
+A part is a `Packed`, and parts are joined under names: the tensor "memory.log.k" is the memory's log's keys, and
+document["memory"]["log"] says where its blocks begin. Tensors are copies on the CPU, contiguous, so that they can be
+written and read by safetensors; whatever is unpacked copies them again. What a state holds comes back bit for bit,
+the blocks of its logs included: they decide in which order attention adds up.
+
+Inside, whatever is missing, of another kind or impossible is a KeyError, TypeError or ValueError; `unpack_stream` makes
+one sentence of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.layers.mamba2 import MixerState
+from pipeline.memory.log import Log
+from pipeline.memory.memory import Memory, Policy
+from pipeline.stream import JSON, Frame, Packed, StreamState, UserError
+
+B = TypeVar("B")
+FORMAT = 1
+LARGEST_BLOCK = 1 << 20  # slots: a garbled number must not ask for all the computer's memory
+WEIGHTS_SEEN = 16  # numbers of a parameter that make its fingerprint
+
+
+def pack_stream(state: StreamState[B], maker: str, inner: Packed) -> Packed:
+    """A whole stream around what its model carries. maker: what may unpack it again, see `fingerprint`."""
+    held = Packed({str(i): torch.from_numpy(frame.rgb.copy()) for i, frame in enumerate(state.held)}, {})
+    return join(
+        {"inner": inner, "held": held},
+        format=FORMAT,
+        maker=maker,
+        frames=state.frames,
+        seen_until=float(state.seen_until),
+        held_times=[[float(f.time), None if f.until is None else float(f.until)] for f in state.held],
+    )
+
+
+def unpack_stream(packed: Packed, maker: str, unpacked: Callable[[Packed], StreamState[B]]) -> StreamState[B]:
+    """The stream that `pack_stream` was given.
+
+    unpacked: from what the model carries, packed, to a state that holds it, with what follows from it (bytes, what was
+    dropped). Raises UserError for what another model packed, and for anything that is damaged.
+    """
+    if not isinstance(packed.document, dict) or packed.document.get("maker") != maker:
+        raise UserError(
+            "This stream was kept by another model or another version of its weights, so it cannot go on here; "
+            "load the model it was kept with, or start the video again."
+        )
+    try:
+        if count(packed, "format") != FORMAT:
+            raise ValueError("another format")
+        state = unpacked(part(packed, "inner"))
+        frames, held = count(packed, "frames"), _held(packed)
+        if frames < len(held):
+            raise ValueError("more frames wait than were seen")
+        return replace(state, frames=frames, seen_until=seconds(packed, "seen_until"), held=held)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            "What was kept of this stream is damaged or incomplete, so it cannot go on; start the video again."
+        ) from error
+
+
+def fingerprint(kind: str, *nets: nn.Module) -> str:
+    """Says of which model a state is: `kind`, and names, shapes, types and some numbers of all its parameters."""
+    digest = hashlib.sha256()
+    for net in nets:
+        for name, parameter in net.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // WEIGHTS_SEEN)].cpu().contiguous()
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} ".encode())
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return f"{kind} {digest.hexdigest()[:32]}"
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def join(parts: Mapping[str, Packed], **plain: JSON) -> Packed:
+    """One part of several, and of plain values."""
+    tensors = {f"{name}.{key}": tensor for name, one in parts.items() for key, tensor in one.tensors.items()}
+    return Packed(tensors, {**plain, **{name: one.document for name, one in parts.items()}})
+
+
+def part(packed: Packed, name: str) -> Packed:
+    """The part of that name."""
+    document, start = packed.document[name], name + "."
+    if not isinstance(document, dict):
+        raise TypeError(f"{name} is no part")
+    tensors = {key.removeprefix(start): t for key, t in packed.tensors.items() if key.startswith(start)}
+    return Packed(tensors, document)
+
+
+def count(packed: Packed, name: str) -> int:
+    """A plain whole number, 0 or more."""
+    value = packed.document[name]
+    if type(value) is not int or value < 0:  # True is an int, too
+        raise ValueError(f"{name} is no count")
+    return value
+
+
+def seconds(packed: Packed, name: str) -> float:
+    """A plain number that is finite and not negative."""
+    return _seconds(packed.document[name])
+
+
+def pack_tensor(tensor: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def unpack_tensor(packed: Packed, name: str, like: Tensor) -> Tensor:
+    """A copy where `like` is; of its type and shape, or a ValueError."""
+    tensor = packed.tensors[name]
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {like.dtype} {tuple(like.shape)}")
+    return tensor.to(like.device, copy=True)
+
+
+def pack_mixers(states: Sequence[MixerState]) -> Packed:
+    named = {f"{i}.{name}": pack_tensor(t) for i, state in enumerate(states) for name, t in state._asdict().items()}
+    return Packed(named, {"count": len(states)})
+
+
+def unpack_mixers(packed: Packed, start: Sequence[MixerState]) -> tuple[MixerState, ...]:
+    """start: the model's own states before the first frame, which say what these must look like."""
+    if count(packed, "count") != len(start):
+        raise ValueError("another number of mixers")
+    return tuple(
+        MixerState(*(unpack_tensor(packed, f"{i}.{name}", tensor) for name, tensor in state._asdict().items()))
+        for i, state in enumerate(start)
+    )
+
+
+def pack_log(log: Log) -> Packed:
+    """Its visible slots, and where its blocks begin. What lies on the GPU travels block by block."""
+    tensors = {}
+    for name, field in log.fields.items():
+        none = torch.empty([n or 0 for n in field.shape], dtype=field.dtype)
+        views = [view.cpu() for (view,) in log.views(name)]
+        tensors[name] = torch.cat([none, *views], dim=field.slot_dim).contiguous()
+    return Packed(tensors, {"first": log.first, "length": log.length, "block_slots": log.block_slots})
+
+
+def unpack_log(packed: Packed, start: Log, settle: Callable[[Log], Log] = lambda log: log) -> Log:
+    """start: the model's own log before the first frame. settle: what moves old blocks to the host, asked block by
+    block, so that a memory larger than the GPU's comes back, too."""
+    first, length, block_slots = (count(packed, name) for name in ("first", "length", "block_slots"))
+    if not 0 < block_slots <= LARGEST_BLOCK or first > block_slots or set(packed.tensors) != set(start.fields):
+        raise ValueError("no log of this kind")
+    for name, field in start.fields.items():
+        tensor, shape = packed.tensors[name], [length if n is None else n for n in field.shape]
+        if list(tensor.shape) != shape or tensor.dtype != field.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {field.dtype} {tuple(shape)}")
+    unseen = {n: torch.zeros([first if s is None else s for s in f.shape]) for n, f in start.fields.items()}
+    log = replace(start, block_slots=block_slots).append(**unseen).drop_oldest(first)
+    for begin in range(0, length, block_slots):
+        slots = min(block_slots, length - begin)
+        rows = {n: packed.tensors[n].narrow(f.slot_dim, begin, slots) for n, f in start.fields.items()}
+        log = settle(log.append(**rows))
+    return log
+
+
+def pack_memory(memory: Memory) -> Packed:
+    policy, amount = memory.policy, memory.policy.amount
+    return join(
+        {"log": pack_log(memory.log)},
+        policy=[policy.kind, None if math.isinf(amount) else amount],  # JSON has no infinity
+        dropped=memory.dropped,
+    )
+
+
+def unpack_memory(packed: Packed, start: Memory) -> Memory:
+    """start: the model's own memory before the first frame. The policy is the kept one's, the tier the model's."""
+    kind, amount = packed.document["policy"]
+    policy = Policy(kind, math.inf if amount is None else _seconds(amount))
+    settle = start.tier.settle if start.tier else lambda log: log
+    log = unpack_log(part(packed, "log"), start.log, settle)
+    return replace(start, log=log, policy=policy, dropped=count(packed, "dropped"))
+
+
+def _seconds(value: JSON) -> float:
+    """A number that is finite and not negative."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{value!r} is no number of seconds")
+    return float(value)
+
+
+def _held(packed: Packed) -> tuple[Frame, ...]:
+    times, pictures = packed.document["held_times"], part(packed, "held").tensors
+    if not isinstance(times, list) or set(pictures) != {str(i) for i in range(len(times))}:
+        raise ValueError("other frames wait than are here")
+    return tuple(
+        Frame(_picture(pictures[str(i)]), _seconds(time), None if until is None else _seconds(until))
+        for i, (time, until) in enumerate(times)
+    )
+
+
+def _picture(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[2] != 3 or not tensor.numel():
+        raise ValueError("no picture")
+    return tensor.cpu().numpy().copy()
