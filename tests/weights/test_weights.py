@@ -230,7 +230,8 @@ def test_downloads_ask_for_data_files_only(monkeypatch, tmp_path) -> None:
     )
     model = weights.load("somebody/Some-Model", "cpu")
     assert model.name == "Some-Model" and asked["name"] == "somebody/Some-Model"
-    assert all(p.rsplit(".")[-1] in ("safetensors", "json", "txt") for p in asked["allow_patterns"])
+    data = {"*.safetensors", "*.json", "*.txt", "tokenizer.model"}  # the last is SentencePiece's table: no code either
+    assert set(asked["allow_patterns"]) <= data
 
 
 def test_peak_memory_is_one_model_and_a_tensor(tmp_path) -> None:
