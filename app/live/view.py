@@ -94,8 +94,8 @@ class View:
     upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
     models that could, in the same order. conversations: the turns of each of them. film: pictures evenly over
     everything seen. Times in seconds of the video; progress: share of the file read, 0 to 1; rate: seconds of video
-    per second of work; waiting and dropped: camera pictures; skipped: damaged pictures of a file; silent: whether a
-    camera has sent nothing for a while.
+    per second of work; waiting and dropped: camera pictures; skipped: damaged pictures of a file; notes: what of it
+    was mended or left out, in sentences; silent: whether a camera has sent nothing for a while.
     """
 
     phase: Phase = Phase.IDLE
@@ -110,6 +110,7 @@ class View:
     waiting: int = 0
     dropped: int = 0
     skipped: int = 0
+    notes: tuple[str, ...] = ()
     silent: bool = False
     comparing: bool = False
     answering: bool = False
@@ -141,7 +142,8 @@ class View:
         if self.phase is Phase.PAUSED:
             return Told("paused", f"Paused at {mmss(self.seen_until)}", "Nothing is lost; press Resume to go on.")
         if self.phase is Phase.ENDED:
-            return Told("ended", "Ended", f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it.")
+            all_seen = f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it."
+            return Told("ended", "Ended", " ".join([all_seen, *self.notes]))
         if self.live and self.silent:
             return Told("waiting", "Waiting for the camera", "Allow it in the browser, then press Record.")
         if self.frames == 0:
@@ -154,5 +156,6 @@ class View:
             return Told("catching", word, "The second model reads the video from its start.")
         if self.waiting > FAR_BEHIND or (not self.live and player > self.seen_until + AHEAD_S):
             return Told("catching", word, f"At {mmss(self.seen_until)}; the player is ahead.")
-        of = f"of {mmss(self.duration)}" if self.duration else ("live" if self.live else "")
+        length = self.duration or 0.0  # the header's, which knows of no track that follows the first
+        of = f"of {mmss(length)}" if self.seen_until <= length else ("live" if self.live else "")
         return Told("watching", f"Watching {mmss(self.seen_until)}", of)

@@ -55,6 +55,7 @@ class Watch:
         self._duration: float | None = None
         self._progress = 0.0
         self._skipped = 0  # damaged pictures the file's reader left out
+        self._notes: tuple[str, ...] = ()  # what it mended or left out, in sentences
         self._shown = 0  # frames given to the models
         self._offered_at = time.monotonic()
         self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
@@ -81,6 +82,7 @@ class Watch:
                 waiting=self.camera.waiting if self.camera else 0,
                 dropped=self.camera.dropped if self.camera else 0,
                 skipped=self._skipped,
+                notes=self._notes,
                 silent=time.monotonic() - self._offered_at > SILENT_S,
                 models=models,
                 film=self.thumbnails.spread(FILM),
@@ -183,6 +185,8 @@ class Watch:
                     self._skipped, self._progress = video.skipped, video.progress
             if broken and self._ready():
                 raise broken
+            with self._changed:
+                self._duration, self._notes = video.seconds or self._duration, tuple(video.findings.notes())
 
     def _watch_camera(self) -> None:
         assert self.camera is not None

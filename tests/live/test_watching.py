@@ -10,10 +10,11 @@ import time
 import pytest
 
 from app.live import uploads
-from app.live.view import Phase
+from app.live.view import EXAMPLE, Phase
 from app.live.watching import Source, Watch
 from pipeline import Engine, UserError
 from tests.fake_model import RED, FakeModel, ended, fake_engine, picture, seen, until, write_clip
+from tests.sources.test_cases import CASES
 
 EVERY_SECOND = list(range(12))
 
@@ -45,6 +46,17 @@ def test_pause_at_the_very_end_changes_nothing(made, clip):
     assert session.view().phase is Phase.ENDED and session.view().told().kind == "ended"
     session.resume()
     assert session.view().phase is Phase.ENDED
+
+
+def test_what_was_mended_in_a_file_is_told_at_its_end(made):
+    """Two tracks one after the other are ten seconds, whatever the header of the first one says."""
+    session = made()
+    session.open_file(CASES / "ts_pid_change.ts", EXAMPLE)
+    until(lambda: ended(session))
+    assert session.view().told().detail == "All 0:10 seen; ask anything about it."
+    session.open_file(CASES / "ts_splice_forward_9h.ts", EXAMPLE)
+    until(lambda: ended(session) and session.view().frames == 10)
+    assert session.view().told().detail.startswith("All 0:10 seen") and "joined" in session.view().told().detail
 
 
 def test_pause_in_the_last_chunk_holds_until_resume(made, clip):
