@@ -12,48 +12,37 @@ from typing import TYPE_CHECKING
 # doubles the processor time on a shared one (two busy cores beside it: 21 ms a frame instead of 39).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if TYPE_CHECKING:
-    from pipeline.clock import mmss
-    from pipeline.engine import Engine
-    from pipeline.models.load import load
-    from pipeline.options import ModelOptions
-    from pipeline.sources.camera import FrameQueue, thumbnail
-    from pipeline.sources.file import VideoError, open_video, probe
-    from pipeline.stream import (
-        Answer,
-        Evidence,
-        Frame,
-        Question,
-        Sampling,
-        StreamState,
-        UserError,
-        VideoChunk,
-    )
+if TYPE_CHECKING:  # the same names for those who read types; a test holds them against the table
+    from pipeline.clock import mmss as mmss
+    from pipeline.engine import Engine as Engine
+    from pipeline.models.load import load as load
+    from pipeline.options import ModelOptions as ModelOptions
+    from pipeline.sources.camera import FrameQueue as FrameQueue
+    from pipeline.sources.camera import thumbnail as thumbnail
+    from pipeline.sources.file import VideoError as VideoError
+    from pipeline.sources.file import open_video as open_video
+    from pipeline.sources.file import probe as probe
+    from pipeline.stream import Answer as Answer
+    from pipeline.stream import Evidence as Evidence
+    from pipeline.stream import Frame as Frame
+    from pipeline.stream import Question as Question
+    from pipeline.stream import Sampling as Sampling
+    from pipeline.stream import StreamState as StreamState
+    from pipeline.stream import UserError as UserError
+    from pipeline.stream import VideoChunk as VideoChunk
 
-__all__ = [
-    "Answer",
-    "Engine",
-    "Evidence",
-    "Frame",
-    "FrameQueue",
-    "ModelOptions",
-    "Question",
-    "Sampling",
-    "StreamState",
-    "UserError",
-    "VideoChunk",
-    "VideoError",
-    "load",
-    "mmss",
-    "open_video",
-    "probe",
-    "thumbnail",
-]
-
-_ELSEWHERE = {  # every other name lives in stream.py
+PLACES = {  # every name of the door, and the module it lives in
+    "Answer": "stream",
     "Engine": "engine",
+    "Evidence": "stream",
+    "Frame": "stream",
     "FrameQueue": "sources.camera",
     "ModelOptions": "options",
+    "Question": "stream",
+    "Sampling": "stream",
+    "StreamState": "stream",
+    "UserError": "stream",
+    "VideoChunk": "stream",
     "VideoError": "sources.file",
     "load": "models.load",
     "mmss": "clock",
@@ -61,15 +50,16 @@ _ELSEWHERE = {  # every other name lives in stream.py
     "probe": "sources.file",
     "thumbnail": "sources.camera",
 }
+__all__ = list(PLACES)
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in PLACES:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
-    value = getattr(import_module(f"pipeline.{_ELSEWHERE.get(name, 'stream')}"), name)
+    value = getattr(import_module(f"pipeline.{PLACES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *PLACES})

@@ -1,4 +1,4 @@
-"""Watching and answering with any Model: fair turns, token streaming, stop, evidence, timing.
+"""Watching and answering with any Model: fair turns, token streaming, stop, timing.
 
 The engine holds a model and a lock, and no stream: states go in and come out, so one engine serves every visitor.
 One chunk or one token is one turn, and turns are taken in order of arrival. That is why a question asked in the
@@ -13,11 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
-
 from pipeline.clock import mmss
+from pipeline.evidence import Gaze
 from pipeline.stream import Answer, Evidence, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
 
 QUESTION_CHARACTERS = 2_000
@@ -132,10 +132,10 @@ class Engine:
     def _answers(
         self, question: Question, state: StreamState, sampling: Sampling, stop: threading.Event, asked: float
     ) -> Iterator[Answer]:
-        answer, gaze, first = _empty_answer(question, state), _Gaze(), None
+        answer, gaze, first, stopped = _empty_answer(question, state), Gaze(), None, False
         with self._turn:
-            tokens = iter(self.model.ask(question, state, sampling))
-        try:
+            tokens = self.model.ask(question, state, sampling)
+        with closing(tokens):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:
                 token, stopped = self._draw(tokens, stop)
                 if token is None:
@@ -143,13 +143,8 @@ class Engine:
                 now = time.monotonic()
                 first = now if first is None else first
                 gaze.add(token.looked)
-                answer = _grown(answer, token, gaze.moments(), first - asked, now - first)
+                answer = _grown(answer, token, gaze.moments, first - asked, now - first)
                 yield answer
-            else:
-                stopped = False
-        finally:
-            if close := getattr(tokens, "close", None):
-                close()  # without a turn: a generator may be collected by a thread that holds one
         yield replace(answer, done=True, stopped=stopped)
 
     def _draw(self, tokens: Iterator[Token], stop: threading.Event) -> tuple[Token | None, bool]:
@@ -218,75 +213,3 @@ def _grown(answer: Answer, token: Token, evidence: tuple[Evidence, ...], first_s
         first_token_s=first_s,
         tokens_per_s=answer.tokens / since_s if answer.tokens and since_s > 0 else None,
     )
-
-
-class _Gaze:
-    """Where the tokens of one answer looked, summed by time.
-
-    A published model has hundreds of slots a picture and half a million an hour, the same ones for every token:
-    they are placed once, and a token costs one pass (3 ms for an hour) instead of a sort.
-    """
-
-    def __init__(self) -> None:
-        self._slots = self._mass = np.zeros(0)
-        self._times: np.ndarray | None = None
-        self._moments: tuple[Evidence, ...] = ()
-
-    def add(self, looked: tuple[np.ndarray, np.ndarray] | None) -> None:
-        if looked is None:
-            return
-        times, weights = looked
-        if self._times is None or (times is not self._times and not np.array_equal(times, self._times)):
-            self._place(times)
-        self._mass = self._mass + np.bincount(self._places, np.reshape(weights, -1), len(self._slots))
-        self._moments = moments(self._slots, self._mass)
-
-    def _place(self, times: np.ndarray) -> None:
-        slots = np.unique(np.concatenate([self._slots, np.reshape(times, -1)]))
-        mass = np.zeros(len(slots))
-        mass[np.searchsorted(slots, self._slots)] = self._mass
-        self._times, self._slots, self._mass = times, slots, mass
-        self._places = np.searchsorted(slots, np.reshape(times, -1))
-
-    def moments(self) -> tuple[Evidence, ...]:
-        return self._moments
-
-
-def moments(
-    times: np.ndarray, weights: np.ndarray, gap: float | None = None, share: float = 0.05, at_most: int = 6
-) -> tuple[Evidence, ...]:
-    """The moments that carry most of the weight, heaviest first; their weights are shares of the whole, so sum <= 1.
-
-    times: seconds of the memory slots, in any order, repeated as often as a time has slots; weights: as many, >= 0.
-    gap: seconds over which neighbours merge; None is two sampling periods (two median steps between slots).
-    share: moments lighter than this share of the whole are left out.
-
-    Attention gives every slot a little. Slots under the mean, or under a fiftieth of the peak, are background:
-    without that, all slots would touch and every answer would rest on "the whole video".
-    """
-    slots, mass = _by_time(np.asarray(times, np.float64).reshape(-1), np.asarray(weights, np.float64).reshape(-1))
-    total = mass.sum()
-    if not total > 0:
-        return ()
-    mass = mass / total
-    if gap is None:
-        gap = 2 * float(np.median(np.diff(slots))) if len(slots) > 1 else 0.0
-    raised = np.flatnonzero(mass >= max(mass.mean() * (1 - 1e-9), mass.max() / 50))
-    breaks = np.flatnonzero(np.diff(slots[raised]) > gap * (1 + 1e-9)) + 1
-    spans = [slice(run[0], run[-1] + 1) for run in np.split(raised, breaks)]
-    found = [_moment(slots[span], mass[span]) for span in spans]
-    return tuple(sorted((m for m in found if m.weight >= share), key=lambda m: (-m.weight, m.time))[:at_most])
-
-
-def _by_time(times: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct times in order and the weight on each; what is not finite or negative weighs nothing."""
-    known = np.isfinite(times)
-    times, weights = times[known], np.clip(np.nan_to_num(weights[known], posinf=0.0), 0.0, None)
-    order = np.lexsort((weights, times))  # by weight too, so that the sums do not depend on the order of slots
-    times, first = np.unique(times[order], return_index=True)
-    return times, np.add.reduceat(weights[order], first) if len(first) else weights
-
-
-def _moment(slots: np.ndarray, mass: np.ndarray) -> Evidence:
-    peak = float(slots[mass.argmax()])
-    return Evidence(time=peak, weight=min(1.0, float(mass.sum())), start=float(slots[0]), end=float(slots[-1]))

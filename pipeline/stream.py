@@ -16,7 +16,7 @@ decoder may look at, *cache* is the text decoder's own keys and values inside on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
@@ -154,6 +154,9 @@ class Packed:
     document: dict[str, JSON]
 
 
+Tokens: TypeAlias = Generator[Token, None, None]  # of one answer; closing it ends the answer
+
+
 class Model(ABC, Generic[B]):
     """The face every system shows. Pure: no call changes an earlier state, and none changes the model.
 
@@ -179,7 +182,7 @@ class Model(ABC, Generic[B]):
         """The state after also seeing `chunk`. Any cutting of a video into chunks gives the same state."""
 
     @abstractmethod
-    def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Tokens:
         """Tokens of the answer, as far as `state` has seen (held frames included). The caller may stop at any token."""
 
     def chunk_frames(self, backlog: int) -> int:

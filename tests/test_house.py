@@ -195,6 +195,18 @@ def test_the_page_uses_only_names_of_the_door(path):
     assert used <= set(pipeline.__all__)
 
 
+def test_the_door_has_one_table_of_names():
+    """What tools that read types are told is what the table says, and every name opens."""
+    import pipeline
+
+    told = {}
+    for node in ast.walk(ast.parse((ROOT / "pipeline" / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("pipeline."):
+            told |= {alias.asname: node.module.removeprefix("pipeline.") for alias in node.names}
+    assert told == pipeline.PLACES and list(told) != [] and pipeline.__all__ == list(pipeline.PLACES)
+    assert all(getattr(pipeline, name).__name__ == name for name in pipeline.__all__)
+
+
 @per_file(PRODUCT)
 def test_every_file_says_what_it_is(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))

@@ -12,7 +12,7 @@ and names are copied, not imagined. The moment is also the answer's evidence: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.index import index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
-from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, VideoChunk
+from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, Tokens, VideoChunk
 from pipeline.towers.frame_tower import FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
@@ -177,7 +177,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)
 
-    def ask(self, question: Question, state: StreamState[EmbeddedInner], sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[EmbeddedInner], sampling: Sampling) -> Tokens:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
         for i, moment in enumerate(reading.moments()):

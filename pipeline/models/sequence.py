@@ -11,7 +11,7 @@ states, ever fewer the older they are; keys are cut to the second exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
-from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.weights.checkpoint import read_tokenizer
 
 View = Watching | Answering | None  # who knows the keys of earlier tokens; None where nothing attends
@@ -190,7 +190,7 @@ class SequenceModel(Model[Told]):
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
-    def ask(self, question: Question, state: StreamState[Told], sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[Told], sampling: Sampling) -> Tokens:
         """Tokens of the answer. A unit without all its frames is filled with its last one, on the fork.
 
         A question pinned to a second is answered from what the stream still knows of itself up to that second.
@@ -365,7 +365,7 @@ class SequenceModel(Model[Told]):
             return None
         return Memory.empty(layers, heads, width, self.dtype, self.device, block_slots=block_slots)
 
-    def _answer(self, conversation: Conversation, ids: list[int], sampling: Sampling) -> Iterator[Token]:
+    def _answer(self, conversation: Conversation, ids: list[int], sampling: Sampling) -> Tokens:
         """No torch context is held over a `yield`: other models run on this thread in between."""
         text, chance = TextStream(self.tokenizer), generator(sampling)
         for left in reversed(range(sampling.max_tokens)):

@@ -10,7 +10,6 @@ The language model is transformers' own `Qwen2VLTextModel`; only where its atten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +25,7 @@ from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
 from pipeline.models.system import Checkpoint, Config, Row, System
-from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, published_key
 from pipeline.weights.checkpoint import read_tokenizer
 
@@ -171,7 +170,7 @@ class TransformerModel(Model[Watched]):
     def _maker(self) -> str:
         return packing.fingerprint("qwen2-vl", self.net)
 
-    def ask(self, question: Question, state: StreamState[Watched], sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[Watched], sampling: Sampling) -> Tokens:
         """Tokens of the answer. A frame without a partner is shown twice, as Qwen2-VL shows a still picture.
 
         A question pinned to a second sees what the stream still holds of the video up to that second: attention is
@@ -232,7 +231,7 @@ class TransformerModel(Model[Watched]):
         size = seen.memory.nbytes + self._prefix_bytes()
         return replace(state, inner=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
 
-    def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Iterator[Token]:
+    def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Tokens:
         """No torch context is held over a `yield`: other models run on this thread in between."""
         view = Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
         position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position

@@ -25,7 +25,7 @@ from pipeline.memory.tiers import Tier
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
-from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, encode_pairs, published_key
 from pipeline.towers.seen import Seen
 from pipeline.weights.checkpoint import read_tokenizer
@@ -177,7 +177,7 @@ class VambaModel(Model[VambaInner]):
     def _maker(self) -> str:
         return packing.fingerprint("vamba", self.net)
 
-    def ask(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Iterator[Token]:
+    def ask(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Tokens:
         if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
         memory = self._flushed(state).inner.memory

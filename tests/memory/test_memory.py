@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine import moments
+from pipeline.evidence import moments
 from pipeline.memory.log import Block, Field, Log
 from pipeline.memory.memory import Memory, Policy
 from tests.conftest import gap

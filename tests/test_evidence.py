@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import Engine, Question, Sampling, VideoChunk
-from pipeline.engine import moments
+from pipeline.evidence import moments
 from pipeline.stream import Token
 from tests.test_engine import ColourModel, frame, watched
 
