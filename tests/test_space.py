@@ -126,7 +126,10 @@ def test_it_starts_watches_answers_and_says_what_does_not_fit(code, small, tmp_p
         again = client.predict(key, "What do you see at 0:20?", -1, api_name="/ask")
         assert again["text"], "a file that found no room takes nothing from those that did"
         assert client.predict(key, api_name="/close")
-    assert not list(small.iterdir()), "nothing of a visitor's stays"
+    left = [
+        path for path in small.iterdir() if not path.name.startswith("torchinductor_")
+    ]  # torch's own, for its next start
+    assert not left, "nothing of a visitor's stays"
 
 
 def test_a_model_of_the_hub_is_refused_in_a_sentence(code, small):
