@@ -32,9 +32,11 @@ from pipeline.memory.log import Log
 from pipeline.memory.memory import Memory, Policy
 from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet
 from pipeline.questions.asked import parse, without_notes
+from pipeline.questions.composer import Composer, summary
 from pipeline.questions.index import index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
+from pipeline.questions.router import Router
 from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, Tokens, VideoChunk
 from pipeline.towers.frame_tower import FrameTower
 
@@ -70,6 +72,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
 
     def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
+        self.router: Router | None = None  # without it the trained head tells what is asked
         self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
@@ -290,7 +293,7 @@ class Reading:
         self.index = read_index(log, model.cfg.cut, until)
         self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
         self.position = model.start_text(self.cache, self.whole)
-        self.asked = parse(question.text, self.index.end)
+        self.asked = parse(question.text, self.index.end, model.router)
         self.earlier = self._earlier(question, state) if question.history and self.asked.refers else None
         self._read(question)
         self.looked: tuple[np.ndarray, np.ndarray] | None = None
@@ -355,7 +358,12 @@ class Reading:
         v = self.verdict
         listed = () if self.asked.length else v.listed
         times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
-        return [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)] or [v]
+        found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
+        if found and self.model.router:
+            said = summary(self.index, [(m.time, m.frames) for m in found])
+            self.summary = {m.time: sentence for m, sentence in zip(found, said)}
+            found = [m for m in found if self.summary[m.time]]
+        return found or [v]
 
     def composed(self, moment: Verdict) -> str:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
@@ -367,6 +375,16 @@ class Reading:
             return "I do not know this language; please ask in English."
         if self.asked.length:
             return f"I have seen {mmss(self.index.end)} of the video."
+        if self.verdict.listed and self.model.router:
+            self.looked = self._evidence(moment.frames, moment.time)
+            return self.summary[moment.time]
+        kind = self.asked.kind or {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}.get(moment.plan)
+        kind = kind or ("premise" if self.asked.each else None)
+        if kind and self.model.router:
+            composer = Composer(kind, self.asked, moment, self.index)
+            if facts := composer.answer():
+                self.looked = self._evidence(composer.verdict.frames, composer.verdict.time)
+                return facts
         if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
         said = spoken(self.index.features, moment.frames)

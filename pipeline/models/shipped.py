@@ -13,6 +13,7 @@ from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedModel, EmbeddedTwin
 from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
 from pipeline.models.system import Row, System
+from pipeline.questions.router import Router
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
 from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
@@ -38,7 +39,9 @@ def load_embedded(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     del trained, weights
     give_back()
-    return (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
+    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
+    model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
+    return model
 
 
 def merged(cfg: EmbeddedConfig, lm: dict[str, Tensor], trained: dict[str, Tensor], lora_scale: float) -> EmbeddedNet:

@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass, replace
 
 from pipeline.questions.language import is_english
-from pipeline.questions.things import Things, named_things
+from pipeline.questions.router import Known, Router
+from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
 from pipeline.questions.wordings import asks_length, cues, points_back, wording_plan
+
+SURE_KIND = 0.35  # probability from which the router is believed
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,15 @@ class Asked:
     cues: frozenset[str]  # single words that matter: see wordings.CUES
     length: bool  # how long the video is
     refers: bool  # names nothing itself, so it may be about what the last question was about ("And then?")
+    each: tuple[tuple[str, Things], ...] = ()  # the things one by one, in the question's words
+    unnamed: tuple[str, ...] = ()  # words that ask for more than these things
     english: bool = True
+    kinds: tuple[tuple[str, float], ...] = ()  # what the router takes it for (router.py), the likeliest first
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of question, where the router is sure enough."""
+        return self.kinds[0][0] if self.kinds and self.kinds[0][1] >= SURE_KIND else None
 
     @property
     def counts(self) -> bool:
@@ -40,17 +51,20 @@ class Asked:
         )  # fmt: skip
 
 
-def parse(text: str, now: float) -> Asked:
+def parse(text: str, now: float, router: Router | None = None) -> Asked:
     """What `text` asks when the newest second of the video is `now`."""
     text = without_notes(text)
     when = named(text, now)
     rest = when.rest if when.stretch or when.both else text
     heard, things = cues(rest), named_things(rest)
     back = when.shift is not None or (when == Named(when.rest) and points_back(text))
+    known = Known(when.time is not None, when.stretch is not None, any(things), any(c.isdigit() for c in text))
+    kinds = tuple(router.kinds(text, known).items()) if router else ()
     return Asked(
         text=text, plan=wording_plan(rest), when=when, things=things,
         wanted=named_things("person") if "who" in heard else things, cues=heard, length=asks_length(text),
         refers=back and not any(things), english=is_english(text),
+        each=tuple(each_thing(rest)), unnamed=unnamed(rest), kinds=kinds,
     )  # fmt: skip
 
 

@@ -25,6 +25,13 @@ LONG_TAKE = 15  # frames from which a shot is looked at in parts
 PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
+KIND_PLANS = {
+    "describe": "list", "list": "list", "now": "now", "when": "find", "last": "find", "again": "find",
+    "howlong": "find",
+    "yesno": "yesno", "both": "yesno", "after": "after", "before": "before", "count_now": "about", "count_all": "about",
+}  # fmt: skip
+ABOUT_A_THING = ("colour", "wearing", "size_shape", "position", "where", "holding", "doing", "weather", "who")
+
 
 class Fit(NamedTuple):
     """How well frames and shots fit a question. frames (F,), shots (S,): log of a ratio to "nowhere"."""
@@ -53,7 +60,7 @@ class Planner:
     def plan(self, asked: Asked, located: Located, index: Index, earlier: Earlier | None = None) -> Verdict:
         """earlier: what the question may refer to. Of a question about a stretch ("in the last minute"): as if there
         were nothing else."""
-        name = asked.plan or PLANS[int(located.plan[0].argmax())]
+        name = self._name(asked, located)
         when = asked.when
         if when.unclear or not asked.english:
             return self._now("chat", index)
@@ -68,6 +75,14 @@ class Planner:
         if earlier and name in ("find", "about", "count_of"):
             asked = asked.of(earlier.asked)
         return self._planned(name, asked, located, index)
+
+    @staticmethod
+    def _name(asked: Asked, located: Located) -> str:
+        """The plan by the wording, else by the kind of question, else by the trained head."""
+        kind = asked.kind
+        if kind in ABOUT_A_THING:
+            return "find" if any(asked.things) else "now"
+        return asked.plan or KIND_PLANS.get(kind or "") or PLANS[int(located.plan[0].argmax())]
 
     def _within(self, name: str, asked: Asked, located: Located, index: Index) -> Verdict:
         """Of a stretch of time: the index cut to it, and the verdict's frames put back into their places."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -27,6 +28,10 @@ _CLASSES = {  # ImageNet's order of animals: first class, one past the last
     "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
     "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
     "vegetable": ((936, 948),), "fruit": ((948, 958),),
+}  # fmt: skip
+_NAMES = {  # everyday words for classes of another name
+    "rocket": "missile, projectile", "coffee": "espresso, cup", "lorry": "truck", "mobile": "cell phone",
+    "mobile phone": "cell phone", "soldier": "person", "mice": "mouse", "aeroplane": "airplane", "sailor": "person",
 }  # fmt: skip
 _NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
 
@@ -69,22 +74,57 @@ def _lexicon() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         found.setdefault(word.lower(), (set(), set()))[1].add(i)
     for word, ranges in _CLASSES.items():
         found.setdefault(word, (set(), set()))[1].update(i for low, high in ranges for i in range(low, high))
+    for word, parts in _NAMES.items():
+        known = found.setdefault(word, (set(), set()))
+        for part in parts.split(", "):
+            for mine, theirs in zip(known, found[part]):
+                mine |= theirs
     return {w: (tuple(sorted(a)), tuple(sorted(b))) for w, (a, b) in found.items() if w not in _NOT_THINGS}
+
+
+_SMALL = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a an the is are was were be been do does did has have had there here it this that these those any some and or of in
+    on at to by for with you i we he she they see seen saw can could show shown appear visible picture video clip film
+    screen so far ever now yet anywhere somewhere please both same time together also too right not no one
+""",
+    )
+)  # words that ask for nothing beyond the things beside them
 
 
 def named_things(text: str) -> Things:
     """The things a question names, in the towers' own classes: longest phrases first, plurals allowed."""
     coco: set[int] = set()
     classes: set[int] = set()
+    for _, things in each_thing(text):
+        coco.update(things.coco)
+        classes.update(things.classes)
+    return Things(tuple(sorted(coco)), tuple(sorted(classes)))
+
+
+def each_thing(text: str) -> list[tuple[str, Things]]:
+    """Every thing a question names, by itself: [("dog", ...), ("hot dog", ...)]."""
+    return [(word, Things(*entry)) for word, entry in _phrases(text) if entry]
+
+
+def unnamed(text: str) -> tuple[str, ...]:
+    """The words of a question that ask for more than the things it names: ("red",) of "Is there a red car?"."""
+    return tuple(word for word, entry in _phrases(text) if not entry and word not in _SMALL)
+
+
+def _phrases(text: str) -> Iterator[tuple[str, tuple[tuple[int, ...], tuple[int, ...]] | None]]:
     words_of, i = re.findall(r"[a-z]+", text.lower()), 0
     while i < len(words_of):
         for size in (3, 2, 1):
             phrase = " ".join(words_of[i : i + size])
             forms = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"), re.sub("ies$", "y", phrase))
-            if len(words_of) - i >= size and (entry := next((_lexicon()[f] for f in forms if f in _lexicon()), None)):
-                coco.update(entry[0])
-                classes.update(entry[1])
-                i += size - 1
+            known = next((form for form in forms if form in _lexicon()), None)
+            if len(words_of) - i >= size and known:
+                yield known, _lexicon()[known]
                 break
-        i += 1
-    return Things(tuple(sorted(coco)), tuple(sorted(classes)))
+        else:
+            size = 1
+            yield words_of[i], None
+        i += size

@@ -45,6 +45,7 @@ CUES = {
     "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
     "first": r"\bfirst\b",
     "last": r"\blast\b",
+    "negated": r"\b(nobody|no one|no-one|empty|without)\b",
     "counts": r"\b(how many|count|number of)\b",
     "who": r"^\W*who\b",
     "yes or no": r"^\W*(is|are|was|were|did|do|does|has|have|had|any)\b",

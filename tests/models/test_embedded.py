@@ -33,6 +33,7 @@ def exact(twin: bool) -> EmbeddedModel:
     """Everything in fp32: by default text and tower run in bf16 where the machine computes in it."""
     model = shipped.load_embedded(twin, dtype=torch.float32)
     model.tower = FrameTower.load()
+    model.router = None  # the language model writes; what is composed has tests of its own
     return model
 
 
@@ -428,3 +429,11 @@ def test_how_much_was_seen_is_said_not_written(vamba, seen):
     assert answer.text == f"I have seen {mmss(FRAMES - 1)} of the video." and not answer.evidence
     assert ask(vamba, seen, "How long is the video?", at=7.0).text == "I have seen 0:07 of the video."
     assert ask(vamba, seen, "Give me a summary: how long is the video?").text.count("I have seen") == 1
+
+
+def test_with_the_router_facts_are_composed(film):
+    model = shipped.load_embedded()
+    state = watched(model, film, [slice(0, FRAMES)])
+    assert ask(model, state, "Can you hear anything?").text == "I cannot hear; I only watch the pictures."
+    assert ask(model, state, "Is there a giraffe?").text == "No, I have not seen a giraffe."
+    assert ask(model, state, "What do you see at 5:00?").text == "The video has not reached 5:00 yet."
