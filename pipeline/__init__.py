@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:  # the same names for those who read types; a test holds them against the table
+    from pipeline.assets import example_clip as example_clip
     from pipeline.clock import mmss as mmss
     from pipeline.engine import Engine as Engine
     from pipeline.models.load import load as load
@@ -44,6 +45,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
+    "example_clip": "assets",
     "load": "models.load",
     "mmss": "clock",
     "open_video": "sources.file",

@@ -11,3 +11,8 @@ _PLACES = (_HERE.parent / "assets", _HERE / "shipped_assets")
 
 ASSETS = Path(os.environ.get("VAMBA_LIVE_ASSETS") or next((place for place in _PLACES if place.is_dir()), _PLACES[0]))
 """The folder of the embedded models, `example.mp4`, MODEL_CARD.md and NOTICE."""
+
+
+def example_clip() -> Path:
+    """The clip that ships along (71 seconds, 640x360, H.264), wherever the assets lie here."""
+    return ASSETS / "example.mp4"

@@ -20,10 +20,9 @@ from app.page.handlers import START, Events
 from app.page.headers import Headers
 from app.page.panels import NOTHING, SUGGESTIONS, brief, film, metrics, state_line
 from app.page.uploading import Uploading
+from pipeline import example_clip
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-EXAMPLE_CLIP = ROOT / "assets" / "example.mp4"
 MAX_UPLOAD = "2gb"
 OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
 
@@ -53,8 +52,9 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build(sessions: Sessions, example: Path = EXAMPLE_CLIP) -> gr.Blocks:
-    """The Blocks of the page over a table of sessions."""
+def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
+    """The Blocks of the page over a table of sessions. example: another clip than the one that ships along."""
+    example = example or example_clip()
     gr.set_static_paths([example])  # served as it is: never probed, never copied
     do, ui = Events(sessions, example), SimpleNamespace()
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:

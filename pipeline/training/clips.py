@@ -24,7 +24,7 @@ from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers.frame_tower import ASSETS, FrameTower
-from pipeline.training.metrics import binomial_error, judge
+from pipeline.training.metrics import binomial_error, judge, outcome
 from pipeline.weights.shipped import lm_weights
 
 QUESTIONS = {i: Path(__file__).with_name(f"clip_questions{'' if i == 1 else f'_{i}'}.json") for i in (1, 2, 3)}
@@ -153,6 +153,7 @@ class Asked(NamedTuple):
     evidence: tuple[float, ...]
     right: bool
     said_right: bool
+    outcome: str  # right, unsure or false
 
 
 def parts(frames: Iterable[Frame], records: Sequence[dict]) -> Iterator[tuple[list[Frame], list[dict]]]:
@@ -183,7 +184,7 @@ def judged(record: dict, asked_at: float, answer: str, evidence: Sequence[float]
     said = judge(record | {"expected_time": None}, answer)
     return Asked(
         record["clip"], record["kind"], record["question"], asked_at, answer, tuple(evidence),
-        judge(record, answer, evidence), said,
+        judge(record, answer, evidence), said, outcome(record, answer, evidence),
     )  # fmt: skip
 
 
@@ -195,7 +196,13 @@ def share(rows: Sequence[Asked]) -> dict[str, float | int]:
 
 def summary(rows: Sequence[Asked]) -> dict[str, Any]:
     """The share overall, by kind of question and by clip; said_right sets the moments aside."""
-    out: dict[str, Any] = share(rows) | {"said_right": round(sum(row.said_right for row in rows) / len(rows), 3)}
+    shares = {
+        one: round(sum(row.outcome == one for row in rows) / len(rows), 3) for one in ("right", "unsure", "false")
+    }
+    out: dict[str, Any] = share(rows) | {
+        "outcomes": shares,
+        "said_right": round(sum(row.said_right for row in rows) / len(rows), 3),
+    }
     for field in ("kind", "clip"):
         groups = sorted({getattr(row, field) for row in rows})
         out[f"per_{field}"] = {group: share([r for r in rows if getattr(r, field) == group]) for group in groups}
@@ -205,7 +212,7 @@ def summary(rows: Sequence[Asked]) -> dict[str, Any]:
 def line(row: Asked) -> str:
     """One question in the table."""
     moment = mmss(row.evidence[0]) if row.evidence else "-"
-    mark = "right" if row.right else "(moment)" if row.said_right else "wrong"
+    mark = row.outcome if row.outcome != "false" or not row.said_right else "(moment)"
     return f"{mmss(row.asked_at):>5}  {row.question:<44}{moment:>6}  {mark:<9}{' '.join(row.answer.split())}"
 
 

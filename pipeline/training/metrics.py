@@ -114,6 +114,20 @@ def judge(record: dict, answer: str, evidence_times: Sequence[float] = ()) -> bo
     return _rests_on(record.get("expected_time"), answer, evidence_times)
 
 
+# Only these say that an answer does not know; no other words count as doubt.
+DOUBTS = re.compile(
+    r"\bI (?:am not (?:sure|certain)|cannot (?:tell|say|hear|read)|can't tell|do not know|don't know)\b", re.IGNORECASE
+)
+
+
+def outcome(record: dict, answer: str, evidence_times: Sequence[float] = ()) -> str:
+    """ "right", "unsure" or "false": an honest doubt is none of the other two, unless it says something forbidden."""
+    forbidden = any(re.search(rf"(?<!\w)(?:{p})(?!\w)", answer, re.IGNORECASE) for p in record.get("forbidden") or ())
+    if DOUBTS.search(answer):
+        return "false" if forbidden else "unsure"
+    return "right" if judge(record, answer, evidence_times) else "false"
+
+
 def stated_times(answer: str) -> list[float]:
     """Seconds of all clock times (m:ss or h:mm:ss) in a text."""
     found = re.findall(r"(?<![\d:])(?:(\d+):)?(\d{1,2}):(\d\d)(?![\d:])", answer)

@@ -92,7 +92,7 @@ def test_the_moment_counts_but_is_told_apart(clip):
 
 
 def row(clip: str, kind: str, right: bool, said_right: bool = True) -> Asked:
-    return Asked(clip, kind, "What?", 1.0, "This.", (0.5,), right, said_right)
+    return Asked(clip, kind, "What?", 1.0, "This.", (0.5,), right, said_right, "right" if right else "false")
 
 
 def test_shares_and_their_errors():
@@ -179,3 +179,15 @@ def test_shared_keys_and_values_change_no_answer(stock, monkeypatch):
         stock.cache.crop(-stock.cache.get_seq_length())
         stock.held = []
         assert stock(message) == answer
+
+
+def test_a_doubt_is_neither_right_nor_false_unless_it_says_something_forbidden() -> None:
+    from pipeline.training.metrics import outcome
+
+    record = {"expected": [["red"]], "forbidden": ["blue"]}
+    assert outcome(record, "It is red.") == "right"
+    assert outcome(record, "It is green.") == "false"
+    assert outcome(record, "I am not sure of its colour.") == "unsure"
+    assert outcome(record, "I cannot tell, perhaps red.") == "unsure"
+    assert outcome(record, "I cannot tell; a blue shirt.") == "false"
+    assert outcome(record, "Hard to say, perhaps red.") == "right", "only the doubts of the list are doubts"
