@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,18 +61,21 @@ def run(args: argparse.Namespace) -> int:
         seen = list(frames)
     questions = [Question(text) for text in args.question or QUESTIONS]
     rounded = load(args.model, args.device, args.dtype, int8=True)
+    assert isinstance(rounded, VambaModel)  # the same checkpoint
     report = measure_fidelity(model, seen, questions, args.retrieve, args.max_tokens, rounded)
     print(fidelity_table(report))
     print(json.dumps(report))
     return 0
 
 
-def _video(args: argparse.Namespace, model: VambaModel) -> Iterator[Frame]:
+def _video(args: argparse.Namespace, model: VambaModel) -> Generator[Frame, None, None]:
     if args.video is None:
-        return scenes(round(args.minutes * 60 * args.fps), args.fps)
+        yield from scenes(round(args.minutes * 60 * args.fps), args.fps)
+        return
     import pipeline
 
-    return pipeline.open_video(args.video, fps=args.fps, long_side=model.long_side)
+    with pipeline.open_video(args.video, fps=args.fps, long_side=model.long_side) as video:
+        yield from video
 
 
 def scenes(count: int, fps: float = 1.0, seed: int = 0) -> Iterator[Frame]:

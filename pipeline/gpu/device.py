@@ -17,7 +17,8 @@ def gpu_size(device: torch.device) -> tuple[int, bool]:
     if device.type != "cuda":  # Triton's interpreter
         return 8, True
     properties = torch.cuda.get_device_properties(device)
-    return 2 * properties.multi_processor_count, properties.shared_memory_per_block_optin >= 160 * 1024
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub forgets it
+    return 2 * properties.multi_processor_count, shared >= 160 * 1024
 
 
 def precision(x: Tensor) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -79,17 +79,18 @@ class Tape:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def play(self) -> None:
-        if self._shared.stream is None:  # as under Triton's interpreter
+        aside = self._shared.stream
+        if aside is None:  # as under Triton's interpreter
             self._pass()
         elif self._met:
-            self._graph = self._graph or self._aside(self._recorded)
+            self._graph = self._graph or self._on(aside, self._recorded)
             self._graph.replay()
         else:
-            self._aside(self._pass)
+            self._on(aside, self._pass)
             self._met = True
 
-    def _aside(self, call: Callable[[], T]) -> T:
-        here, aside = torch.cuda.current_stream(), self._shared.stream
+    def _on(self, aside: torch.cuda.Stream, call: Callable[[], T]) -> T:
+        here = torch.cuda.current_stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             found = call()
@@ -102,7 +103,8 @@ class Tape:
         Other threads may go on using the GPU meanwhile (`thread_local`).
         """
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        pool: Any = self._pool  # torch's type for it is private
+        graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             self._pass()
         finally:

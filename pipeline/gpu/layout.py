@@ -52,7 +52,8 @@ class Slots:
         if missing := [name for name in needed if name not in fields]:
             raise ValueError(f"the memory has no field {missing[0]!r}, which its attention kernel reads")
         shape, stored = fields["k"]
-        if len(shape) != 4 or shape[2] is not None or (stored == torch.int8) != eight_bit:
+        heads = shape[1] if len(shape) == 4 else None
+        if heads is None or shape[2] is not None or (stored == torch.int8) != eight_bit:
             raise ValueError(f"the memory's keys are {stored} {shape}, not (layers, heads, slots, width)")
         if fields["v"] != (shape, stored):
             raise ValueError(f"the memory's values {fields['v']} are not like its keys {fields['k']}")
@@ -62,4 +63,4 @@ class Slots:
             )
         if book.dtype != torch.int64 or (len(book) - len(HEAD)) % len(BLOCK):
             raise ValueError(f"the memory's book is {book.dtype} of {len(book)}, not {HEAD} and {BLOCK} of every block")
-        return cls(book, room, shape[1], eight_bit)
+        return cls(book, room, heads, eight_bit)

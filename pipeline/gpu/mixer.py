@@ -52,12 +52,12 @@ def mixer(
     z, xBC, dt = projected_BTE.split([inner, inner + 2 * groups * N, heads], dim=-1)
     xBC, tail = causal_conv(xBC, conv_BKC, conv_weight, conv_bias)
     x, B, C = xBC.split([inner, groups * N, groups * N], dim=-1)
-    late = defer_norm and norm_weight is not None and groups == 1 and not norm_before_gate
-    gate = (z, norm_weight) if late else None
+    late = defer_norm and groups == 1 and not norm_before_gate
+    gate = (z, norm_weight) if late and norm_weight is not None else None
     B, C = B.unflatten(-1, (groups, N)), C.unflatten(-1, (groups, N))
     y, ssm, squares = ssd(x.unflatten(-1, (heads, P)), dt, dt_bias, A_log, B, C, ssm_BHPN, D, dt_limit, gate)
     y = y.flatten(-2)
-    if late:
+    if gate is not None:
         return y, squares, tail, ssm
     if norm_weight is None:
         return y * torch.nn.functional.silu(z), None, tail, ssm

@@ -22,7 +22,7 @@ class BidirectionalMamba2(Mamba2Mixer):
             nn.Parameter(p.detach().clone()) for p in (self.dt_bias, self.A_log, self.D)
         )
 
-    def forward(self, u_BTD: Tensor) -> Tensor:
+    def forward(self, u_BTD: Tensor) -> Tensor:  # type: ignore[override]  # parameters are shared, not the walk
         """(B, T, D) of whole pictures, as many as there are."""
         rows = self.in_proj(u_BTD)
         ahead = self._direction(rows, self.conv1d, self.dt_bias, self.A_log, self.D)
@@ -40,4 +40,5 @@ class BidirectionalMamba2(Mamba2Mixer):
         x = x.unflatten(-1, (cfg.nheads, cfg.headdim))
         B, C = (part.unflatten(-1, (cfg.ngroups, cfg.d_state)) for part in (B, C))
         y, _ = scan(kernels, x, dt, dt_bias, A_log, B, C, start.ssm, D, cfg.dt_limit, cfg.ssd_block)
+        assert self.norm is not None  # the published one always has it
         return self.norm(y.flatten(-2), z)

@@ -120,22 +120,28 @@ class TextDecoder:
         """The pass and its gazes by torch's own code, which is always right."""
         net, device = self.net, self.net.model.embed_tokens.weight.device
         positions = torch.arange(self.cache.length, self.cache.length + len(ids), device=device)
-        h, looks = net.model.embed_tokens(torch.tensor([list(ids)], device=device)), []
-        cross = None if self.memory is None else lambda place, q: self._look(place, q, spans, looks)
+        h = net.model.embed_tokens(torch.tensor([list(ids)], device=device))
+        looks: list[Tensor] = []
+        memory = self.memory
+        cross = None if memory is None else lambda place, q: self._look(memory, place, q, spans, looks)
         with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
             h = net.read(h, positions, self.cache.attend, cross)
         self.cache.length += len(ids)
-        gazes = self.instants.sums(torch.stack(looks)).transpose(0, 1) if looks else None
-        return net.logits(h[:, -1:])[0, 0], gazes
+        logits = net.logits(h[:, -1:])[0, 0]
+        if self.instants is None or not looks:
+            return logits, None
+        return logits, self.instants.sums(torch.stack(looks)).transpose(0, 1)
 
     def cross_attend(self, place: int, q_BHQP: Tensor) -> Tensor:
+        """Attention to the memory, which must be there."""
+        assert self.memory is not None
         return self.memory.attend(place, q_BHQP[0])[0][None]
 
-    def _look(self, place: int, q_BHQP: Tensor, spans: Sequence[range], looks: list[Tensor]) -> Tensor:
+    def _look(self, memory: Memory, place: int, q_BHQP: Tensor, spans: Sequence[range], looks: list[Tensor]) -> Tensor:
         """The same; where the place is watched, the weights (spans, slots) are added to `looks`."""
         if place not in self.watch_layers:
             return self.cross_attend(place, q_BHQP)
-        out, weights = self.memory.attend_spans(place, q_BHQP[0], spans)
+        out, weights = memory.attend_spans(place, q_BHQP[0], spans)
         looks += [] if weights is None else [weights]
         return out[None]
 
@@ -149,7 +155,9 @@ class TextDecoder:
         got beyond that. A layer that looks everywhere alike then adds next to nothing, and needs no scale of its own.
         A memory of one moment has nothing to compare: all lies on it.
         """
-        return None if self.gazes is None else self.instants.raised(self.gazes[-1], self.usual)
+        if self.gazes is None or self.instants is None:
+            return None
+        return self.instants.raised(self.gazes[-1], self.usual)
 
 
 class Instants:

@@ -63,11 +63,10 @@ class Answering:
 
     def __init__(self, prefix: Prefix | None, memory: Memory, room: int):
         field, device = memory.log.fields["k"], memory.log.device
-        layers, heads, _, width = field.shape
         self._prefix, self._memory = prefix, memory
-        self._k, self._v = (torch.empty(layers, heads, room, width, dtype=field.dtype, device=device) for _ in range(2))
+        self._k, self._v = (torch.empty(field.sized(room), dtype=field.dtype, device=device) for _ in range(2))
         self.length = 0  # tokens of the conversation whose keys are stored in every layer
-        self._gaze_from = max(0, layers - GAZE_LAYERS)
+        self._gaze_from = max(0, len(self._k) - GAZE_LAYERS)
         self.gaze: Tensor | None = None
 
     def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:

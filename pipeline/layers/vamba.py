@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -117,11 +117,11 @@ class Attention(nn.Module):
 class VisionMixer(nn.Module):
     """Pre-norm residual Mamba-2 mixer of the video column."""
 
-    def __init__(self, cfg: VambaConfig):
+    def __init__(self, cfg: VambaConfig, mixer: MixerConfig):
         super().__init__()
         kinds = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
         self.norm = kinds[cfg.mixer_norm](cfg.d_model, eps=cfg.mixer_norm_eps)
-        self.mixer = Mamba2Mixer(cfg.mixer)
+        self.mixer = Mamba2Mixer(mixer)
 
     def forward(self, v_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         return self.mixer(self.norm(v_BTD), state, v_BTD)
@@ -143,13 +143,15 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """One layer of both columns."""
 
+    alpha: nn.Parameter | None
+
     def __init__(self, cfg: VambaConfig, crosses: bool, mixes: bool):
         super().__init__()
         self.input_layernorm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.post_attention_layernorm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.self_attn, self.mlp = Attention(cfg), MLP(cfg)
         self.cross_attn = Attention(cfg) if crosses else None
-        self.vision_mixer = VisionMixer(cfg) if mixes else None
+        self.vision_mixer = VisionMixer(cfg, cfg.mixer) if mixes and cfg.mixer is not None else None
         if crosses and cfg.alpha_balancing:
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
         else:
@@ -167,6 +169,16 @@ class Layer(nn.Module):
         return h + a * own + (1 - a) * cross
 
 
+class Body(nn.Module):
+    """What the published keys call `model`."""
+
+    def __init__(self, cfg: VambaConfig, crosses: set[int], mixing: set[int]):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(cfg.vocab, cfg.d_model)
+        self.layers = nn.ModuleList(Layer(cfg, i in crosses, i in mixing) for i in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+
+
 class Vamba(nn.Module):
     """Both columns. `visual` is the vision tower (or None: then tokens come ready made)."""
 
@@ -178,19 +190,14 @@ class Vamba(nn.Module):
         every_layer = len(crosses) == cfg.n_layers
         mixing = crosses if every_layer else set(cfg.cross_layers[:-1])
         self.visual = visual
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(cfg.vocab, cfg.d_model)
-        self.model.layers = nn.ModuleList(
-            Layer(cfg, i in crosses, i in mixing and cfg.mixer is not None) for i in range(cfg.n_layers)
-        )
-        self.model.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.model = Body(cfg, crosses, mixing)
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab, bias=False)
         if cfg.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
     def layers(self) -> Sequence[Layer]:
-        return self.model.layers
+        return cast(Sequence[Layer], self.model.layers)
 
     def start(self, batch: int = 1) -> tuple[MixerState, ...]:
         """The column's state before the first frame: one MixerState per live mixer."""
@@ -212,13 +219,17 @@ class Vamba(nn.Module):
         seen: if given, collects v as each cross-attention reads it.
         """
         new_states = []
-        rope = self.rope(positions_3T, v_BTD.dtype) if self.cfg.cross_rope else None
+        rope = None
+        if self.cfg.cross_rope:
+            assert positions_3T is not None
+            rope = self.rope(positions_3T, v_BTD.dtype)
         for j, i in enumerate(self.cfg.cross_layers):
             layer, last = self.layers[i], j == len(self.cfg.cross_layers) - 1
             if self.cfg.cross_norm:
                 v_BTD = layer.input_layernorm(v_BTD)
             if seen is not None:
                 seen.append(v_BTD)
+            assert layer.cross_attn is not None  # of every layer of cross_layers
             k, v = layer.cross_attn.keys_values(v_BTD)
             write(j, rotate(k, rope) if rope else k, v)
             if layer.vision_mixer is not None and not last:  # the last mixer's output is never read
@@ -246,7 +257,7 @@ class Vamba(nn.Module):
             k, v = layer.self_attn.keys_values(x)
             own = layer.self_attn.output(self_attend(i, rotate(layer.self_attn.queries(x), rope), rotate(k, rope), v))
             cross = None
-            if i in places and cross_attend is not None:
+            if layer.cross_attn is not None and cross_attend is not None:
                 q = layer.cross_attn.queries(x)
                 cross = layer.cross_attn.output(cross_attend(places[i], rotate(q, rope) if self.cfg.cross_rope else q))
             h_BTD = layer.blend(h_BTD, own, cross)

@@ -26,7 +26,7 @@ def is_eight_bit(log: Log) -> bool:
 
 def key_heads(log: Log) -> int:
     """K, of the log's keys."""
-    return log.fields["k"].shape[1]
+    return log.fields["k"].sized(0)[1]
 
 
 def keys_values(log: Log, layer: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,14 +91,16 @@ def plain_attend(log: Log, layer: int, q_HQP: Tensor, want_weights: bool) -> tup
 
 def plain_scan(log: Log, layer: int, q_HQP: Tensor, keep_scores: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """`scan` by torch."""
-    out, total, kept = None, None, []
+    merged: tuple[Tensor, Tensor] | None = None
+    kept = []
     for scores, v in _scores(log, layer, q_HQP):
         sums = scores.logsumexp(-1, keepdim=True)
         part = torch.bmm((scores - sums).exp().to(v.dtype), v).to(scores.dtype)
-        out, total = (part, sums) if out is None else _merge(out, total, part, sums)
+        merged = (part, sums) if merged is None else _merge(*merged, part, sums)
         if keep_scores:
             kept.append(scores)
-    H, Q, _ = q_HQP.shape
+    assert merged is not None  # an empty log is nobody's question
+    (out, total), (H, Q, _) = merged, q_HQP.shape
     return out.view(H, Q, -1), total.view(H, Q), torch.cat(kept, -1).view(H, Q, -1) if keep_scores else None
 
 

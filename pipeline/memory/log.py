@@ -32,6 +32,10 @@ class Field(NamedTuple):
     def slot_dim(self) -> int:
         return self.shape.index(None)
 
+    def sized(self, slots: int) -> list[int]:
+        """The shape of so many slots."""
+        return [slots if n is None else n for n in self.shape]
+
     def bytes_per_slot(self) -> int:
         return math.prod(n for n in self.shape if n is not None) * self.dtype.itemsize
 
@@ -40,12 +44,10 @@ class Block:
     """Preallocated room for `slots` slots. `used` marks how far somebody has written; it only grows."""
 
     def __init__(self, fields: dict[str, Field], slots: int, device: torch.device | str):
-        def shape(c: Field) -> list[int]:
-            return [slots if n is None else n for n in c.shape]
-
-        self.tensors = {name: torch.empty(shape(c), dtype=c.dtype, device=device) for name, c in fields.items()}
+        self.tensors = {name: torch.empty(c.sized(slots), dtype=c.dtype, device=device) for name, c in fields.items()}
         self.slots, self.used, self.lock = slots, 0, Lock()
-        self.on_host, self.arrived = False, None  # None: at once
+        self.on_host = False
+        self.arrived: torch.cuda.Event | None = None  # None: at once
         self.twin: Block | None = None  # this block on the host, if it was moved
 
     def moved(self, tensors: dict[str, Tensor], arrived: torch.cuda.Event | None) -> Block:
@@ -189,14 +191,15 @@ class Log:
         parts = [view.to(self.device) for (view,) in self.views(name)]
         if not parts:
             c = self.fields[name]
-            return torch.empty([0 if n is None else n for n in c.shape], dtype=c.dtype, device=self.device)
+            return torch.empty(c.sized(0), dtype=c.dtype, device=self.device)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
     def gather(self, slots: Tensor, *names: str) -> tuple[Tensor, ...]:
         """Copies of the given visible slots (int64, ascending), one tensor per name."""
         if not self.length:
             return tuple(self.tensor(n) for n in names)
-        out, base = {n: [] for n in names}, 0
+        out: dict[str, list[Tensor]] = {n: [] for n in names}
+        base = 0
         for views in self.views(*names):
             count = views[0].shape[self.fields[names[0]].slot_dim]
             here = slots[(slots >= base) & (slots < base + count)] - base

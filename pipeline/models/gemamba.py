@@ -49,6 +49,42 @@ class ShiftedRMSNorm(nn.Module):
         return (F.rms_norm(x.to(wide), x.shape[-1:], eps=self.eps) * (1 + self.weight.to(wide))).to(x.dtype)
 
 
+class Encoder(nn.Module):
+    """What the published keys call `vision_tower.vision_tower`."""
+
+    def __init__(self, cfg: VideoMambaConfig):
+        super().__init__()
+        self.vision_encoder = VideoMamba(cfg)
+
+
+class Tower(nn.Module):
+    """What the published keys call `vision_tower`."""
+
+    def __init__(self, cfg: VideoMambaConfig):
+        super().__init__()
+        self.vision_tower = Encoder(cfg)
+
+
+class Body(nn.Module):
+    """What the published keys call `model`: Gemma, the projector and the encoder."""
+
+    def __init__(self, cfg: GemmaConfig, eyes: VideoMambaConfig):
+        super().__init__()
+        width = cfg.hidden_size
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, width)
+        self.layers = nn.ModuleList(_layer(cfg, place) for place in range(cfg.num_hidden_layers))
+        self.norm = ShiftedRMSNorm(width, cfg.rms_norm_eps)
+        self.mm_projector = nn.Sequential(nn.Linear(eyes.width, width), nn.GELU(), nn.Linear(width, width))
+        self.vision_tower = Tower(eyes)
+
+
+def _layer(cfg: GemmaConfig, place: int) -> GemmaDecoderLayer:
+    layer: Any = GemmaDecoderLayer(cfg, place)  # its norms are replaced by others of the same face
+    layer.input_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+    layer.post_attention_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+    return layer
+
+
 class Gemamba(nn.Module):
     """The network, with the published key names; the head is the embedding. Gemma's layers are transformers' own."""
 
@@ -57,21 +93,7 @@ class Gemamba(nn.Module):
         fields = {key: config[key] for key in _TEXT_FIELDS if config.get(key) is not None}
         self.config = GemmaConfig(**fields)
         self.config._attn_implementation = "pipeline_stream"
-        width, eyes = self.config.hidden_size, VideoMambaConfig.from_dict(config.get("vision_encoder") or {})
-        words = self.model = nn.Module()
-        words.embed_tokens = nn.Embedding(self.config.vocab_size, width)
-        words.layers = nn.ModuleList(self._layer(place) for place in range(self.config.num_hidden_layers))
-        words.norm = ShiftedRMSNorm(width, self.config.rms_norm_eps)
-        words.mm_projector = nn.Sequential(nn.Linear(eyes.width, width), nn.GELU(), nn.Linear(width, width))
-        words.vision_tower = nn.Module()
-        words.vision_tower.vision_tower = nn.Module()
-        words.vision_tower.vision_tower.vision_encoder = VideoMamba(eyes)
-
-    def _layer(self, place: int) -> GemmaDecoderLayer:
-        layer, cfg = GemmaDecoderLayer(self.config, place), self.config
-        layer.input_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        layer.post_attention_layernorm = ShiftedRMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        return layer
+        self.model = Body(self.config, VideoMambaConfig.from_dict(config.get("vision_encoder") or {}))
 
     @property
     def keys(self) -> KeySizes:
@@ -99,7 +121,8 @@ class Gemamba(nn.Module):
         # Words and frames alike are scaled on entering, by a factor rounded to the model's type (as published).
         x_1TD = x_1TD * torch.tensor(self.config.hidden_size**0.5, dtype=x_1TD.dtype, device=x_1TD.device)
         positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
-        base = self.config.rope_parameters["rope_theta"]
+        rope: Any = self.config.rope_parameters  # a dict: GemmaConfig has filled it
+        base = rope["rope_theta"]
         cos, sin = rotary_tables(positions, base, self.config.head_dim, x_1TD.dtype)
         if hidden is not None:
             hidden.append(x_1TD)

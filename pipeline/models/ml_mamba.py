@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,46 @@ class LanguageLayer(nn.Module):
         return x + out, state
 
 
+class Connector(nn.Module):
+    """What the published keys call `bidirectional_mamba`."""
+
+    def __init__(self, cfg: MLMambaConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(ScanBlock(cfg.mixer) for _ in range(cfg.blocks))
+        self.norm_f = nn.LayerNorm(cfg.mixer.d_model, eps=EPS)
+
+
+class Projector(nn.Module):
+    """From the connector into the language model."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+
+class Words(nn.Module):
+    """What the published keys call `llm_backbone.backbone`: Mamba-2 without its head."""
+
+    def __init__(self, cfg: MLMambaConfig):
+        super().__init__()
+        width = cfg.mixer.d_model
+        self.embedding = nn.Embedding(cfg.vocab, width)
+        self.layers = nn.ModuleList(LanguageLayer(cfg.mixer) for _ in range(cfg.layers))
+        self.norm_f = RMSNorm(width, EPS)
+
+
+class LanguageModel(nn.Module):
+    """What the published keys call `llm_backbone`; the head is the embedding."""
+
+    def __init__(self, cfg: MLMambaConfig):
+        super().__init__()
+        self.backbone = Words(cfg)
+        self.lm_head = nn.Linear(cfg.mixer.d_model, cfg.vocab, bias=False)
+        self.lm_head.weight = self.backbone.embedding.weight
+
+
 class MLMamba(nn.Module):
     """The network; keys are `<part of the published pickle>.<key in it>`."""
 
@@ -144,23 +184,13 @@ class MLMamba(nn.Module):
         self.cfg, width = cfg, cfg.mixer.d_model
         self.towers = Towers(cfg.towers) if cfg.towers else None
         self.mlp = nn.Sequential(nn.Linear(cfg.features, width), nn.GELU())
-        self.bidirectional_mamba, self.projector, self.llm_backbone = nn.Module(), nn.Module(), nn.Module()
-        self.bidirectional_mamba.layers = nn.ModuleList(ScanBlock(cfg.mixer) for _ in range(cfg.blocks))
-        self.bidirectional_mamba.norm_f = nn.LayerNorm(width, eps=EPS)
-        self.projector.projector = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width)
-        )
-        words = self.llm_backbone.backbone = nn.Module()
-        words.embedding = nn.Embedding(cfg.vocab, width)
-        words.layers = nn.ModuleList(LanguageLayer(cfg.mixer) for _ in range(cfg.layers))
-        words.norm_f = RMSNorm(width, EPS)
-        self.llm_backbone.lm_head = nn.Linear(width, cfg.vocab, bias=False)
-        self.llm_backbone.lm_head.weight = words.embedding.weight
+        self.bidirectional_mamba, self.projector = Connector(cfg), Projector(width)
+        self.llm_backbone = LanguageModel(cfg)
 
     keys = KeySizes(0, 0, 0)  # nothing attends
 
     @property
-    def words(self) -> nn.Module:
+    def words(self) -> Words:
         return self.llm_backbone.backbone
 
     def connect(self, features_NLD: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
@@ -178,7 +208,7 @@ class MLMamba(nn.Module):
 
     def start(self) -> tuple[MixerState, ...]:
         """The state before the first token: one MixerState per layer."""
-        return tuple(layer.mixer.start() for layer in self.words.layers)
+        return tuple(layer.mixer.start() for layer in cast(Sequence[LanguageLayer], self.words.layers))
 
     def forward(
         self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
@@ -212,7 +242,7 @@ class MLMambaGolden(SequenceGolden):
     before_question = "state_before_text."
 
     def __init__(self, net: MLMamba, expected: Mapping[str, Tensor]):
-        features = expected["patch_features"].to(net.mlp[0].weight)
+        features = expected["patch_features"].to(next(net.mlp.parameters()))
         hidden: list[Tensor] = []
         tokens = net.connect(features, hidden)
         mlp, *blocks, norm = hidden
@@ -254,7 +284,8 @@ class TowersGolden(Golden):
         return {name: torch.cat([part[name] for part in parts]) for name in whole}
 
     def _seen(self, *pixels: Tensor) -> dict[str, Tensor]:
-        out, features = {}, []
+        out: dict[str, Tensor] = {}
+        features = []
         for name, tower, own in zip(HEADS, (self.net.dino_featurizer, self.net.siglip_featurizer), pixels):
             hidden: list[Tensor] = []
             features.append(tower(own, hidden))
@@ -270,14 +301,14 @@ class _Eyes:
 
     unit_frames, long_side = 1, 768
 
-    def __init__(self, net: MLMamba):
-        self._net = net
-        self._side = round(net.towers.siglip_featurizer.cfg.table * net.towers.siglip_featurizer.cfg.patch)
+    def __init__(self, net: MLMamba, towers: Towers):
+        self._net, self._towers = net, towers
+        self._side = round(towers.siglip_featurizer.cfg.table * towers.siglip_featurizer.cfg.patch)
 
     def tokens(self, frames: Sequence[Frame]) -> Tensor:
-        weight = self._net.mlp[0].weight
+        weight = next(self._net.mlp.parameters())
         side = PICTURE if self._side == PICTURE // 14 * 14 else self._side  # the last 6 of 384 pixels are never read
-        return self._net.connect(self._net.towers(*tower_pixels(frames, side, weight)))
+        return self._net.connect(self._towers(*tower_pixels(frames, side, weight)))
 
 
 def _recognises(config: Config) -> bool:
@@ -328,7 +359,7 @@ def _wrap(net: MLMamba, of: Checkpoint) -> SequenceModel:
             "make it with `python -m pipeline convert huangwenjun1994/ML-Mamba FOLDER`."
         )
     tokenizer = tokenizer_of(of.folder)
-    return SequenceModel(net, _Eyes(net), ZephyrPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT)
+    return SequenceModel(net, _Eyes(net, net.towers), ZephyrPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT)
 
 
 ML_MAMBA = System(

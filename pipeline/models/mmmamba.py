@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,10 +172,44 @@ class Layer(nn.Module):
 
     def __init__(self, cfg: StackConfig, kind: str):
         super().__init__()
-        self.kind = kind
+        self.attention: GroupedAttention | DistilledMixer
         self.attention = GroupedAttention(cfg) if kind == "mha" else DistilledMixer(cfg)
         self.feed_forward = FeedForward(cfg)
         self.attention_norm, self.ffn_norm = RMSNorm(cfg.width, cfg.eps), RMSNorm(cfg.width, cfg.eps)
+
+
+class EmbeddingModel(nn.Module):
+    """What turns tiles and words into vectors, and the first stack. Words beyond the vocabulary have a table apart."""
+
+    special_text_embeddings: nn.Embedding
+
+    def __init__(self, cfg: MMMambaConfig):
+        super().__init__()
+        width = cfg.embedding.width
+        self.vision_embeddings = VisionEmbeddings(width, cfg.side, cfg.patch)
+        self.llm_text_embeddings = nn.Embedding(cfg.vocab, width)
+        if cfg.special:
+            self.special_text_embeddings = nn.Embedding(cfg.special, width)
+        self.pixel_shuffle_proj = nn.Sequential(nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width))
+        self.encoder = nn.ModuleList(Layer(cfg.embedding, kind) for kind in cfg.embedding.kinds)
+
+
+class Stack(nn.Module):
+    """The second stack and its norm."""
+
+    def __init__(self, cfg: StackConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(cfg, kind) for kind in cfg.kinds)
+        self.norm = RMSNorm(cfg.width, cfg.eps)
+
+
+class LanguageModel(nn.Module):
+    """The second stack and the head."""
+
+    def __init__(self, cfg: StackConfig, vocab: int):
+        super().__init__()
+        self.model = Stack(cfg)
+        self.output = nn.Linear(cfg.width, vocab, bias=False)
 
 
 class MMMamba(nn.Module):
@@ -183,19 +217,8 @@ class MMMamba(nn.Module):
 
     def __init__(self, cfg: MMMambaConfig):
         super().__init__()
-        self.cfg, width = cfg, cfg.embedding.width
-        eyes, words = nn.Module(), nn.Module()
-        eyes.vision_embeddings = VisionEmbeddings(width, cfg.side, cfg.patch)
-        eyes.llm_text_embeddings = nn.Embedding(cfg.vocab, width)
-        if cfg.special:
-            eyes.special_text_embeddings = nn.Embedding(cfg.special, width)
-        eyes.pixel_shuffle_proj = nn.Sequential(nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width))
-        eyes.encoder = nn.ModuleList(Layer(cfg.embedding, kind) for kind in cfg.embedding.kinds)
-        words.model = nn.Module()
-        words.model.layers = nn.ModuleList(Layer(cfg.language, kind) for kind in cfg.language.kinds)
-        words.model.norm = RMSNorm(cfg.language.width, cfg.language.eps)
-        words.output = nn.Linear(cfg.language.width, cfg.vocab, bias=False)
-        self.embedding_model, self.language_model = eyes, words
+        self.cfg = cfg
+        self.embedding_model, self.language_model = EmbeddingModel(cfg), LanguageModel(cfg.language, cfg.vocab)
 
     @property
     def keys(self) -> KeySizes:
@@ -208,7 +231,8 @@ class MMMamba(nn.Module):
 
     def start(self) -> tuple[MixerState, ...]:
         """The state before the first token: one MixerState per mamba2 layer, in order."""
-        return tuple(layer.attention.start() for layer in self.layers if layer.kind == "mamba2")
+        mixers = (layer.attention for layer in self.layers)
+        return tuple(mixer.start() for mixer in mixers if isinstance(mixer, DistilledMixer))
 
     def see(self, pixels_NCHW: Tensor) -> Tensor:
         """Image tokens (N, L / 4, D) of normalised tiles."""
@@ -233,16 +257,17 @@ class MMMamba(nn.Module):
         """
         if hidden is not None:
             hidden.append(x_1TD)
-        states, after, attended = iter(states), [], 0
+        before, after, attended = iter(states), [], 0
         positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
         for cfg, layers in self._stacks():
             rope = rotary_tables(positions, cfg.rope_theta, cfg.head_dim, x_1TD.dtype)
             for layer in layers:
                 n = layer.attention_norm(x_1TD)
-                if layer.kind == "mha":
+                if isinstance(layer.attention, GroupedAttention):
+                    assert view is not None  # there are keys
                     mixed, attended = layer.attention(n, rope, partial(view.attend, attended)), attended + 1
                 else:
-                    mixed, state = layer.attention(n, next(states))
+                    mixed, state = layer.attention(n, next(before))
                     after.append(state)
                 x_1TD = x_1TD + mixed
                 x_1TD = x_1TD + layer.feed_forward(layer.ffn_norm(x_1TD))
@@ -252,10 +277,10 @@ class MMMamba(nn.Module):
                 x_1TD = x_1TD / x_1TD.norm(dim=-1, keepdim=True)
         return x_1TD, tuple(after)
 
-    def _stacks(self) -> tuple[tuple[StackConfig, nn.ModuleList], ...]:
+    def _stacks(self) -> tuple[tuple[StackConfig, Sequence[Layer]], ...]:
         return (
-            (self.cfg.embedding, self.embedding_model.encoder),
-            (self.cfg.language, self.language_model.model.layers),
+            (self.cfg.embedding, cast(Sequence[Layer], self.embedding_model.encoder)),
+            (self.cfg.language, cast(Sequence[Layer], self.language_model.model.layers)),
         )
 
     def normed(self, x: Tensor) -> Tensor:
@@ -287,7 +312,8 @@ class MMMambaGolden(SequenceGolden):
         super().__init__(net, expected, [script], tower, tokens)
 
     def carried(self, states: tuple[MixerState, ...], keys: Keys) -> dict[str, Tensor]:
-        out, states_left, keys_left = {}, iter(states), iter(keys)
+        out: dict[str, Tensor] = {}
+        states_left, keys_left = iter(states), iter(keys)
         for n, kind in enumerate(self.net.cfg.kinds):
             if kind == "mha":
                 out |= {f"{n}.{name}": part.transpose(0, 1)[None] for name, part in zip("kv", next(keys_left))}

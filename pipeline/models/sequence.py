@@ -11,7 +11,7 @@ states, ever fewer the older they are; keys are cut to the second exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,8 +77,15 @@ class Eyes(Protocol):
 class Prompt(Protocol):
     """A system's chat format around a stream of units, in ids."""
 
-    opening: list[int]  # before the first unit
-    stops: set[int]
+    @property
+    def opening(self) -> Sequence[int]:
+        """Before the first unit."""
+        ...
+
+    @property
+    def stops(self) -> Collection[int]:
+        """Tokens that end an answer."""
+        ...
 
     def before(self, unit: int) -> list[int]:
         """In front of the tokens of that unit, counted from 1."""
@@ -209,8 +216,8 @@ class SequenceModel(Model[Told]):
         if second is None or second >= state.seen_until:
             fill = state.held[-1:] * (self.unit_frames - len(state.held))
             return self._see(state.held + fill, told) if state.held else told
-        if not told.states:
-            return self._cut(told, second)
+        if told.memory is not None and not told.states:
+            return self._cut(told, told.memory, second)
         if not told.snapshots:
             return told
         at = max((s for s in told.snapshots if s.time <= second), default=told.snapshots[0], key=lambda s: s.units)
@@ -219,20 +226,20 @@ class SequenceModel(Model[Told]):
             memory = replace(memory, log=memory.log.until(at.length - len(self.prompt.opening)))
         return replace(told, states=at.states, memory=memory, length=at.length, units=at.units)
 
-    def _cut(self, told: Told, second: float) -> Told:
-        times = told.memory.times
+    def _cut(self, told: Told, memory: Memory, second: float) -> Told:
+        times = memory.times
         seen = times[~np.isnan(times)]
         kept, held = int(np.searchsorted(seen, second, side="right")) // told.per_unit, len(seen) // told.per_unit
         kept = min(held, max(kept, 1))
-        slots = self._slots(told, kept)
-        memory = replace(told.memory, log=told.memory.log.until(slots))
+        slots = self._slots(told, memory, kept)
+        memory = replace(memory, log=memory.log.until(slots))
         return replace(told, memory=memory, length=told.length - len(times) + slots, units=told.units - held + kept)
 
-    def _slots(self, told: Told, units: int) -> int:
+    def _slots(self, told: Told, memory: Memory, units: int) -> int:
         """How many slots the memory's first so many units take, with the text around them."""
         if not units:
             return 0
-        seen = np.flatnonzero(~np.isnan(told.memory.times))
+        seen = np.flatnonzero(~np.isnan(memory.times))
         number = told.units - len(seen) // told.per_unit + units
         return int(seen[units * told.per_unit - 1]) + 1 + len(self.prompt.after(number))
 
@@ -241,12 +248,14 @@ class SequenceModel(Model[Told]):
         """The sequence after whole units, in runs that end where a snapshot is due or where old units must go."""
         tokens_NLD, size = self.eyes.tokens(frames), self.unit_frames
         told = replace(told, per_unit=tokens_NLD.shape[1])
-        last, run = told.units + len(tokens_NLD), []
+        last = told.units + len(tokens_NLD)
+        run: list[Unit] = []
         for tokens_LD, start in zip(tokens_NLD, range(0, len(frames), size)):
             number = told.units + len(run) + 1
             unit = self._unit(number, tokens_LD, frames[start : start + size])
-            if self.limit and len(told.memory) + sum(len(u.times) for u in (*run, unit)) > self.limit:
-                told, run = self._drop(self._append(told, run), len(unit.times)), []
+            coming = sum(len(u.times) for u in (*run, unit))
+            if self.limit and told.memory is not None and len(told.memory) + coming > self.limit:
+                told, run = self._drop(self._append(told, run), self.limit, len(unit.times)), []
             run.append(unit)
             due = bool(told.states) and is_kept(number, last)
             if due or number == last or sum(len(u.times) for u in run) >= TOKENS_PER_CALL:
@@ -265,7 +274,7 @@ class SequenceModel(Model[Told]):
         times = torch.cat([none[: before.shape[1]], seconds[share], none[before.shape[1] :]])
         return Unit(torch.cat([before, tokens_LD[None].to(before.dtype), after], dim=1), times)
 
-    def embedded(self, ids: list[int]) -> Tensor:
+    def embedded(self, ids: Sequence[int]) -> Tensor:
         return self.net.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
 
     def _append(self, told: Told, run: list[Unit]) -> Told:
@@ -275,17 +284,19 @@ class SequenceModel(Model[Told]):
         view = Watching(self.prefix, told.memory, times) if told.memory is not None else None
         _, states = self.net(x_1TD, told.states, told.length, view)
         return replace(
-            told, states=states, memory=view and view.memory, length=told.length + len(times),
+            told, states=states, memory=None if view is None else view.memory, length=told.length + len(times),
             units=told.units + len(run),
         )  # fmt: skip
 
-    def _drop(self, told: Told, needed: int) -> Told:
+    def _drop(self, told: Told, limit: int, needed: int) -> Told:
         """Without the oldest units, so that KEPT_AFTER_DROP of the limit is left, or room for `needed` slots."""
-        held = int((~np.isnan(told.memory.times)).sum()) // told.per_unit
-        target = max(0, min(int(KEPT_AFTER_DROP * self.limit), self.limit - needed))
-        units = next((n for n in range(held) if len(told.memory) - self._slots(told, n) <= target), held)
-        gone = self._slots(told, units)
-        memory = replace(told.memory, log=told.memory.log.drop_oldest(gone))
+        memory = told.memory
+        assert memory is not None  # whoever drops has counted its slots
+        held = int((~np.isnan(memory.times)).sum()) // told.per_unit
+        target = max(0, min(int(KEPT_AFTER_DROP * limit), limit - needed))
+        units = next((n for n in range(held) if len(memory) - self._slots(told, memory, n) <= target), held)
+        gone = self._slots(told, memory, units)
+        memory = replace(memory, log=memory.log.drop_oldest(gone))
         return replace(told, memory=memory, dropped=told.dropped + gone)
 
     def _state(self, state: StreamState[Told], told: Told) -> StreamState[Told]:
@@ -293,7 +304,7 @@ class SequenceModel(Model[Told]):
         growing = sum(s.nbytes for snapshot in told.snapshots for s in snapshot.states)
         if memory is not None:
             growing += memory.nbytes + (self.prefix.k.nbytes + self.prefix.v.nbytes if self.prefix else 0)
-        if told.dropped:
+        if memory is not None and told.dropped:
             first = np.nanmin(memory.times)
             note = f"Only {self.limit:,} tokens fit, so what came before {mmss(first)} is no longer seen."
         return replace(
@@ -403,7 +414,7 @@ class Conversation:
 
     def looked(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Where the newest token looked: the last layers' weights over visual tokens alone, scaled to sum to 1."""
-        if self._view is None:
+        if self._view is None or self._view.gaze is None:
             return None
         weights = self._view.gaze.double().cpu().numpy()[self._seen]
         total = weights.sum()

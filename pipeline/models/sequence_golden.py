@@ -78,7 +78,7 @@ class _Fed:
         view = None if self.memory is None else Watching(None, self.memory, torch.zeros(x_1TD.shape[1]))
         out, self.states = self.net(x_1TD, self.states, self.length, view, hidden)
         self.length += x_1TD.shape[1]
-        self.memory = view and view.memory
+        self.memory = None if view is None else view.memory
         return out
 
     @property
@@ -94,7 +94,9 @@ def _keys(memory: Memory | None, prefix: Any) -> Keys:
     if prefix is None:
         return pairs
     before = zip(prefix.k, prefix.v)
-    return [tuple(torch.cat(both, dim=1) for both in zip(*two)) for two in zip(before, pairs)]
+    return [
+        (torch.cat([k, own_k], dim=1), torch.cat([v, own_v], dim=1)) for (k, v), (own_k, own_v) in zip(before, pairs)
+    ]
 
 
 class SequenceGolden(Golden):
@@ -105,7 +107,8 @@ class SequenceGolden(Golden):
     """
 
     kinds = ("frames", "tokens", "fork")
-    at_end, before_question = "state.", None
+    at_end = "state."
+    before_question: str | None = None
     unit_frames = 1
 
     def __init__(

@@ -21,7 +21,7 @@ class TowerRecording:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], pairs_NLC: Tensor, shared: Tapes):
         self.pairs = torch.empty_like(pairs_NLC, memory_format=torch.contiguous_format)
-        self.tokens: Tensor | None = None
+        self.tokens: Tensor | None = None  # from the first walk on
         self._encode = encode
         self.tape: Tape | None = Tape(self._walk, shared)
 
@@ -30,7 +30,9 @@ class TowerRecording:
 
     def play(self, pairs_NLC: Tensor) -> Tensor:
         self.pairs.copy_(pairs_NLC)
+        assert self.tape is not None  # a recording that was thrown away is nobody's
         self.tape.play()
+        assert self.tokens is not None
         return self.tokens.clone()
 
 

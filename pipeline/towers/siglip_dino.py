@@ -101,14 +101,21 @@ class Block(nn.Module):
         return x_NLD + self.ls2(self.mlp(self.norm2(x_NLD)))
 
 
+class Patches(nn.Module):
+    """timm's patch embedding."""
+
+    def __init__(self, width: int, patch: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+
 class ViT(nn.Module):
     """One tower up to its last block but one."""
 
     def __init__(self, cfg: ViTConfig):
         super().__init__()
         self.cfg = cfg
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, cfg.width, cfg.patch, cfg.patch)
+        self.patch_embed = Patches(cfg.width, cfg.patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.table**2, cfg.width))
         if cfg.prefix:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width))

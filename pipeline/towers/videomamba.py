@@ -50,15 +50,22 @@ class Layer(nn.Module):
         return x + self.mixer(_rms(x, self.norm)).to(x.dtype)
 
 
+class Patches(nn.Module):
+    """The published patch embedding, frame by frame."""
+
+    def __init__(self, width: int, patch: int):
+        super().__init__()
+        kernel = (1, patch, patch)
+        self.proj = nn.Conv3d(3, width, kernel, kernel)
+
+
 class VideoMamba(nn.Module):
     """Key names are the published ones; its `clip_decoder`, which nothing here reads, is left out."""
 
     def __init__(self, cfg: VideoMambaConfig):
         super().__init__()
         self.cfg = cfg
-        kernel = (1, cfg.patch, cfg.patch)
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv3d(3, cfg.width, kernel, kernel)
+        self.patch_embed = Patches(cfg.width, cfg.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, (cfg.side // cfg.patch) ** 2 + 1, cfg.width))
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, cfg.frames, cfg.width))

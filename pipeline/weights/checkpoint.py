@@ -49,7 +49,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def own_dtype(config: dict[str, Any]) -> torch.dtype | None:
     """The type the checkpoint names (None: as stored)."""
-    return DTYPES.get(config.get("torch_dtype") or config.get("dtype"))
+    named = config.get("torch_dtype") or config.get("dtype")
+    return DTYPES.get(named) if named else None
 
 
 def fill(
