@@ -79,7 +79,7 @@ def _pass(net: Qwen2VL, shapes: Shapes, machine: Machine, frames: int) -> tuple[
 
 def _built(shapes: Shapes, machine: Machine) -> Qwen2VL:
     net = built(machine, lambda: Qwen2VL(shapes.baseline))
-    net.visual = None  # its tower is measured by itself
+    del net.visual  # its tower is measured by itself
     net.finish()
     return net
 

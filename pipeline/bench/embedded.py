@@ -16,6 +16,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def _watch_until(
     left = round(minute * 60 * FPS) - state.frames
     while left > 0:
         chunk = VideoChunk(tuple(itertools.islice(frames, min(per_chunk, left))))  # made before the clock starts
-        seconds, state = timed(lambda chunk=chunk, state=state: engine.watch(chunk, state))
+        seconds, state = timed(partial(engine.watch, chunk, state))
         left -= len(chunk.frames)
         if len(chunk.frames) == per_chunk:
             spent.append(seconds * 1e3)

@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +146,8 @@ def measure_vamba(
     model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
     for count in {per_chunk, *LIVE_FRAMES}:  # compile, and warm up
         model.watch(VideoChunk(frames_of(shapes, 0, count)), model.start())
-    state, spent, most, watched, rows, first = model.start(), 0.0, 0, [], [], None
+    state, spent, most, watched, rows = model.start(), 0.0, 0, [], []
+    first: StreamState | None = None
     for stop in sorted({*marks, *shared}):
         reset_peak_memory()
         seconds, state = watch_to(model, state, shapes, stop, per_chunk)
@@ -157,7 +159,7 @@ def measure_vamba(
         if stop in marks:
             first = first or state
             rows.append(_mark(model, state, shapes, machine, per_chunk))
-    growth = _late_over_early(model, first, state, shapes, per_chunk) if len(rows) > 1 else None
+    growth = _late_over_early(model, first, state, shapes, per_chunk) if first and len(rows) > 1 else None
     finite = model.is_finite(state)
     return {
         "name": model.name, "backend": model.backend, **saving, "int8": int8,
@@ -173,7 +175,7 @@ def _late_over_early(
     spent: dict[int, list[float]] = {early.frames: [], late.frames: []}
     for state in (early, late) * (REPEATS + 1):
         chunk = VideoChunk(frames_of(shapes, state.frames, count))
-        spent[state.frames].append(timed(lambda chunk=chunk, state=state: model.watch(chunk, state))[0])
+        spent[state.frames].append(timed(partial(model.watch, chunk, state))[0])
     return statistics.median(spent[late.frames][1:]) / statistics.median(spent[early.frames][1:])
 
 
@@ -192,7 +194,7 @@ def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[st
     ids = range(1, 1 + QUESTION_TOKENS)
     about = model.net, state.inner.memory, model.watch_layers, model._recordings  # as `ask` reads
     decoders = iter([TextDecoder(*about) for _ in range(REPEATS + 1)])
-    question = _median_s(lambda: int(next(decoders).feed(ids).argmax()))
+    question = _median_s(lambda: _next_id(next(decoders), ids))
     first, later = _answer(model, state)
     bare_question, bare_token = _bare_tokens(model, state)
     weights, kept, host = floors.text_bytes(model.net), state.memory_bytes, state.host_bytes
@@ -236,11 +238,15 @@ def _bare_tokens(model: VambaModel, state: StreamState) -> tuple[float, float]:
     """The same launch by launch: nobody asks where it looked, and the next id is all that leaves the GPU."""
     for _ in range(2):  # the first compiles: 1.7 s
         decoder, spent = TextDecoder(model.net, state.inner.memory), []
-        first, token = timed(lambda decoder=decoder: int(decoder.feed(range(1, 1 + QUESTION_TOKENS)).argmax()))
+        first, token = timed(partial(_next_id, decoder, range(1, 1 + QUESTION_TOKENS)))
     for _ in range(ANSWER_TOKENS):
-        seconds, token = timed(lambda token=token: int(decoder.feed([token]).argmax()))
+        seconds, token = timed(partial(_next_id, decoder, [token]))
         spent.append(seconds)
     return first, statistics.median(spent)
+
+
+def _next_id(decoder: TextDecoder, ids: Sequence[int]) -> int:
+    return int(decoder.feed(ids).argmax())
 
 
 def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
@@ -278,11 +284,11 @@ def measure_all_in(
     tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
     net = built(machine, lambda: Vamba(shapes.vamba, tower), int8)
     patching = Patching(shapes.baseline["vision_config"]["patch_size"])
-    model = VambaModel(net, QwenVision(net.visual, patching), None, **saving)
+    model = VambaModel(net, QwenVision(tower, patching), None, **saving)
     pictures = pictures_of(shapes, per_chunk)
     model.watch(VideoChunk(frames_of(shapes, 0, per_chunk, pictures)), model.start())
     seconds, state = watch_to(model, model.start(), shapes, frames, per_chunk, pictures)
-    flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(net.visual, shapes.pair_tokens)
+    flops = floors.column_flops(net) * shapes.pair_tokens + floors.tower_flops(tower, shapes.pair_tokens)
     floor = machine.floor_s(flops * (frames // 2))
     kept = sizes(net, state.state_bytes, state.memory_bytes, host=state.host_bytes)
     return {"frames": frames, "watch": with_floor(seconds, floor), **kept, **peak_memory()}
@@ -296,7 +302,7 @@ def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int)
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         chunk = frames_of(shapes, 0, count, pictures_of(shapes, count))
         floor = machine.floor_s(flops * count // 2, bytes_of(tower))
-        found[str(count)] = with_floor(_median_s(lambda chunk=chunk: eyes.tokens(chunk)), floor)
+        found[str(count)] = with_floor(_median_s(partial(eyes.tokens, chunk)), floor)
 
     def watch() -> None:
         for start in range(0, frames, per_chunk):

@@ -181,7 +181,9 @@ def pack_memory(memory: Memory) -> Packed:
 
 def unpack_memory(packed: Packed, start: Memory) -> Memory:
     """start: the model's own memory before the first frame. The policy is the kept one's, the tier the model's."""
-    kind, amount = packed.document["policy"]
+    kind, amount = _pair(packed.document["policy"])
+    if not isinstance(kind, str):
+        raise TypeError(f"{kind!r} is no kind of policy")
     policy = Policy(kind, math.inf if amount is None else _seconds(amount))
     settle = start.tier.settle if start.tier else lambda log: log
     log = unpack_log(part(packed, "log"), start.log, settle)
@@ -190,9 +192,15 @@ def unpack_memory(packed: Packed, start: Memory) -> Memory:
 
 def _seconds(value: JSON) -> float:
     """A number that is finite and not negative."""
-    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{value!r} is no number of seconds")
     return float(value)
+
+
+def _pair(value: JSON) -> tuple[JSON, JSON]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{value!r} are not two")
+    return value[0], value[1]
 
 
 def _held(packed: Packed) -> tuple[Frame, ...]:
@@ -201,7 +209,7 @@ def _held(packed: Packed) -> tuple[Frame, ...]:
         raise ValueError("other frames wait than are here")
     return tuple(
         Frame(_picture(pictures[str(i)]), _seconds(time), None if until is None else _seconds(until))
-        for i, (time, until) in enumerate(times)
+        for i, (time, until) in enumerate(map(_pair, times))
     )
 
 

@@ -104,7 +104,7 @@ class Memory:
         """Seconds of every visible slot, ascending."""
         return self.log.tensor("time").cpu().numpy()
 
-    def append(self, times: Tensor) -> tuple[Memory, Callable[[int, Tensor, Tensor], None]]:
+    def append(self, times: Tensor) -> tuple[Memory, Callable[[int | slice, Tensor, Tensor], None]]:
         """Room for len(times) more slots: the new Memory and `write(layer, k_KTP, v_KTP)`, to be called per layer.
 
         Keys and values go straight into their place: the chunk's K/V exist once.
@@ -113,7 +113,7 @@ class Memory:
         for block, there, here in spans:
             block.tensors["time"][there] = times[here].to(block.tensors["time"])
 
-        def write(layer: int, k: Tensor, v: Tensor) -> None:
+        def write(layer: int | slice, k: Tensor, v: Tensor) -> None:
             for name, rows in (("k", k), ("v", v)):
                 scale = None
                 if self.eight_bit:

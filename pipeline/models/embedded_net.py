@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class EmbeddedConfig:
     locate_layer: int  # text layers that run before the locator; the first cross-attention comes later
     locate_depth: int  # mixers below the mixed half of a frame's key
     cut: float  # novelty (1 - cosine of neighbouring frames' features) from which a new shot begins
-    calibration: dict[str, tuple[float, float, float]]  # per verdict: sigmoid(a * margin + b + c * ln shots)
+    calibration: dict[str, Sequence[float]]  # per verdict (a, b, c): sigmoid(a * margin + b + c * ln shots)
     twin: bool = False
 
     @classmethod

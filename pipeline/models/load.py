@@ -40,14 +40,15 @@ def load(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
-    if system := _shipped().get(name):  # a folder of that name is not looked at
-        _checked(system, options)
-        return system.shipped(device, dtype)
+    if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
+        _checked(own, options)
+        return own.shipped(device, dtype)
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)
     given = _checked(system, options)
     net = load_net(folder, config, device, dtype, for_use=True, int8=given.int8)
+    assert system.wrap is not None  # its record was checked
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
 
 
@@ -74,6 +75,7 @@ def system_of(config: Config) -> System:
 def skeleton(config: Config) -> nn.Module:
     """The network a config describes, of meta tensors: it costs no memory."""
     system = system_of(config)
+    assert system.build is not None  # its record was checked
     with torch.device("meta"), _told():
         return system.build(config)
 

@@ -10,6 +10,7 @@ The language model is transformers' own `Qwen2VLTextModel`; only where its atten
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.memory.memory import Memory
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, published_key
+from pipeline.towers.seen import Vision
 from pipeline.weights.checkpoint import read_tokenizer
 
 TOKENS_PER_CALL = 4096  # of one pass through the language model; its widest activation is then 155 MB in bf16
@@ -103,7 +105,7 @@ class TransformerModel(Model[Watched]):
 
     unit_frames = 2
 
-    def __init__(self, net: Qwen2VL, vision: QwenVision, tokenizer: Any, name: str, limit: int | None = None):
+    def __init__(self, net: Qwen2VL, vision: Vision, tokenizer: Any, name: str, limit: int | None = None):
         self.net, self.vision, self._tokenizer, self.name = net, vision, tokenizer, name
         self.long_side = vision.long_side
         config = net.model.config
@@ -114,7 +116,7 @@ class TransformerModel(Model[Watched]):
         )
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         self._text_start = len(self._prompt.before_video) if self._prompt else 0
-        self._prefix = self._read_prefix() if self._prompt else None
+        self._prefix = self._read_prefix(self._prompt.before_video) if self._prompt else None
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +183,7 @@ class TransformerModel(Model[Watched]):
         if state.held:
             state = self._flushed(state)
         seen = state.inner if question.at is None else _until(state.inner, question.at)
-        return self._answer(self._prompt.after_video(question), seen, sampling)
+        return self._answer(self._prompt.after_video(question), self._prompt.stops, seen, sampling)
 
     @torch.no_grad()
     def _flushed(self, state: StreamState[Watched]) -> StreamState[Watched]:
@@ -190,6 +192,7 @@ class TransformerModel(Model[Watched]):
     def _see(self, frames: tuple[Frame, ...], state: StreamState[Watched]) -> StreamState[Watched]:
         """The state after whole pairs. A pass ends where tokens must go, so cutting never changes what is kept."""
         tokens_1TD, times_T, places_3T = self.vision.tokens(frames)
+        assert places_3T is not None  # Qwen2-VL's tower gives every token one
         sizes = places_3T[0].bincount().tolist()  # tokens of each pair
         places_3T[0] += state.inner.pairs
         seen, dropped, start = state.inner, state.dropped, 0
@@ -231,7 +234,7 @@ class TransformerModel(Model[Watched]):
         size = seen.memory.nbytes + self._prefix_bytes()
         return replace(state, inner=seen, memory_bytes=size, dropped=dropped, dropped_note=note)
 
-    def _answer(self, ids: list[int], seen: Watched, sampling: Sampling) -> Tokens:
+    def _answer(self, ids: list[int], stops: Collection[int], seen: Watched, sampling: Sampling) -> Tokens:
         """No torch context is held over a `yield`: other models run on this thread in between."""
         view = Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
         position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position
@@ -240,7 +243,7 @@ class TransformerModel(Model[Watched]):
             logits_V = self._read(ids, position, view)
             looked, position = self._looked(view, times), position + len(ids)
             ids = [sample(logits_V, sampling, chance)]
-            if ids[0] in self._prompt.stops:
+            if ids[0] in stops:
                 if rest := text.flush():
                     yield Token(ids[0], rest, looked)
                 return
@@ -259,13 +262,14 @@ class TransformerModel(Model[Watched]):
 
     def _looked(self, view: Answering, times: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Where the newest token looked: the last layers' weights over the video alone, scaled to sum to 1."""
+        assert view.gaze is not None  # a pass went before
         weights = view.gaze.double().cpu().numpy()
         total = weights.sum()
         return (times, weights / total) if total > 0 else None
 
     @torch.no_grad()
-    def _read_prefix(self) -> Prefix:
-        ids = torch.tensor(self._prompt.before_video, device=self.device)
+    def _read_prefix(self, opening: list[int]) -> Prefix:
+        ids = torch.tensor(opening, device=self.device)
         view = Watching(None, self._empty(block_slots=len(ids)), torch.zeros(len(ids)))
         self.net.hidden(self.net.model.embed_tokens(ids)[None], torch.arange(len(ids)).expand(3, -1), view)
         return Prefix(*next(view.memory.log.views("k", "v")))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import backend
@@ -27,7 +28,7 @@ from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, encode_pairs, published_key
-from pipeline.towers.seen import Seen
+from pipeline.towers.seen import Seen, Vision
 from pipeline.weights.checkpoint import read_tokenizer
 
 
@@ -43,7 +44,7 @@ class VambaInner:
 class VambaModel(Model[VambaInner]):
     """The published Vamba behind the common face (`stream.Model`).
 
-    vision: `unit_frames`, `long_side` and `tokens(frames) -> Seen` for whole units of frames (see vision.py).
+    vision: what turns whole units of frames into tokens.
     tokenizer: a transformers tokenizer, or None (then asking is refused with a sentence).
     retrieve: an answer reads only so many frames, those the question's last words look at most; None reads all.
     It costs one more pass of the question over the whole memory; each token of the answer then costs the same
@@ -54,7 +55,7 @@ class VambaModel(Model[VambaInner]):
     def __init__(
         self,
         net: Vamba,
-        vision: Any,
+        vision: Vision,
         tokenizer: Any,
         *,
         name: str = "Vamba",
@@ -184,6 +185,7 @@ class VambaModel(Model[VambaInner]):
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
         decoder, logits = self._read(question, memory)
+        assert decoder.instants is not None  # `watch_layers` names some
         times, stream, chance = decoder.instants.times, TextStream(self.tokenizer), generator(sampling)
         looked = decoder.looked
         for _ in range(sampling.max_tokens):
@@ -193,18 +195,22 @@ class VambaModel(Model[VambaInner]):
             yield Token(token, stream.push(token), shares(times, looked))
             logits = decoder.feed([token])
             # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
-            looked = None if looked is None else looked + decoder.looked
+            newest = None if looked is None else decoder.looked
+            looked = None if looked is None or newest is None else looked + newest
         if rest := stream.flush():
             yield Token(token, rest)
 
     def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
+        assert self._prompt is not None  # or `ask` has refused
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
         decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
         logits = decoder.question(opening, ids)
-        count = len(decoder.instants) if self.retrieve is None else -(-self.retrieve // self.unit_frames)
-        if count < len(decoder.instants):
-            memory = memory.select(decoder.instants.best(decoder.looked, count))
+        instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        if count is not None and instants is not None and count < len(instants):
+            looked = decoder.looked
+            assert looked is not None  # a question was just read
+            memory = memory.select(instants.best(looked, count))
             decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
             logits = decoder.question(opening, ids)
         return decoder, logits
@@ -233,11 +239,17 @@ def _unused(config: Config) -> tuple[str, ...]:
     return (f"model.layers.{config['num_hidden_layers'] - 1}.vision_mixer",)
 
 
+def _tower(net: Vamba) -> Qwen2VisionTransformerPretrainedModel:
+    """The tower of a network that `_build` made."""
+    assert isinstance(net.visual, Qwen2VisionTransformerPretrainedModel)
+    return net.visual
+
+
 def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
     given = of.options
     return VambaModel(
         net,
-        QwenVision.of_checkpoint(net.visual, of.folder),
+        QwenVision.of_checkpoint(_tower(net), of.folder),
         read_tokenizer(of.folder),
         name=of.name,
         eight_bit=given.eight_bit,
@@ -284,7 +296,7 @@ class VambaGolden(Golden):
         for t, h, w in parts:
             patches = self.patches[start : start + t * h * w]
             start += t * h * w
-            yield encode_pairs(self.net.visual, patches, torch.tensor([(t, h, w)]))[None]
+            yield encode_pairs(_tower(self.net), patches, torch.tensor([(t, h, w)]))[None]
 
     @torch.no_grad()
     def recompute(self, pieces: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -346,8 +358,9 @@ class GoldenVision:
         pairs = [int(frame.time) // 2 for frame in frames[::2]]
         patches = self.golden.patches.view(-1, h * w, self.golden.patches.shape[-1])[pairs].flatten(0, 1)
         grid = (len(pairs), h, w)
-        tokens_TD = encode_pairs(self.golden.net.visual, patches, torch.tensor([grid]))
-        places_3T = _places([grid], self.golden.net.visual.spatial_merge_size).to(patches.device)
+        tower = _tower(self.golden.net)
+        tokens_TD = encode_pairs(tower, patches, torch.tensor([grid]))
+        places_3T = _places([grid], tower.spatial_merge_size).to(patches.device)
         return Seen(tokens_TD[None], 2.0 * (places_3T[0] + pairs[0]).double(), places_3T)
 
 
@@ -360,7 +373,7 @@ class _Column:
         self.memory = Memory.empty(
             layers, cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device, block_slots=golden.block_slots
         )
-        self.places_3T = _places(golden.grid, self.net.visual.spatial_merge_size).to(weight.device)
+        self.places_3T = _places(golden.grid, _tower(self.net).spatial_merge_size).to(weight.device)
         self.states, self.dead = self.net.start(), self.net.layers[-1].vision_mixer
         self.dead_state = self.dead.mixer.start(1) if self.dead else None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from threading import Lock
 
@@ -53,7 +54,7 @@ class TextPasses:
         self.gaze, self.logits = new(len(places), 2, self.slots, dtype=torch.float32), new(net.cfg.vocab)
         self._view = Slots.of(self.book, self.slots, memory.log.fields)
         pool = torch.cuda.graph_pool_handle() if shared.stream else None
-        self.tapes = {rows: Tape(lambda rows=rows: self._pass(rows), shared, pool) for rows in ROWS}
+        self.tapes = {rows: Tape(partial(self._pass, rows), shared, pool) for rows in ROWS}
 
     def holds(self, memory: Memory) -> bool:
         return len(memory) <= self.slots and len(memory.log.book) <= len(self.book)
@@ -61,6 +62,7 @@ class TextPasses:
     def set(self, ids: Sequence[int], spans: Sequence[tuple[int, int]], cache: TextCache, memory: Memory) -> None:
         """Copies in what changes. From locked memory, so that nothing waits; torch keeps it until it is read."""
         room = cache.room
+        assert room is not None  # reserved just before
         head = [cache.length, len(ids), room.shape[4], room.data_ptr()]
         head += [i for span in (*spans, (0, 0), (0, 0))[:2] for i in span]
         step = torch.tensor([*head, *ids])
@@ -74,6 +76,7 @@ class TextPasses:
         net, step, one, kernels = self.net, self.step, rows == 1, kernels_for(self.gaze)
         count, spans = step[COUNT : COUNT + 1], step[SPANS:IDS].view(2, 2)
         recorded = {} if one else {"count": count, "spans": spans}
+        assert kernels is not None  # or nothing is recorded
 
         def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return kernels.attend_text(step, layer, q[0], k[0], v[0])[None]
@@ -134,13 +137,15 @@ class TextRecordings:
         weight, memory, cfg = self.net.model.embed_tokens.weight, decoder.memory, self.net.cfg
         if self.tapes.off or not decoder.instants or decoder.watch_layers != self.places or len(spans) > 2:
             return False
-        if memory.host_slots:
+        if memory is None or memory.host_slots:
             return False
         q = weight.new_empty(cfg.n_heads, 1, cfg.head_dim)
         return attention_kernels(q, len(memory), memory.log.block_slots) is not None
 
     def _feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
-        cfg, cache, memory, gazes = self.net.cfg, decoder.cache, decoder.memory, {}
+        cfg, cache, memory, instants = self.net.cfg, decoder.cache, decoder.memory, decoder.instants
+        assert memory is not None and instants is not None  # `_fits` saw to it
+        gazes: dict[int, Tensor] = {}
         like = self.net.model.embed_tokens.weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
         passes = self._room_for(memory)
         for part in _parts(len(ids)):
@@ -151,7 +156,7 @@ class TextRecordings:
             passes.tapes[next(rows for rows in ROWS if rows >= len(part))].play()
             cache.length += len(part)
             cache.used = [cache.length] * cfg.n_layers
-            found = decoder.instants.sums(passes.gaze[:, : len(seen), : len(memory)])
+            found = instants.sums(passes.gaze[:, : len(seen), : len(memory)])
             for n, (i, both) in enumerate(seen.items()):
                 gazes[i] = gazes.get(i, 0) + found[:, n] * (len(both) / len(spans[i]))
         return passes.logits.clone(), torch.stack([gazes[i] for i in range(len(spans))])
@@ -203,9 +208,10 @@ class ChunkRecording:
 
     def play(self, v_BTD: Tensor, states: Sequence[MixerState], positions: Tensor | None) -> tuple[MixerState, ...]:
         self.v.copy_(v_BTD)
-        if positions is not None:
+        if positions is not None and self.positions is not None:
             self.positions.copy_(positions)
         _copy(self.before, states)
+        assert self.tape is not None  # a recording that was thrown away is nobody's
         self.tape.play()
         new = tuple(MixerState(*map(torch.empty_like, state)) for state in self.after)
         _copy(new, self.after)

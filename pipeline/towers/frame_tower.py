@@ -69,7 +69,8 @@ class FrameTower(nn.Module):
         size = 0 if weights["classifier.head.weight"].shape[1] == LITE_STAGES[0][-1][1] else 2
         tower = cls(size, side)
         tower.load_state_dict(weights)
-        return tower.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        last = torch.channels_last
+        return tower.to(device=device, dtype=dtype, memory_format=last)  # type: ignore[call-overload]  # not in its stub
 
     @torch.no_grad()
     def forward(self, frames: Tensor | Sequence[np.ndarray]) -> FrameFeatures:
@@ -90,7 +91,8 @@ class FrameTower(nn.Module):
         """det, det_ids, det_scores, det_boxes of every frame. Frames of one shape are run together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, frame in enumerate(frames):
-            groups.setdefault(canvas(*frame.shape[:2], self.side), []).append(i)
+            high, wide = frame.shape[:2]
+            groups.setdefault(canvas(high, wide, self.side), []).append(i)
         parts = []
         for size, members in groups.items():
             some = frames if len(groups) == 1 else [frames[i] for i in members]
@@ -99,7 +101,7 @@ class FrameTower(nn.Module):
         order = torch.tensor([i for members in groups.values() for i in members]).argsort()
         return [torch.cat(found)[order.to(found[0].device)] for found in zip(*parts, strict=True)]
 
-    def _resized(self, frames: Tensor | Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+    def _resized(self, frames: Tensor | Sequence[Tensor | np.ndarray], size: tuple[int, int]) -> Tensor:
         """Frames as float RGB 0..255 (B, 3, *size), shrunk with an antialiasing filter."""
         device = self.classifier.fc.weight.device
         if isinstance(frames, Tensor):
@@ -113,7 +115,8 @@ def canvas(high: int, wide: int, side: int) -> tuple[int, int]:
     Squashed to a square instead, it found the person in 5 of 24 wide frames; with its shape kept, in 18, and quicker.
     """
     longest = max(high, wide)
-    return tuple(max(round(n * side / longest / 32), 2) * 32 for n in (high, wide))
+    tall, broad = (max(round(n * side / longest / 32), 2) * 32 for n in (high, wide))
+    return tall, broad
 
 
 def _resize(frames_BHWC: Tensor, size: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import (
+    Qwen2VisionTransformerPretrainedModel,
+    Qwen2VLVisionBlock,
+    VisionAttention,
+    VisionMlp,
+)
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import kernels_for
@@ -90,9 +95,10 @@ def _encode_equal(tower: Qwen2VisionTransformerPretrainedModel, pairs_NLC: torch
     proj = tower.patch_embed.proj.weight
     # A convolution whose stride is its kernel is one matrix product, and the patches already lie in its order.
     x_NLE = F.linear(pairs_NLC.to(proj.device, proj.dtype), proj.flatten(1))
-    turn = _rotation(h, w, tower.spatial_merge_size, tower.blocks[0].attn.head_dim, proj.device)
+    blocks = cast(Sequence[Qwen2VLVisionBlock], tower.blocks)
+    turn = _rotation(h, w, tower.spatial_merge_size, blocks[0].attn.head_dim, proj.device)
     more = None  # what the last half block adds
-    for block in tower.blocks:
+    for block in blocks:
         x_NLE, normed = _add_norm(x_NLE, more, block.norm1)
         x_NLE, normed = _add_norm(x_NLE, _attend(block.attn, normed, turn), block.norm2)
         more = _mlp(block.mlp, normed)
@@ -109,7 +115,7 @@ def _add_norm(x_NLE: torch.Tensor, more: torch.Tensor | None, norm: nn.LayerNorm
     return x_NLE, norm(x_NLE)
 
 
-def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _attend(attn: VisionAttention, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Full attention inside each pair."""
     qkv_NHLP = attn.qkv(x_NLE).unflatten(-1, (3 * attn.num_heads, -1)).transpose(1, 2)
     q_and_k, v = qkv_NHLP.split([2 * attn.num_heads, attn.num_heads], dim=1)
@@ -118,7 +124,7 @@ def _attend(attn: nn.Module, x_NLE: torch.Tensor, turn: tuple[torch.Tensor, torc
     return attn.proj(out_NHLP.transpose(1, 2).flatten(2))
 
 
-def _mlp(mlp: nn.Module, x_NLE: torch.Tensor) -> torch.Tensor:
+def _mlp(mlp: VisionMlp, x_NLE: torch.Tensor) -> torch.Tensor:
     """On a GPU torch's quick GELU, three passes over the tower's widest tensor, was a seventh of the tower's time."""
     if isinstance(mlp.act, QuickGELUActivation) and (kernels := kernels_for(x_NLE)):
         return mlp.fc2(kernels.quick_gelu(mlp.fc1(x_NLE)))
@@ -218,7 +224,7 @@ class QwenVision:
 
     def __init__(self, tower: Qwen2VisionTransformerPretrainedModel, patching: Patching | None = None, long_side=640):
         self.tower = tower
-        self.patching = patching or Patching(tower.config.patch_size, tower.spatial_merge_size)
+        self.patching = patching or Patching(**_sides(tower))
         self.long_side = long_side
         weight = tower.patch_embed.proj.weight
         self._live = TowerRecordings(lambda pairs, h, w: _encode_equal(tower, pairs, h, w), weight.device)
@@ -226,7 +232,7 @@ class QwenVision:
     @classmethod
     def of_checkpoint(cls, tower: Qwen2VisionTransformerPretrainedModel, folder: Path) -> QwenVision:
         """With the checkpoint's own pixel budget, where preprocessor_config.json gives one."""
-        sizes = {"patch": tower.config.patch_size, "merge": tower.spatial_merge_size}
+        sizes = _sides(tower)
         try:
             given = json.loads((folder / "preprocessor_config.json").read_text())
             sizes |= {key: int(given[key]) for key in ("min_pixels", "max_pixels") if given.get(key)}
@@ -271,6 +277,13 @@ class QwenVision:
         np.stack(pictures, out=rgb_FHWC.numpy())
         patches, (N, h, w) = self.patching.patches(sent(rgb_FHWC, weight.device), weight.dtype)
         return self._live.encode(patches.view(N, h * w, -1), h, w)
+
+
+def _sides(tower: Qwen2VisionTransformerPretrainedModel) -> dict[str, int]:
+    """Of a patch in pixels, and of a token in patches; named as in `Patching`."""
+    patch = tower.config.patch_size
+    assert isinstance(patch, int)  # transformers' configs may hold two numbers, Qwen2-VL's patches are square
+    return {"patch": patch, "merge": tower.spatial_merge_size}
 
 
 def _like(rgb: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -1,10 +1,13 @@
-"""What a vision tower hands on."""
+"""What a vision tower hands on, and its face for a model."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from pipeline.stream import Frame
 
 
 class Seen(NamedTuple):
@@ -13,3 +16,14 @@ class Seen(NamedTuple):
     tokens: Tensor
     times: Tensor
     positions: Tensor | None = None
+
+
+class Vision(Protocol):
+    """A tower as a model uses it. long_side: pixels of a frame's longer side worth sending."""
+
+    unit_frames: int
+    long_side: int
+
+    def tokens(self, frames: Sequence[Frame]) -> Seen:
+        """What it makes of whole units of frames, in order of time."""
+        ...

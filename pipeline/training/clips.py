@@ -136,7 +136,9 @@ class StockChat:
             max_new_tokens=MOST_TOKENS, eos_token_id=self.end, pad_token_id=self.end,
         )  # fmt: skip
         self.held = ids
-        return self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        said = self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        assert isinstance(said, str)  # of one row of tokens
+        return said.strip()
 
 
 # ---------------------------------------------------------------- asking and judging

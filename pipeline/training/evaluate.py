@@ -173,7 +173,7 @@ def judge_shots(e, episode, q, verdict: Verdict, kept, index, cells, rng) -> Non
     cells[f"{q.recipe}_of_shots"].values.append(int(owed.argmax()) == 0)
 
 
-def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[float, ...]]:
+def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, Sequence[float]]:
     """Fit sigmoid(a * margin + b + c * ln shots) on dev pictures: for finding, for yes/no, and for one shot."""
     rng, rows = np.random.default_rng(seed), defaultdict(list)
     e.cut = fit_cut(e, split, np.random.default_rng(seed))
@@ -187,12 +187,12 @@ def calibrate(e: Evaluator, split: np.ndarray, seed: int) -> dict[str, tuple[flo
             asked = [q for q in episode.questions if plan_of(q) in ("find", "after", "before", "yesno", "yesno_now")]
             for q, found in zip(asked, e.locate([q.text for q in asked], [q.asked_at for q in asked], kept)):
                 now = upto(index, q.asked_at + 1)
-                fitted = e.planner.fit(named_things(q.text), found, now)
+                fits = e.planner.fit(named_things(q.text), found, now)
                 kind = {"yesno": "yesno", "yesno_now": "here"}.get(plan_of(q), "find")
-                newest = fitted.frames[list(e.planner.newest(now))]
-                margin = float(np.log(np.exp(newest).mean())) if kind == "here" else float(fitted.shots.max())
-                rows[kind].append((margin, math.log(len(fitted.shots)), 0.0 if q.absent else 1.0))
-    fitted: dict[str, tuple[float, ...]] = {
+                newest = fits.frames[list(e.planner.newest(now))]
+                margin = float(np.log(np.exp(newest).mean())) if kind == "here" else float(fits.shots.max())
+                rows[kind].append((margin, math.log(len(fits.shots)), 0.0 if q.absent else 1.0))
+    fitted: dict[str, Sequence[float]] = {
         kind: fit(np.array(values), with_length=kind != "here") for kind, values in rows.items()
     }
     # Refusing what was there is worse than guessing: at most 8 % of what is present may be refused.
@@ -240,8 +240,8 @@ def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
     kept, index = e.watch(np.append(rows.flatten(), e.blank))
     reads = [tuple(range(4 * i, 4 * i + 4)) for i in range(len(chosen))]
     seen = [index.times.size - 1] * len(chosen)
-    verdicts = [Verdict("now", r, float(r[-1] % 60)) for r in reads]
-    prompts = [e.prompt("Describe what you see.", v, index, v.time) for v in verdicts]
+    verdicts = [(Verdict("now", r, float(r[-1] % 60)), float(r[-1] % 60)) for r in reads]
+    prompts = [e.prompt("Describe what you see.", v, index, now) for v, now in verdicts]
     references = [e.world.pictures[p].captions for p in chosen]
     out: dict[str, object] = {}
     if not e.net.cfg.twin:  # the twin would see all pictures at once
@@ -251,15 +251,15 @@ def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
         turn = rng.permutation(len(chosen))
         other = [turn[(list(turn).index(i) + 1) % len(turn)] for i in range(len(chosen))]
         blank = (index.times.size - 1,)
-        unseen = [e.prompt("Describe what you see.", v, index, v.time, []) for v in verdicts]
-        forms = {
+        unseen = [e.prompt("Describe what you see.", v, index, now, []) for v, now in verdicts]
+        forms: dict[str, tuple[list[list[int]], list[tuple[int, ...]]]] = {
             "right": (prompts, reads), "blank": (unseen, [blank] * len(reads)),
             "shuffled": ([prompts[j] for j in other], [reads[j] for j in other]),
         }  # fmt: skip
         for name, (asked, looked) in forms.items():
-            rows = [(asked[i], e.ids(c + END), seen[i], looked[i]) for i, cs in enumerate(references) for c in cs]
-            asked, said, until, looked = zip(*rows)
-            total, count = e.likelihood(asked, said, kept, index.times.size, until, looked)
+            each = [(asked[i], e.ids(c + END), seen[i], looked[i]) for i, cs in enumerate(references) for c in cs]
+            heads, answers, until, read = zip(*each)
+            total, count = e.likelihood(heads, answers, kept, index.times.size, until, read)
             out[f"loss_{name}"] = round(float(-total.sum() / count.sum()), 3)
     return out
 
@@ -267,8 +267,8 @@ def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
 def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, object]:
     """Classes never trained: is the class named? Beside it, how often the tower's best word is right."""
     kept, index = e.watch(np.array(chosen) * VIEWS)
-    verdicts = [Verdict("now", (i,), float(i % 60)) for i in range(len(chosen))]
-    prompts = [e.prompt("What object is this?", v, index, v.time) for v in verdicts]
+    verdicts = [(Verdict("now", (i,), float(i % 60)), float(i % 60)) for i in range(len(chosen))]
+    prompts = [e.prompt("What object is this?", v, index, now) for v, now in verdicts]
     said = e.write(prompts, kept, len(chosen), [len(chosen) - 1] * len(chosen), [(i,) for i in range(len(chosen))], 16)
     wanted = [e.world.pictures[p].label.lower() for p in chosen]  # type: ignore[union-attr]  # they are of classes
     tower = [labels()["imagenet"][int(c)].lower() for c in index.features.classes[:, 0]]
@@ -302,8 +302,9 @@ def recall(e: Evaluator, split: np.ndarray, args: argparse.Namespace) -> dict[st
 
 def trained_parts(args: argparse.Namespace) -> tuple[dict, dict[str, Tensor]]:
     """Configuration and trained weights: a training run's, or those that ship."""
+    weights: dict[str, Tensor] = {}
     if args.trained:
-        config, weights = json.loads((Path(args.trained) / "config.json").read_text()), {}
+        config = json.loads((Path(args.trained) / "config.json").read_text())
         for file in sorted(Path(args.trained).glob("trained-*.safetensors")):
             weights |= {n: t.float() for n, t in load_file(file).items()}
     else:

@@ -42,9 +42,10 @@ def compute(
     """
     dice, parts = torch.Generator().manual_seed(seed), []
     for pictures in batches(pictures_rgb, batch):
-        drawn = [each.to(device) for each in draw(len(pictures), views, dice)]
+        crops, flips, lights = (each.to(device) for each in draw(len(pictures), views, dice))
         rgb = pictures.to(device).permute(0, 3, 1, 2).float()
-        seen = (*tower.classify(render(rgb, *drawn, CLASSIFIER)), *tower.detect(render(rgb, *drawn, DETECTOR)))
+        classified = tower.classify(render(rgb, crops, flips, lights, CLASSIFIER))
+        seen = (*classified, *tower.detect(render(rgb, crops, flips, lights, DETECTOR)))
         parts.append({name: small(name, x, views) for name, x in zip(FrameFeatures._fields, seen, strict=True)})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -116,8 +116,8 @@ def features(rgb: list[np.ndarray], tower: FrameTower, device: str, views: int) 
     """grid (N, views, 9, 1280) and pooled (N, views, 1280), float16 on the device. View 0 is the clean picture."""
     dice, grids, pools = torch.Generator().manual_seed(0), [], []
     for some in batches(rgb, 64):
-        drawn = [each.to(device) for each in draw(len(some), max(views, 2), dice)]
-        seen = render(some.to(device).permute(0, 3, 1, 2).float(), *drawn, CLASSIFIER)
+        crops, flips, lights = (each.to(device) for each in draw(len(some), max(views, 2), dice))
+        seen = render(some.to(device).permute(0, 3, 1, 2).float(), crops, flips, lights, CLASSIFIER)
         grid, pooled, *_ = tower.classify(seen)
         grids.append(grid.half().unflatten(0, (len(some), -1))[:, :views])
         pools.append(pooled.half().unflatten(0, (len(some), -1))[:, :views])

@@ -64,7 +64,7 @@ def build(twin: bool, mixers: bool, seed: int, assets: Path = ASSETS) -> tuple[d
     assert not unexpected and all("cross_attn" in k or "mixer" in k or "alpha" in k or "lm_head" in k for k in missing)
     for i in net.cfg.vamba.cross_layers:
         layer = net.vamba.layers[i]
-        assert layer.cross_attn is not None  # of a cross layer
+        assert layer.cross_attn is not None and layer.alpha is not None  # of a cross layer, balanced
         layer.cross_attn.load_state_dict(layer.self_attn.state_dict())
         layer.alpha.data.fill_(0.9)
     return config, net
