@@ -95,7 +95,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
             self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self._text_dtype, device, policy=self.policy
         )
         states = () if self.cfg.twin else self.net.vamba.start()
-        inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.key[-1].out_features, FEATURES))
+        inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, FEATURES))
         return self._counted(StreamState(inner), inner)
 
     @property
@@ -189,7 +189,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
                 yield Token(self.end_id, gap + composed, reading.looked)  # not written, so it has no speed
                 continue
             logits, looked = reading.feed(reading.prompt(moment)), reading.looked
-            if reading.verdict.listed:
+            if reading.verdict.listed and moment.time is not None:
                 yield Token(self.end_id, gap + (begun := mmss(moment.time)), looked)
                 logits, gap, looked = reading.feed(reading.tokens(begun)), "", None  # every moment weighs the same
             while left > 0:
@@ -240,8 +240,7 @@ class EmbeddedTwin(EmbeddedModel):
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             write(layer, k[0], v[0])
-            keys, values = zip(*memory.blocks(layer, q.dtype))
-            keys, values = torch.cat(keys, 1)[None], torch.cat(values, 1)[None]
+            keys, values = (torch.cat(part, 1)[None] for part in zip(*memory.blocks(layer, q.dtype)))
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
 
         h = tokens_1TD.to(self._text_dtype)
@@ -291,7 +290,8 @@ class Reading:
             self.whole = replace(self.whole, log=self.whole.log.until(frames * TOKENS))
         until = state.seen_until if question.at is None else min(question.at, state.seen_until)
         self.index = read_index(log, model.cfg.cut, until)
-        self.cache, self.memory = TextCache(model.cfg.vamba.n_layers), None
+        self.cache = TextCache(model.cfg.vamba.n_layers)
+        self.memory: Memory | None = None  # what the upper layers look at
         self.position = model.start_text(self.cache, self.whole)
         self.asked = parse(question.text, self.index.end, model.router)
         self.earlier = self._earlier(question, state) if question.history and self.asked.refers else None
@@ -360,7 +360,7 @@ class Reading:
         times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
         found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
         if found and self.model.router:
-            said = summary(self.index, [(m.time, m.frames) for m in found])
+            said = summary(self.index, list(zip(times, listed)))
             self.summary = {m.time: sentence for m, sentence in zip(found, said)}
             found = [m for m in found if self.summary[m.time]]
         return found or [v]
@@ -392,7 +392,7 @@ class Reading:
             return ""
         self.looked = self._evidence(moment.frames, moment.time)
         guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in said[:3])
-        if self.verdict.listed:
+        if self.verdict.listed and moment.time is not None:
             return f"{mmss(moment.time)} I am not sure" + f", maybe {guesses}" * bool(guesses) + "."
         return "I am not sure what this is." + f" My best guesses: {guesses}." * bool(guesses)
 
@@ -420,9 +420,10 @@ class Reading:
         return self.net.vamba.model.embed_tokens(torch.tensor([list(ids)], device=self.model.device))
 
     def _cross_attend(self):
-        if self.memory is None:
+        memory = self.memory
+        if memory is None:
             return None
-        return lambda place, q_BHQP: self.memory.attend(place, q_BHQP[0])[0][None]
+        return lambda place, q_BHQP: memory.attend(place, q_BHQP[0])[0][None]
 
 
 def _whole_frames(policy: Policy) -> Policy:

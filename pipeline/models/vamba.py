@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import backend
@@ -27,7 +26,7 @@ from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, Syste
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
-from pipeline.towers.qwen import QwenVision, build_tower, encode_pairs, published_key
+from pipeline.towers.qwen import QwenVision, as_tower, build_tower, encode_pairs, published_key
 from pipeline.towers.seen import Seen, Vision
 from pipeline.weights.checkpoint import read_tokenizer
 
@@ -239,17 +238,11 @@ def _unused(config: Config) -> tuple[str, ...]:
     return (f"model.layers.{config['num_hidden_layers'] - 1}.vision_mixer",)
 
 
-def _tower(net: Vamba) -> Qwen2VisionTransformerPretrainedModel:
-    """The tower of a network that `_build` made."""
-    assert isinstance(net.visual, Qwen2VisionTransformerPretrainedModel)
-    return net.visual
-
-
 def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
     given = of.options
     return VambaModel(
         net,
-        QwenVision.of_checkpoint(_tower(net), of.folder),
+        QwenVision.of_checkpoint(as_tower(net.visual), of.folder),
         read_tokenizer(of.folder),
         name=of.name,
         eight_bit=given.eight_bit,
@@ -296,7 +289,7 @@ class VambaGolden(Golden):
         for t, h, w in parts:
             patches = self.patches[start : start + t * h * w]
             start += t * h * w
-            yield encode_pairs(_tower(self.net), patches, torch.tensor([(t, h, w)]))[None]
+            yield encode_pairs(as_tower(self.net.visual), patches, torch.tensor([(t, h, w)]))[None]
 
     @torch.no_grad()
     def recompute(self, pieces: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -358,7 +351,7 @@ class GoldenVision:
         pairs = [int(frame.time) // 2 for frame in frames[::2]]
         patches = self.golden.patches.view(-1, h * w, self.golden.patches.shape[-1])[pairs].flatten(0, 1)
         grid = (len(pairs), h, w)
-        tower = _tower(self.golden.net)
+        tower = as_tower(self.golden.net.visual)
         tokens_TD = encode_pairs(tower, patches, torch.tensor([grid]))
         places_3T = _places([grid], tower.spatial_merge_size).to(patches.device)
         return Seen(tokens_TD[None], 2.0 * (places_3T[0] + pairs[0]).double(), places_3T)
@@ -373,7 +366,7 @@ class _Column:
         self.memory = Memory.empty(
             layers, cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device, block_slots=golden.block_slots
         )
-        self.places_3T = _places(golden.grid, _tower(self.net).spatial_merge_size).to(weight.device)
+        self.places_3T = _places(golden.grid, as_tower(self.net.visual).spatial_merge_size).to(weight.device)
         self.states, self.dead = self.net.start(), self.net.layers[-1].vision_mixer
         self.dead_state = self.dead.mixer.start(1) if self.dead else None
 

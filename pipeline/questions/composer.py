@@ -73,7 +73,9 @@ def likely(index: Index, rows: Sequence[int]) -> list[int]:
 def runs(index: Index, things: Things) -> list[range]:
     """Stretches of frames in which the towers see one of the things; gaps of two frames are closed."""
     shown = things.shown(index.features)
-    hits = np.flatnonzero(shown >= SEEN) if shown is not None else np.zeros(0, int)
+    if shown is None:
+        return []
+    hits = np.flatnonzero(shown >= SEEN)
     if not len(hits):
         return []
     parts = np.split(hits, np.flatnonzero(np.diff(hits) > 3) + 1)
@@ -144,8 +146,9 @@ class Composer:
         return "I am not sure."
 
     def together(self) -> bool:
-        shown = [things.shown(self.index.features) >= SEEN for _, things in self.asked.each]
-        return bool(np.logical_and.reduce(shown).any())
+        shown = [things.shown(self.index.features) for _, things in self.asked.each]
+        seen = [each >= SEEN for each in shown if each is not None]
+        return len(seen) == len(shown) and bool(np.logical_and.reduce(seen).any())
 
     def things(self) -> str:
         return joined([counted(word, 1) for word, _ in self.asked.each])
@@ -159,7 +162,7 @@ class Composer:
         if self.asked.each and self.runs:
             first = self.runs[:1] if "first" in self.asked.cues else self.runs[:4]
             return f"At {joined([self.at(run) for run in first])}."
-        return f"At {mmss(self.verdict.time)}."
+        return "I am not sure when that is." if self.verdict.time is None else f"At {mmss(self.verdict.time)}."
 
     def last(self) -> str:
         if not self.runs:

@@ -63,6 +63,12 @@ def build_tower(vision_config: dict[str, Any]) -> Qwen2VisionTransformerPretrain
     return tower.eval()
 
 
+def as_tower(visual: nn.Module | None) -> Qwen2VisionTransformerPretrainedModel:
+    """What a network of `build_tower`'s holds as its `visual`."""
+    assert isinstance(visual, Qwen2VisionTransformerPretrainedModel)
+    return visual
+
+
 def published_key(key: str) -> str:
     """Qwen2-VL's keys as transformers 5 saves them, under the names they were published with."""
     return re.sub(r"^model\.(visual\.|language_model\.)", lambda m: "visual." if "visual" in m[1] else "model.", key)
