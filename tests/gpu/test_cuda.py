@@ -83,7 +83,7 @@ def test_the_kernels_are_chosen_and_reported(kernels):
 def test_the_mixer_goes_through_them(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "mixer", lambda *_, **__: ("came by", None, None, None))
     mixer = random_mixer(torch.float32).cuda()
-    monkeypatch.setattr(mixer, "out_proj", lambda y: y)
+    monkeypatch.setattr(mixer.out_proj, "forward", lambda y: y)
     assert mixer(torch.randn(1, 3, 32, device="cuda"), mixer.start())[0] == "came by"
 
 
