@@ -27,9 +27,17 @@ with contextlib.suppress(ImportError):  # the GPU tests need no more than pytest
     settings.load_profile("steady")
 
 TINY_VISION = {
-    "depth": 1, "embed_dim": 64, "hidden_size": 96, "hidden_act": "quick_gelu", "mlp_ratio": 2, "num_heads": 4,
-    "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-}  # fmt: skip
+    "depth": 1,
+    "embed_dim": 64,
+    "hidden_size": 96,
+    "hidden_act": "quick_gelu",
+    "mlp_ratio": 2,
+    "num_heads": 4,
+    "in_channels": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 TINY_MIXER = MixerConfig(d_model=32, d_state=8, headdim=8, ssd_block=8)
 TINY = VambaConfig(
     d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=48, vocab=96, mixer=TINY_MIXER, cross_layers=(0, 1, 2, 3)

@@ -95,14 +95,18 @@ def test_the_mixer_is_causal():
 VAMBAS = {
     "published": {},
     "positions and norm in cross-attention": {
-        "cross_rope": True, "cross_norm": True, "alpha_balancing": False, "mrope_section": (1, 1, 2),
+        "cross_rope": True,
+        "cross_norm": True,
+        "alpha_balancing": False,
+        "mrope_section": (1, 1, 2),
     },
     "two of four layers cross": {"cross_layers": (1, 3)},
     "two groups, tied": {
-        "mixer": MixerConfig(d_model=32, d_state=8, headdim=8, ngroups=2, ssd_block=8), "tie_embeddings": True,
+        "mixer": MixerConfig(d_model=32, d_state=8, headdim=8, ngroups=2, ssd_block=8),
+        "tie_embeddings": True,
     },
     "no mixers": {"mixer": None},
-}  # fmt: skip
+}
 
 
 def watched(net, v, times, positions, slices) -> tuple[tuple, Memory]:

@@ -134,9 +134,14 @@ def _median_s(call: Callable[[], Any]) -> float:
 
 
 def measure_vamba(
-    shapes: Shapes, machine: Machine, marks: list[int], shared: list[int], per_chunk: int, saving: dict[str, Any],
+    shapes: Shapes,
+    machine: Machine,
+    marks: list[int],
+    shared: list[int],
+    per_chunk: int,
+    saving: dict[str, Any],
     int8: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The column and its memory, frame by frame to the last mark; chunks and questions from snapshots at the marks.
 
     The peak beside what was watched is that of watching alone, as the baseline's is; questions have their own.
@@ -162,15 +167,20 @@ def measure_vamba(
     growth = _late_over_early(model, first, state, shapes, per_chunk) if first and len(rows) > 1 else None
     finite = model.is_finite(state)
     return {
-        "name": model.name, "backend": model.backend, **saving, "int8": int8,
+        "name": model.name,
+        "backend": model.backend,
+        **saving,
+        "int8": int8,
         "weights": bytes_of(net),
-        "watched": watched, "marks": rows, "chunk_last_over_first": growth, "finite": finite, **peak_memory(),
-    }  # fmt: skip
+        "watched": watched,
+        "marks": rows,
+        "chunk_last_over_first": growth,
+        "finite": finite,
+        **peak_memory(),
+    }
 
 
-def _late_over_early(
-    model: VambaModel, early: StreamState, late: StreamState, shapes: Shapes, count: int
-) -> float:  # fmt: skip
+def _late_over_early(model: VambaModel, early: StreamState, late: StreamState, shapes: Shapes, count: int) -> float:
     """A chunk from each state in turns: under load a GPU lowers its clock within seconds by more than is looked for."""
     spent: dict[int, list[float]] = {early.frames: [], late.frames: []}
     for state in (early, late) * (REPEATS + 1):
@@ -204,10 +214,12 @@ def _answers(model: VambaModel, state: StreamState, machine: Machine) -> dict[st
     if model.retrieve and model.retrieve < state.frames:  # the answer itself reads a part of the memory, on the GPU
         one = machine.floor_s(0.0, weights + kept * model.retrieve / state.frames)
     return {
-        "question": with_floor(question, many), "question_without_evidence": with_floor(bare_question, many),
+        "question": with_floor(question, many),
+        "question_without_evidence": with_floor(bare_question, many),
         "first_token": with_floor(first, many),
-        "token": with_floor(later, one), "token_without_evidence": with_floor(bare_token, bare),
-    }  # fmt: skip
+        "token": with_floor(later, one),
+        "token_without_evidence": with_floor(bare_token, bare),
+    }
 
 
 def _chunk_s(model: Model, state: StreamState, shapes: Shapes, count: int) -> float:
@@ -261,9 +273,12 @@ def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[s
     rounded, _ = _led(model, shapes, per_chunk, words)
     apart, same = (rounded - exact) / exact.std(), rounded.argmax(-1) == exact.argmax(-1)
     return {
-        "words": len(same), "rms_in_std": float(apart.square().mean().sqrt()), "most_in_std": float(apart.abs().max()),
-        "same_word": float(same.float().mean()), "same_answer_for": int(same.long().cumprod(0).sum()),
-    }  # fmt: skip
+        "words": len(same),
+        "rms_in_std": float(apart.square().mean().sqrt()),
+        "most_in_std": float(apart.abs().max()),
+        "same_word": float(same.float().mean()),
+        "same_answer_for": int(same.long().cumprod(0).sum()),
+    }
 
 
 def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:

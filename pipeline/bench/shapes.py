@@ -61,11 +61,18 @@ _TEXT |= {"max_position_embeddings": 32768, "rope_theta": 1e6}
 _TEXT |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
 PUBLISHED = Shapes(
     VambaConfig(
-        d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4, d_ff=18944, vocab=152064,
-        mixer=MixerConfig(d_model=3584), cross_layers=tuple(range(28)), mrope_section=(16, 24, 24),
+        d_model=3584,
+        n_layers=28,
+        n_heads=28,
+        n_kv_heads=4,
+        d_ff=18944,
+        vocab=152064,
+        mixer=MixerConfig(d_model=3584),
+        cross_layers=tuple(range(28)),
+        mrope_section=(16, 24, 24),
     ),
     _TEXT | {"vision_config": _TOWER, "tie_word_embeddings": False},
-)  # fmt: skip
+)
 
 
 def built(machine: Machine, make: Callable[[], Net], int8: bool = False) -> Net:
@@ -170,6 +177,10 @@ def sizes(net: nn.Module, state_bytes: int, memory_bytes: int, most: int = 0, ho
     """
     peak = max(most, peak_memory().get("peak_gpu", 0)) or None
     return {
-        "state_bytes": state_bytes, "memory_bytes": memory_bytes, "host_bytes": host, "peak": peak,
-        "peak_floor": bytes_of(net) + state_bytes + memory_bytes - host, "above_weights": peak and peak - bytes_of(net),
-    }  # fmt: skip
+        "state_bytes": state_bytes,
+        "memory_bytes": memory_bytes,
+        "host_bytes": host,
+        "peak": peak,
+        "peak_floor": bytes_of(net) + state_bytes + memory_bytes - host,
+        "above_weights": peak and peak - bytes_of(net),
+    }

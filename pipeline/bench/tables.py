@@ -111,10 +111,15 @@ def embedded_table(document: dict[str, Any]) -> str:
 
 def _mark_line(row: dict[str, Any]) -> str:
     figures = [
-        (row["chunk_ms"], 9, 1), (row["chunk_floor_ms"], 8, 2), (row["first_token_s"], 12, 3),
-        (row["first_token_floor_s"], 8, 3), (row["tokens_per_s"], 9, 1), (row["tokens_per_s_ceiling"], 8, 0),
-        (row["state_bytes"] / 1e6, 9, 2), (row["memory_bytes"] / 1e6, 10, 2),
-    ]  # fmt: skip
+        (row["chunk_ms"], 9, 1),
+        (row["chunk_floor_ms"], 8, 2),
+        (row["first_token_s"], 12, 3),
+        (row["first_token_floor_s"], 8, 3),
+        (row["tokens_per_s"], 9, 1),
+        (row["tokens_per_s_ceiling"], 8, 0),
+        (row["state_bytes"] / 1e6, 9, 2),
+        (row["memory_bytes"] / 1e6, 10, 2),
+    ]
     cells = [
         f"{value:{width},.{digits}f}" if value is not None else "-".rjust(width) for value, width, digits in figures
     ]

@@ -95,9 +95,13 @@ def scenes(count: int, fps: float = 1.0, seed: int = 0) -> Iterator[Frame]:
 
 
 def measure_fidelity(
-    model: VambaModel, frames: Sequence[Frame], questions: Sequence[Question], retrieve: Sequence[int], words: int,
+    model: VambaModel,
+    frames: Sequence[Frame],
+    questions: Sequence[Question],
+    retrieve: Sequence[int],
+    words: int,
     rounded: VambaModel | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The figures as one JSON-able document. rounded: the same model with its weights in 8 bits.
 
     One memory at a time: two may not fit.

@@ -114,10 +114,15 @@ class EmbeddedModel(Model[EmbeddedInner]):
         memory, states, keys = self._see(tokens, times, state)
         novelty, newest = _novelty(features.pooled, state.inner.newest)
         index = state.inner.index.append(
-            time=times, key=keys.cpu(), novelty=novelty.cpu(), classes=features.classes.cpu(),
-            class_probs=features.class_probs.cpu(), det_ids=features.det_ids.cpu(),
-            det_scores=features.det_scores.cpu(), det_boxes=features.det_boxes.cpu(),
-        )  # fmt: skip
+            time=times,
+            key=keys.cpu(),
+            novelty=novelty.cpu(),
+            classes=features.classes.cpu(),
+            class_probs=features.class_probs.cpu(),
+            det_ids=features.det_ids.cpu(),
+            det_scores=features.det_scores.cpu(),
+            det_boxes=features.det_boxes.cpu(),
+        )
         before, memory = memory.dropped, memory.applied()
         index = index.drop_oldest((memory.dropped - before) // TOKENS)
         state = self._counted(state, EmbeddedInner(states, newest, memory, index))

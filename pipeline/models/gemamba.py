@@ -32,9 +32,19 @@ ABOUT = (
 )
 CLIP = -200  # stands for a clip in golden ids
 _TEXT_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+)
 
 
 class ShiftedRMSNorm(nn.Module):
@@ -189,15 +199,27 @@ def _recognises(config: Config) -> bool:
 
 def _build(config: Config) -> Gemamba:
     demand(
-        config, "config.json", mm_vision_tower="videomamba", mm_projector_type="mlp2x_gelu", mm_use_im_start_end=False,
-        mm_use_im_patch_token=False, tie_word_embeddings=True, attention_bias=False,
+        config,
+        "config.json",
+        mm_vision_tower="videomamba",
+        mm_projector_type="mlp2x_gelu",
+        mm_use_im_start_end=False,
+        mm_use_im_patch_token=False,
+        tie_word_embeddings=True,
+        attention_bias=False,
         hidden_act=("gelu_pytorch_tanh", "gelu"),
-    )  # fmt: skip
+    )
     eyes = config.get("vision_encoder") or {}
     demand(
-        eyes, "vision_encoder", bimamba=True, rms_norm=True, kernel_size=1, pool_type="cls+avg", keep_temporal=True,
+        eyes,
+        "vision_encoder",
+        bimamba=True,
+        rms_norm=True,
+        kernel_size=1,
+        pool_type="cls+avg",
+        keep_temporal=True,
         norm_epsilon=EPS,
-    )  # fmt: skip
+    )
     return Gemamba(config)
 
 
@@ -211,9 +233,7 @@ def _our_key(key: str) -> str | None:
 def _wrap(net: Gemamba, of: Checkpoint) -> SequenceModel:
     tokenizer = tokenizer_of(of.folder)
     limit = max(1, net.config.max_position_embeddings - TEXT_ROOM)
-    return SequenceModel(
-        net, _Eyes(net), GemmaPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT, limit=limit
-    )  # fmt: skip
+    return SequenceModel(net, _Eyes(net), GemmaPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT, limit=limit)
 
 
 GEMAMBA = System(

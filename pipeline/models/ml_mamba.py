@@ -61,9 +61,15 @@ class MLMambaConfig:
         channels, _, d_conv = shapes[first + "conv1d.weight"]
         groups = ssm.get("ngroups", 1)
         mixer = MixerConfig(
-            d_model=width, d_state=(channels - inner) // (2 * groups), d_conv=d_conv, expand=inner // width,
-            headdim=inner // heads, ngroups=groups, norm_eps=EPS, ssd_block=ssm.get("chunk_size", 256),
-        )  # fmt: skip
+            d_model=width,
+            d_state=(channels - inner) // (2 * groups),
+            d_conv=d_conv,
+            expand=inner // width,
+            headdim=inner // heads,
+            ngroups=groups,
+            norm_eps=EPS,
+            ssd_block=ssm.get("chunk_size", 256),
+        )
         return cls(
             features=shapes["mlp.0.weight"][1],
             mixer=mixer,
@@ -326,9 +332,13 @@ def _measured(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
 
 def _build(config: Config) -> MLMamba:
     demand(
-        config["model"], "model", arch_specifier="no-align+fused-gelu-mlp", llm_backbone_id="mamba2-2.7b",
-        vision_backbone_id="dinosiglip-vit-so-384px", image_resize_strategy="resize-naive",
-    )  # fmt: skip
+        config["model"],
+        "model",
+        arch_specifier="no-align+fused-gelu-mlp",
+        llm_backbone_id="mamba2-2.7b",
+        vision_backbone_id="dinosiglip-vit-so-384px",
+        image_resize_strategy="resize-naive",
+    )
     words = config.get("llm") or {}
     demand(words, "llm", d_intermediate=0, rms_norm=True, tie_embeddings=True)
     ssm = words.get("ssm_cfg") or {}

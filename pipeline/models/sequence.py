@@ -284,9 +284,12 @@ class SequenceModel(Model[Told]):
         view = Watching(self.prefix, told.memory, times) if told.memory is not None else None
         _, states = self.net(x_1TD, told.states, told.length, view)
         return replace(
-            told, states=states, memory=None if view is None else view.memory, length=told.length + len(times),
+            told,
+            states=states,
+            memory=None if view is None else view.memory,
+            length=told.length + len(times),
             units=told.units + len(run),
-        )  # fmt: skip
+        )
 
     def _drop(self, told: Told, limit: int, needed: int) -> Told:
         """Without the oldest units, so that KEPT_AFTER_DROP of the limit is left, or room for `needed` slots."""
@@ -308,9 +311,13 @@ class SequenceModel(Model[Told]):
             first = np.nanmin(memory.times)
             note = f"Only {self.limit:,} tokens fit, so what came before {mmss(first)} is no longer seen."
         return replace(
-            state, inner=told, state_bytes=sum(s.nbytes for s in told.states), memory_bytes=growing,
-            dropped=told.dropped, dropped_note=note,
-        )  # fmt: skip
+            state,
+            inner=told,
+            state_bytes=sum(s.nbytes for s in told.states),
+            memory_bytes=growing,
+            dropped=told.dropped,
+            dropped_note=note,
+        )
 
     def pack(self, state: StreamState[Told]) -> Packed:
         told = state.inner

@@ -46,9 +46,11 @@ class Asked:
     def of(self, earlier: Asked) -> Asked:
         """The question with what an earlier one named put in the place of "it"."""
         return replace(
-            self, when=earlier.when if self.when.time is None else self.when, things=self.things | earlier.things,
+            self,
+            when=earlier.when if self.when.time is None else self.when,
+            things=self.things | earlier.things,
             cues=self.cues | (earlier.cues & {"first", "so far"}),
-        )  # fmt: skip
+        )
 
 
 def parse(text: str, now: float, router: Router | None = None) -> Asked:
@@ -61,11 +63,19 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
     known = Known(when.time is not None, when.stretch is not None, any(things), any(c.isdigit() for c in text))
     kinds = tuple(router.kinds(text, known).items()) if router else ()
     return Asked(
-        text=text, plan=wording_plan(rest), when=when, things=things,
-        wanted=named_things("person") if "who" in heard else things, cues=heard, length=asks_length(text),
-        refers=back and not any(things), english=is_english(text),
-        each=tuple(each_thing(rest)), unnamed=unnamed(rest), kinds=kinds,
-    )  # fmt: skip
+        text=text,
+        plan=wording_plan(rest),
+        when=when,
+        things=things,
+        wanted=named_things("person") if "who" in heard else things,
+        cues=heard,
+        length=asks_length(text),
+        refers=back and not any(things),
+        english=is_english(text),
+        each=tuple(each_thing(rest)),
+        unnamed=unnamed(rest),
+        kinds=kinds,
+    )
 
 
 _NOTE = re.compile(r"\((?:yes|no|at|now|nothing|chat|\d+ scenes?)\b[^()]*\)", re.IGNORECASE)

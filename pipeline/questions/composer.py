@@ -31,11 +31,15 @@ UNKNOWABLE = {
 }
 ELSEWHERE = ("after", "before", "now", "describe", "list", "compare", "at")  # kinds not about the thing's own moment
 LOOKS = {
-    "colour": "I am not sure of its colour.", "bw": "I cannot tell whether it is in colour, dark or bright.",
-    "wearing": "I cannot tell the clothing.", "size_shape": "I cannot tell size, shape or material.",
-    "weather": "I cannot tell the weather or the time of day.", "where": "I cannot tell what place this is.",
-    "doing": "I am not sure what is being done.", "holding": "I am not sure what is held.",
-}  # fmt: skip
+    "colour": "I am not sure of its colour.",
+    "bw": "I cannot tell whether it is in colour, dark or bright.",
+    "wearing": "I cannot tell the clothing.",
+    "size_shape": "I cannot tell size, shape or material.",
+    "weather": "I cannot tell the weather or the time of day.",
+    "where": "I cannot tell what place this is.",
+    "doing": "I am not sure what is being done.",
+    "holding": "I am not sure what is held.",
+}
 
 
 def counted(word: str, number: int) -> str:
@@ -116,10 +120,19 @@ class Composer:
         if "negated" in self.asked.cues and self.kind not in ("yesno", "both"):
             return "I am not sure when that is."
         tell: dict[str, Callable[[], str]] = {
-            "yesno": self.yes, "both": self.yes, "when": self.when, "last": self.last, "again": self.again,
-            "howlong": self.how_long, "count_now": self.at_once, "count_all": self.in_all, "position": self.position,
-            "who": self.who, "either": self.either, "followup": str,
-        }  # fmt: skip
+            "yesno": self.yes,
+            "both": self.yes,
+            "when": self.when,
+            "last": self.last,
+            "again": self.again,
+            "howlong": self.how_long,
+            "count_now": self.at_once,
+            "count_all": self.in_all,
+            "position": self.position,
+            "who": self.who,
+            "either": self.either,
+            "followup": str,
+        }
         if self.kind in LOOKS:
             return self.look()
         return tell.get(self.kind, self.moment)()

@@ -52,10 +52,15 @@ def index_log(width: int, features: int, device: torch.device | str = "cpu") -> 
     """An empty table of frames. 3.5 kB a frame."""
     f32, i16 = torch.float32, torch.int16
     fields = {
-        "time": Field((None,), torch.float64), "key": Field((None, width), torch.float16),
-        "novelty": Field((None,), f32), "classes": Field((None, 5), i16), "class_probs": Field((None, 5), f32),
-        "det_ids": Field((None, 8), i16), "det_scores": Field((None, 8), f32), "det_boxes": Field((None, 8, 4), f32),
-    }  # fmt: skip
+        "time": Field((None,), torch.float64),
+        "key": Field((None, width), torch.float16),
+        "novelty": Field((None,), f32),
+        "classes": Field((None, 5), i16),
+        "class_probs": Field((None, 5), f32),
+        "det_ids": Field((None, 8), i16),
+        "det_scores": Field((None, 8), f32),
+        "det_boxes": Field((None, 8, 4), f32),
+    }
     return Log(fields, block_slots=512, device=device)
 
 
@@ -64,9 +69,15 @@ def read_index(log: Log, cut: float, until: float | None = None) -> Index:
     columns = {name: log.tensor(name) for name in log.fields}
     blank = torch.zeros(0)
     features = FrameFeatures(
-        blank, blank, columns["classes"].long(), columns["class_probs"], blank,
-        columns["det_ids"].long(), columns["det_scores"], columns["det_boxes"],
-    )  # fmt: skip
+        blank,
+        blank,
+        columns["classes"].long(),
+        columns["class_probs"],
+        blank,
+        columns["det_ids"].long(),
+        columns["det_scores"],
+        columns["det_boxes"],
+    )
     novelty = columns["novelty"].numpy()
     starts = np.flatnonzero(novelty > cut)
     if not len(starts) or starts[0] != 0:

@@ -17,9 +17,21 @@ from pipeline.layers.norms import RMSNorm
 # What a question asks the model to do. "find" looks for what is described, "about" does so too but prefers the present;
 # "count" counts scenes, "count_of" those that show something; "chat" needs no video.
 PLANS = (
-    "now", "at", "find", "about", "yesno", "yesno_now", "after", "before", "first", "last", "count", "count_of",
-    "list", "chat",
-)  # fmt: skip
+    "now",
+    "at",
+    "find",
+    "about",
+    "yesno",
+    "yesno_now",
+    "after",
+    "before",
+    "first",
+    "last",
+    "count",
+    "count_of",
+    "list",
+    "chat",
+)
 
 
 class Located(NamedTuple):

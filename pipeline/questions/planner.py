@@ -26,10 +26,20 @@ PERSON = 0  # of COCO's categories: the detector misses few people, so a video w
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
 KIND_PLANS = {
-    "describe": "list", "list": "list", "now": "now", "when": "find", "last": "find", "again": "find",
+    "describe": "list",
+    "list": "list",
+    "now": "now",
+    "when": "find",
+    "last": "find",
+    "again": "find",
     "howlong": "find",
-    "yesno": "yesno", "both": "yesno", "after": "after", "before": "before", "count_now": "about", "count_all": "about",
-}  # fmt: skip
+    "yesno": "yesno",
+    "both": "yesno",
+    "after": "after",
+    "before": "before",
+    "count_now": "about",
+    "count_all": "about",
+}
 ABOUT_A_THING = ("colour", "wearing", "size_shape", "position", "where", "holding", "doing", "weather", "who")
 
 

@@ -15,24 +15,55 @@ from pipeline.towers.frame_tower import FrameFeatures, labels
 _SAME = {
     "person": "man men woman women boy girl child children kid people someone somebody human guy lady baby worker "
     "player pedestrian toddler adult visitor customer anyone anybody",
-    "bicycle": "bike", "motorcycle": "motorbike", "sports ball": "ball", "tv": "television", "couch": "sofa",
-    "cell phone": "phone smartphone", "dining table": "table", "potted plant": "plant", "airplane": "plane",
-    "handbag": "purse", "cup": "mug", "teddy bear": "teddy", "mouse": "", "dog": "puppy", "cat": "kitten",
-}  # fmt: skip
+    "bicycle": "bike",
+    "motorcycle": "motorbike",
+    "sports ball": "ball",
+    "tv": "television",
+    "couch": "sofa",
+    "cell phone": "phone smartphone",
+    "dining table": "table",
+    "potted plant": "plant",
+    "airplane": "plane",
+    "handbag": "purse",
+    "cup": "mug",
+    "teddy bear": "teddy",
+    "mouse": "",
+    "dog": "puppy",
+    "cat": "kitten",
+}
 _KINDS = {
-    "animal": "dog cat horse sheep cow bird elephant bear zebra giraffe", "vehicle": "car bus truck motorcycle",
-    "vegetable": "broccoli carrot", "fruit": "banana apple orange",
-}  # fmt: skip
+    "animal": "dog cat horse sheep cow bird elephant bear zebra giraffe",
+    "vehicle": "car bus truck motorcycle",
+    "vegetable": "broccoli carrot",
+    "fruit": "banana apple orange",
+}
 _CLASSES = {  # ImageNet's order of animals: first class, one past the last
-    "dog": ((151, 269),), "cat": ((281, 286),), "bird": ((7, 25), (80, 101), (127, 147)), "fish": ((0, 7), (389, 398)),
-    "snake": ((52, 69),), "monkey": ((365, 385),), "bear": ((294, 298),), "butterfly": ((321, 327),),
-    "turtle": ((33, 38),), "rabbit": ((330, 333),), "animal": ((0, 398),), "flower": ((985, 987),),
-    "vegetable": ((936, 948),), "fruit": ((948, 958),),
-}  # fmt: skip
+    "dog": ((151, 269),),
+    "cat": ((281, 286),),
+    "bird": ((7, 25), (80, 101), (127, 147)),
+    "fish": ((0, 7), (389, 398)),
+    "snake": ((52, 69),),
+    "monkey": ((365, 385),),
+    "bear": ((294, 298),),
+    "butterfly": ((321, 327),),
+    "turtle": ((33, 38),),
+    "rabbit": ((330, 333),),
+    "animal": ((0, 398),),
+    "flower": ((985, 987),),
+    "vegetable": ((936, 948),),
+    "fruit": ((948, 958),),
+}
 _NAMES = {  # everyday words for classes of another name
-    "rocket": "missile, projectile", "coffee": "espresso, cup", "lorry": "truck", "mobile": "cell phone",
-    "mobile phone": "cell phone", "soldier": "person", "mice": "mouse", "aeroplane": "airplane", "sailor": "person",
-}  # fmt: skip
+    "rocket": "missile, projectile",
+    "coffee": "espresso, cup",
+    "lorry": "truck",
+    "mobile": "cell phone",
+    "mobile phone": "cell phone",
+    "soldier": "person",
+    "mice": "mouse",
+    "aeroplane": "airplane",
+    "sailor": "person",
+}
 _NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
 
 

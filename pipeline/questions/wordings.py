@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 
 _VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
-_SEEN = "|".join((
-    "(did|have) (you|we|i) (see|seen|miss|missed)", rf"(is|are|was|were)( there)? in {_VIDEO}",
-    "(has |have |did )?(appear(ed|s)?|happen(ed)?)", "(was|were|has been|have been) (shown|seen|there)", "went on",
-))  # fmt: skip
+_SEEN = "|".join(
+    (
+        "(did|have) (you|we|i) (see|seen|miss|missed)",
+        rf"(is|are|was|were)( there)? in {_VIDEO}",
+        "(has |have |did )?(appear(ed|s)?|happen(ed)?)",
+        "(was|were|has been|have been) (shown|seen|there)",
+        "went on",
+    )
+)
 _AND, _ONE = "and |so |okay,? ", "(it|that|this|he|she|they|them)"
 _CAME = "(came|comes|happened|happens|was|is|follows|followed)"
 _THERE = "(appear|come|happen|shown|seen|there)"

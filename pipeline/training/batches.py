@@ -32,13 +32,39 @@ PAIR_FORMS = ("When do you see {}?", "Did you see {}?", "{}", "What happens afte
 NOW_WORDS = re.compile(r"\b(now|at (the|this) moment|current(ly)?|on (the )?screen|latest|visible)\b", re.IGNORECASE)
 # (frames, episodes, questions of each): every kind of step costs about the same.
 NUMBERS = ("One", "Two", "Three", "Four", "Five", "Six")
-IRREGULAR = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep", "skis": "skis",
-             "scissors": "scissors", "wine glass": "wine glasses", "toothbrush": "toothbrushes", "bus": "buses",
-             "couch": "couches", "bench": "benches", "sandwich": "sandwiches", "broccoli": "broccoli"}  # fmt: skip
-HOW_MANY = ("How many {} are there?", "How many {} do you see?", "Count the {}.", "how many {} can you see now",
-            "What is the number of {}?", "How many {} are in the picture?", "How many {} are shown?")  # fmt: skip
-WHICH_THINGS = ("What objects do you see?", "What things are there?", "Which objects can you see?", "List the objects.",
-                "What is in the picture?", "name the things you see", "What objects are on the screen?")  # fmt: skip
+IRREGULAR = {
+    "person": "people",
+    "knife": "knives",
+    "mouse": "mice",
+    "sheep": "sheep",
+    "skis": "skis",
+    "scissors": "scissors",
+    "wine glass": "wine glasses",
+    "toothbrush": "toothbrushes",
+    "bus": "buses",
+    "couch": "couches",
+    "bench": "benches",
+    "sandwich": "sandwiches",
+    "broccoli": "broccoli",
+}
+HOW_MANY = (
+    "How many {} are there?",
+    "How many {} do you see?",
+    "Count the {}.",
+    "how many {} can you see now",
+    "What is the number of {}?",
+    "How many {} are in the picture?",
+    "How many {} are shown?",
+)
+WHICH_THINGS = (
+    "What objects do you see?",
+    "What things are there?",
+    "Which objects can you see?",
+    "List the objects.",
+    "What is in the picture?",
+    "name the things you see",
+    "What objects are on the screen?",
+)
 RECIPES = ((12, 64, 4), (40, 32, 8), (96, 24, 10), (160, 16, 16), (480, 6, 36), (1200, 2, 64), (3600, 1, 64))
 RECIPE_SHARES = (0.10, 0.2, 0.28, 0.18, 0.14, 0.05, 0.05)
 
@@ -221,11 +247,18 @@ class Batches(IterableDataset):
         searched = verdict.plan in ("find", "about", "yesno", "after", "before", "yesno_now", "count_of")
         target = example.refer_shots if not example.absent else ()
         return {
-            "ids": ids, "q0": q0, "q1": q1, "plan": PLANS.index(verdict.plan), "asked_at": example.asked_at,
-            "answer": min(answer, TOKENS_PER_ROW), "length": min(len(ids), TOKENS_PER_ROW), "target": target,
-            "read": read + [-1] * (READ - len(read)), "shows": self._shows(example, episode, ids[answer:]),
+            "ids": ids,
+            "q0": q0,
+            "q1": q1,
+            "plan": PLANS.index(verdict.plan),
+            "asked_at": example.asked_at,
+            "answer": min(answer, TOKENS_PER_ROW),
+            "length": min(len(ids), TOKENS_PER_ROW),
+            "target": target,
+            "read": read + [-1] * (READ - len(read)),
+            "shows": self._shows(example, episode, ids[answer:]),
             "searched": searched and not verdict.late and (bool(target) or example.absent),
-        }  # fmt: skip
+        }
 
     def _shows(self, example: Example, episode: Episode, answer: list[int]) -> str:
         """What an answer tells of, where it is a picture's own description; else an empty text."""

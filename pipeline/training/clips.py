@@ -132,9 +132,14 @@ class StockChat:
             self.cache.crop(-extra)
         given = torch.tensor([ids])
         out = self.lm.generate(
-            given, attention_mask=torch.ones_like(given), past_key_values=self.cache, do_sample=False,
-            max_new_tokens=MOST_TOKENS, eos_token_id=self.end, pad_token_id=self.end,
-        )  # fmt: skip
+            given,
+            attention_mask=torch.ones_like(given),
+            past_key_values=self.cache,
+            do_sample=False,
+            max_new_tokens=MOST_TOKENS,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
         self.held = ids
         said = self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
         assert isinstance(said, str)  # of one row of tokens
@@ -185,9 +190,16 @@ def ask_clip(watcher: Watcher, path: Path, records: Sequence[dict]) -> Iterator[
 def judged(record: dict, asked_at: float, answer: str, evidence: Sequence[float]) -> Asked:
     said = judge(record | {"expected_time": None}, answer)
     return Asked(
-        record["clip"], record["kind"], record["question"], asked_at, answer, tuple(evidence),
-        judge(record, answer, evidence), said, outcome(record, answer, evidence),
-    )  # fmt: skip
+        record["clip"],
+        record["kind"],
+        record["question"],
+        asked_at,
+        answer,
+        tuple(evidence),
+        judge(record, answer, evidence),
+        said,
+        outcome(record, answer, evidence),
+    )
 
 
 def share(rows: Sequence[Asked]) -> dict[str, float | int]:

@@ -28,15 +28,35 @@ CAPTIONS = "flickr8k-captions.csv"
 
 # Class names that are unreadable, ambiguous or misspelt in the original list.
 CALTECH_FIX = {
-    "Faces": "face", "Faces_easy": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane",
-    "bass": "bass fish", "binocular": "binoculars", "buddha": "Buddha statue", "car_side": "car",
-    "cougar_body": "cougar", "cougar_face": "cougar", "crocodile_head": "crocodile", "flamingo_head": "flamingo",
-    "garfield": "Garfield cartoon cat", "gerenuk": "gerenuk antelope", "hawksbill": "hawksbill turtle",
-    "headphone": "headphones", "ketch": "sailing boat", "nautilus": "nautilus shell", "rhino": "rhinoceros",
-    "sea_horse": "seahorse", "snoopy": "Snoopy cartoon dog", "water_lilly": "water lily", "watch": "wristwatch",
-    "yin_yang": "yin-yang symbol", "cellphone": "cell phone", "joshua_tree": "Joshua tree",
+    "Faces": "face",
+    "Faces_easy": "face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+    "airplanes": "airplane",
+    "bass": "bass fish",
+    "binocular": "binoculars",
+    "buddha": "Buddha statue",
+    "car_side": "car",
+    "cougar_body": "cougar",
+    "cougar_face": "cougar",
+    "crocodile_head": "crocodile",
+    "flamingo_head": "flamingo",
+    "garfield": "Garfield cartoon cat",
+    "gerenuk": "gerenuk antelope",
+    "hawksbill": "hawksbill turtle",
+    "headphone": "headphones",
+    "ketch": "sailing boat",
+    "nautilus": "nautilus shell",
+    "rhino": "rhinoceros",
+    "sea_horse": "seahorse",
+    "snoopy": "Snoopy cartoon dog",
+    "water_lilly": "water lily",
+    "watch": "wristwatch",
+    "yin_yang": "yin-yang symbol",
+    "cellphone": "cell phone",
+    "joshua_tree": "Joshua tree",
     "windsor_chair": "Windsor chair",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,40 @@ from pipeline.training.questions import KINDS, Dice, Example, Shot, clock
 from pipeline.training.world import World, caption_vocabulary, caption_words
 
 __all__ = [
-    "KINDS", "RECIPES", "Episode", "Example", "Shot", "World", "caption_vocabulary", "caption_words", "clock",
-    "generate", "retrieval_pairs",
-]  # fmt: skip
+    "KINDS",
+    "RECIPES",
+    "Episode",
+    "Example",
+    "Shot",
+    "World",
+    "caption_vocabulary",
+    "caption_words",
+    "clock",
+    "generate",
+    "retrieval_pairs",
+]
 
 VIEWS = 6
 # How often each sort of question is asked. "where_nothing" and "notyet" teach refusing; their kind is their wording's.
 RECIPES = {
-    "now": 0.11, "at": 0.13, "when": 0.12, "where_nothing": 0.09, "after": 0.11, "before": 0.11, "first": 0.02,
-    "last": 0.02, "yesno": 0.13, "count": 0.02, "count_of": 0.03, "list": 0.03, "describe": 0.05, "name": 0.08,
-    "attribute": 0.07, "notyet": 0.02, "chat": 0.03,
-}  # fmt: skip
+    "now": 0.11,
+    "at": 0.13,
+    "when": 0.12,
+    "where_nothing": 0.09,
+    "after": 0.11,
+    "before": 0.11,
+    "first": 0.02,
+    "last": 0.02,
+    "yesno": 0.13,
+    "count": 0.02,
+    "count_of": 0.03,
+    "list": 0.03,
+    "describe": 0.05,
+    "name": 0.08,
+    "attribute": 0.07,
+    "notyet": 0.02,
+    "chat": 0.03,
+}
 THEMES = [
     "person",
     "dog",

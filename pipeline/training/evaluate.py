@@ -253,9 +253,10 @@ def captions(e: Evaluator, chosen: Sequence[int], rng) -> dict[str, object]:
         blank = (index.times.size - 1,)
         unseen = [e.prompt("Describe what you see.", v, index, now, []) for v, now in verdicts]
         forms: dict[str, tuple[list[list[int]], list[tuple[int, ...]]]] = {
-            "right": (prompts, reads), "blank": (unseen, [blank] * len(reads)),
+            "right": (prompts, reads),
+            "blank": (unseen, [blank] * len(reads)),
             "shuffled": ([prompts[j] for j in other], [reads[j] for j in other]),
-        }  # fmt: skip
+        }
         for name, (asked, looked) in forms.items():
             each = [(asked[i], e.ids(c + END), seen[i], looked[i]) for i, cs in enumerate(references) for c in cs]
             heads, answers, until, read = zip(*each)
@@ -274,9 +275,10 @@ def names(e: Evaluator, chosen: Sequence[int]) -> dict[str, object]:
     tower = [labels()["imagenet"][int(c)].lower() for c in index.features.classes[:, 0]]
     return {
         "named": round(float(np.mean([w in s.lower() for w, s in zip(wanted, said)])), 3),
-        "tower_top1": round(float(np.mean([w == t for w, t in zip(wanted, tower)])), 3), "n": len(said),
+        "tower_top1": round(float(np.mean([w == t for w, t in zip(wanted, tower)])), 3),
+        "n": len(said),
         "examples": list(zip(said, wanted))[:8],
-    }  # fmt: skip
+    }
 
 
 def recall(e: Evaluator, split: np.ndarray, args: argparse.Namespace) -> dict[str, dict]:

@@ -164,9 +164,11 @@ class Evaluator:
         for _ in range(longest):
             ids, last = self.padded(rows), torch.tensor([len(r) - 1 for r in rows], device=self.device)
             h = torch.cat(
-                [self.hidden(ids[i : i + ROWS], kept, frames, seen[i : i + ROWS], read[i : i + ROWS])
-                 for i in range(0, len(rows), ROWS)]
-            )  # fmt: skip
+                [
+                    self.hidden(ids[i : i + ROWS], kept, frames, seen[i : i + ROWS], read[i : i + ROWS])
+                    for i in range(0, len(rows), ROWS)
+                ]
+            )
             with self.autocast():
                 picked = self.net.vamba.logits(h[torch.arange(len(rows)), last]).argmax(-1).tolist()
             for i, token in enumerate(picked):

@@ -33,44 +33,97 @@ NEVER = 1e4  # the floor of a word that is not to be said
 VIEWS, EPOCHS, BATCH, RATE = 4, 12, 256, 2e-3
 
 PLACES = {
-    "water": "water|ocean|sea|lake|river|pool|waves?|surf|pond|stream|creek", "pool": "pools?", "beach": "beach|shore",
-    "waves": "waves?|surf", "snow": "snow|snowy|snow-covered", "street": "streets?|roads?|sidewalk|crosswalk",
-    "city": "city|urban|downtown", "building": "buildings?|house|storefront|shop|store", "grass": "grass|grassy|lawn",
-    "field": "fields?|meadow", "forest": "forest|woods|wooded|trees", "trees": "trees?",
+    "water": "water|ocean|sea|lake|river|pool|waves?|surf|pond|stream|creek",
+    "pool": "pools?",
+    "beach": "beach|shore",
+    "waves": "waves?|surf",
+    "snow": "snow|snowy|snow-covered",
+    "street": "streets?|roads?|sidewalk|crosswalk",
+    "city": "city|urban|downtown",
+    "building": "buildings?|house|storefront|shop|store",
+    "grass": "grass|grassy|lawn",
+    "field": "fields?|meadow",
+    "forest": "forest|woods|wooded|trees",
+    "trees": "trees?",
     "rocks": "rocks?|rocky|boulders?",
-    "mountain": "mountains?|mountainside|cliff|hill", "sand": "sand|sandy|beach", "desert": "desert|dunes?",
-    "park": "park|playground", "playground": "playground|slide|swings?", "track": "track|racetrack", "sky": "sky|skies",
+    "mountain": "mountains?|mountainside|cliff|hill",
+    "sand": "sand|sandy|beach",
+    "desert": "desert|dunes?",
+    "park": "park|playground",
+    "playground": "playground|slide|swings?",
+    "track": "track|racetrack",
+    "sky": "sky|skies",
     "indoors": "indoors?|inside|room|kitchen|couch|sofa|carpet|bed|bedroom|living room|office|hallway",
-    "kitchen": "kitchen|stove|oven|sink", "bedroom": "bed|bedroom", "restaurant": "restaurant|cafe|bar|diner",
-    "stage": "stage|concert|microphone", "wall": "walls?|graffiti", "stairs": "stairs?|steps|staircase",
-    "fence": "fence", "bridge": "bridge", "boat": "boats?|canoe|kayak|raft|sailboat", "table": "tables?",
+    "kitchen": "kitchen|stove|oven|sink",
+    "bedroom": "bed|bedroom",
+    "restaurant": "restaurant|cafe|bar|diner",
+    "stage": "stage|concert|microphone",
+    "wall": "walls?|graffiti",
+    "stairs": "stairs?|steps|staircase",
+    "fence": "fence",
+    "bridge": "bridge",
+    "boat": "boats?|canoe|kayak|raft|sailboat",
+    "table": "tables?",
     "night": "night|nighttime|dark",
     "crowd": "crowds?|crowded|audience|spectators",
-}  # fmt: skip
+}
 ACTIONS = {
-    "sitting": "sits?|sitting|seated|sat", "standing": "stands?|standing", "walking": "walks?|walking",
-    "running": "runs?|running|sprint(s|ing)", "jumping": "jumps?|jumping|leap(s|ing)",
+    "sitting": "sits?|sitting|seated|sat",
+    "standing": "stands?|standing",
+    "walking": "walks?|walking",
+    "running": "runs?|running|sprint(s|ing)",
+    "jumping": "jumps?|jumping|leap(s|ing)",
     "swimming": "swims?|swimming|swimmers?",
-    "surfing": "surf(s|ing|er|ers|board)?", "climbing": "climb(s|ing|er|ers)?", "riding": "rides?|riding|rider",
-    "cycling": "bikes?|bicycles?|cyclists?|bicyclists?|biking|biker", "skateboarding": "skateboard(s|ing|er|ers)?",
-    "skiing": "ski(s|ing|er|ers)?|snowboard(s|ing|er|ers)?", "playing soccer": "soccer", "playing football": "football",
-    "playing basketball": "basketball", "playing baseball": "baseball", "dancing": "danc(e|es|ing|er|ers)",
-    "eating": "eat(s|ing)?", "smiling": "smil(e|es|ing)", "sleeping": "sleep(s|ing)?|asleep", "holding": "hold(s|ing)?",
-    "playing music": "guitars?|drums?|piano|violin|musicians?|band", "hiking": "hik(e|es|ing|er|ers)",
+    "surfing": "surf(s|ing|er|ers|board)?",
+    "climbing": "climb(s|ing|er|ers)?",
+    "riding": "rides?|riding|rider",
+    "cycling": "bikes?|bicycles?|cyclists?|bicyclists?|biking|biker",
+    "skateboarding": "skateboard(s|ing|er|ers)?",
+    "skiing": "ski(s|ing|er|ers)?|snowboard(s|ing|er|ers)?",
+    "playing soccer": "soccer",
+    "playing football": "football",
+    "playing basketball": "basketball",
+    "playing baseball": "baseball",
+    "dancing": "danc(e|es|ing|er|ers)",
+    "eating": "eat(s|ing)?",
+    "smiling": "smil(e|es|ing)",
+    "sleeping": "sleep(s|ing)?|asleep",
+    "holding": "hold(s|ing)?",
+    "playing music": "guitars?|drums?|piano|violin|musicians?|band",
+    "hiking": "hik(e|es|ing|er|ers)",
     "a race": "race|racing|racer",
-}  # fmt: skip
+}
 PERSONS = {
-    "man": "man|men|guy", "woman": "woman|women|lady|ladies", "child": "child|children|kids?|boys?|girls?|toddler|baby",
-    "helmet": "helmets?", "hat": "hats?|cap", "suit": "suits?", "sunglasses": "sunglasses",
-}  # fmt: skip
+    "man": "man|men|guy",
+    "woman": "woman|women|lady|ladies",
+    "child": "child|children|kids?|boys?|girls?|toddler|baby",
+    "helmet": "helmets?",
+    "hat": "hats?|cap",
+    "suit": "suits?",
+    "sunglasses": "sunglasses",
+}
 WORDS = PLACES | ACTIONS | PERSONS
 NEED_A_PERSON = (*PERSONS, *(word for word in ACTIONS if word not in ("running", "jumping", "swimming", "standing")))
 
 # What a class rules out. ImageNet's order: animals come first, then things, food from 924, landscapes from 970 to 980.
 OUTDOORS = (
-    "pool", "beach", "waves", "snow", "street", "city", "grass", "field", "forest", "rocks", "mountain", "sand",
-    "desert", "park", "playground", "track",
-)  # fmt: skip
+    "pool",
+    "beach",
+    "waves",
+    "snow",
+    "street",
+    "city",
+    "grass",
+    "field",
+    "forest",
+    "rocks",
+    "mountain",
+    "sand",
+    "desert",
+    "park",
+    "playground",
+    "track",
+)
 INDOORS = ["indoors", "kitchen", "bedroom", "restaurant", "stage", "stairs", "table"]
 HOUSEHOLD = re.compile(
     r"microwave|toaster|refrigerator|dishwasher|stove|washer|desk|keyboard|\bmouse\b|printer|monitor|television|lamp"
@@ -219,9 +272,17 @@ def main() -> None:
     logits, unseen = scores(head, grid, pooled), out_of_fold(grid, pooled, targets, learnt)
     wanted, kept = targets.numpy(), np.flatnonzero(np.isin(part, ("dev", "test")))
     flickr, unlike = learnt[part[learnt] == "train"], classes & ~even
-    floors = np.array([
-        floor_of(unseen[flickr][wanted[flickr, i] >= 0, i], wanted[flickr][wanted[flickr, i] >= 0, i] == 1,
-                 logits[unlike & (wanted[:, i] == 0), i], logits[unlike, i]) for i in range(len(WORDS))])  # fmt: skip
+    floors = np.array(
+        [
+            floor_of(
+                unseen[flickr][wanted[flickr, i] >= 0, i],
+                wanted[flickr][wanted[flickr, i] >= 0, i] == 1,
+                logits[unlike & (wanted[:, i] == 0), i],
+                logits[unlike, i],
+            )
+            for i in range(len(WORDS))
+        ]
+    )
     save_file({k: w.cpu().half().contiguous() for k, w in head.state_dict().items()}, args.out / "places.safetensors")
     config = {"words": list(WORDS), "floors": [round(float(f), 3) for f in floors], "people": list(NEED_A_PERSON)}
     (args.out / "places.json").write_text(json.dumps(config) + "\n")
@@ -231,11 +292,19 @@ def main() -> None:
     said = sum(r["said"] for r in table.values())
     right = sum((r["precision"] or 0) * r["said"] for r in table.values())
     aucs = [r["auc"] for r in table.values() if r["auc"] is not None]
-    print(json.dumps({
-        "words": len(WORDS), "sayable": int((floors < NEVER).sum()), "mean_auc": round(float(np.mean(aucs)), 3),
-        "precision": round(right / max(said, 1), 3), "said_a_picture": round(said / len(kept), 2),
-        "pictures": len(kept), "seconds": round(time.monotonic() - began),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "words": len(WORDS),
+                "sayable": int((floors < NEVER).sum()),
+                "mean_auc": round(float(np.mean(aucs)), 3),
+                "precision": round(right / max(said, 1), 3),
+                "said_a_picture": round(said / len(kept), 2),
+                "pictures": len(kept),
+                "seconds": round(time.monotonic() - began),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,22 @@ from typing import Any
 import numpy as np
 
 KINDS = (
-    "now", "at", "when", "after", "before", "first", "last", "yesno", "count", "count_of", "list", "describe", "name",
-    "attribute", "chat",
-)  # fmt: skip
+    "now",
+    "at",
+    "when",
+    "after",
+    "before",
+    "first",
+    "last",
+    "yesno",
+    "count",
+    "count_of",
+    "list",
+    "describe",
+    "name",
+    "attribute",
+    "chat",
+)
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,10 @@ def train(
     torch.manual_seed(seed)
     dice, net = random.Random(seed), RouterNet(encoder, len(kinds)).train().to(device)
     net.encoder.load_state_dict(weights)
-    optimizer = torch.optim.AdamW([
-        {"params": net.encoder.parameters(), "lr": ENCODER_RATE}, {"params": net.head.parameters(), "lr": HEAD_RATE}
-    ], weight_decay=0.01)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [{"params": net.encoder.parameters(), "lr": ENCODER_RATE}, {"params": net.head.parameters(), "lr": HEAD_RATE}],
+        weight_decay=0.01,
+    )
     steps = EPOCHS * -(-len(wordings) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
@@ -167,11 +168,17 @@ def measure(wordings: Sequence[Wording], say: Callable[[str], str]) -> tuple[dic
     for w, good in zip(wordings, ok):
         by_mood[w.mood].append(good)
     out = {
-        "asked": len(wordings), "right": mean(ok), "exactly": mean([s in w.kinds for w, s in zip(wordings, said)]),
+        "asked": len(wordings),
+        "right": mean(ok),
+        "exactly": mean([s in w.kinds for w, s in zip(wordings, said)]),
         "per_mood": {mood: mean(each) for mood, each in sorted(by_mood.items())},
-        "mixed_up": [f"{a} as {b}: {n}" for (a, b), n in Counter(
-            (w.kinds[0], s) for w, s, good in zip(wordings, said, ok) if not good).most_common(12)],
-    }  # fmt: skip
+        "mixed_up": [
+            f"{a} as {b}: {n}"
+            for (a, b), n in Counter((w.kinds[0], s) for w, s, good in zip(wordings, said, ok) if not good).most_common(
+                12
+            )
+        ],
+    }
     failed = [f"{'/'.join(w.kinds)} as {s}: {w.text}" for w, s, good in zip(wordings, said, ok) if not good]
     return out, failed
 

@@ -26,11 +26,16 @@ from pipeline.weights.shipped import lm_weights
 LORA_RANK = 16
 RANK_DROPOUT = 0.1  # of the low-rank changes, whole ranks at a time
 CONFIG: dict[str, Any] = {
-    "cross_layers": [12, 16, 20, 24, 28], "locate_layer": 12, "locate_depth": 2, "cut": 0.3, "lora_scale": 2.0,
-    "use_alpha_balancing": True, "attention_bias": False,
+    "cross_layers": [12, 16, 20, 24, 28],
+    "locate_layer": 12,
+    "locate_depth": 2,
+    "cut": 0.3,
+    "lora_scale": 2.0,
+    "use_alpha_balancing": True,
+    "attention_bias": False,
     "vision_mamba_mixer_config": {"d_state": 64, "headdim": 64, "expand": 2, "chunk_size": 64},
     "calibration": {"find": [1.0, 0.0, 0.0], "yesno": [1.0, 0.0, 0.0], "here": [1.0, 0.0, 0.0], "towers": [5.0, 1.5]},
-}  # fmt: skip
+}
 
 
 class LoRALinear(nn.Module):
@@ -96,9 +101,15 @@ class Trainer(nn.Module):
         t = self.table
         none = rows[:0]
         return FrameFeatures(
-            t.grid[rows].float(), t.pooled[rows].float(), t.classes[rows].long(), t.class_probs[rows].float(),
-            t.det[rows].float(), none, none, none,
-        )  # fmt: skip
+            t.grid[rows].float(),
+            t.pooled[rows].float(),
+            t.classes[rows].long(),
+            t.class_probs[rows].float(),
+            t.det[rows].float(),
+            none,
+            none,
+            none,
+        )
 
     def tokens(self, rows: Tensor, seconds: Tensor) -> Tensor:
         """(N, 10, D) of views `rows` shown at `seconds`."""
@@ -252,9 +263,11 @@ class Trainer(nn.Module):
         hit = target.gather(1, per_shot.argmax(1, keepdim=True))[:, 0]
         sure = per_shot.amax(1) - located.nowhere.float()
         return {
-            "where": (loss * used).sum() / used.sum().clamp(min=1), "found": hit[real].float().mean(),
-            "refused": (sure[used & ~real] < 0).float().mean(), "accepted": (sure[real] > 0).float().mean(),
-        }  # fmt: skip
+            "where": (loss * used).sum() / used.sum().clamp(min=1),
+            "found": hit[real].float().mean(),
+            "refused": (sure[used & ~real] < 0).float().mean(),
+            "accepted": (sure[real] > 0).float().mean(),
+        }
 
     def pair_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Symmetric InfoNCE between pictures (as one-frame videos) and words, other pictures as negatives."""

@@ -270,9 +270,18 @@ class Table:
     """log.tsv: one row a report, the same on the terminal."""
 
     COLUMNS = (
-        "answer", "contrast", "chosen", "where", "found", "accepted", "refused", "plan", "plan_right", "pairs",
+        "answer",
+        "contrast",
+        "chosen",
+        "where",
+        "found",
+        "accepted",
+        "refused",
+        "plan",
+        "plan_right",
+        "pairs",
         "pairs_right",
-    )  # fmt: skip
+    )
 
     def __init__(self, path: Path):
         self.path = path

@@ -20,10 +20,22 @@ NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 COUNTED = ("person", "dog", "man", "woman", "boy", "girl", "child", "horse", "bird", "cat", "bicycle", "cow")
 # ImageNet's order of animals: first index, one past the last, and the thing it belongs to.
 IMAGENET_ANIMALS = (
-    (0, 7, "fish"), (7, 25, "bird"), (33, 38, "turtle"), (52, 69, "snake"), (80, 101, "bird"), (127, 147, "bird"),
-    (151, 269, "dog"), (281, 286, "cat"), (294, 298, "bear"), (321, 327, "butterfly"), (330, 333, "rabbit"),
-    (365, 385, "monkey"), (385, 387, "elephant"), (389, 398, "fish"), (0, 398, "animal"),
-)  # fmt: skip
+    (0, 7, "fish"),
+    (7, 25, "bird"),
+    (33, 38, "turtle"),
+    (52, 69, "snake"),
+    (80, 101, "bird"),
+    (127, 147, "bird"),
+    (151, 269, "dog"),
+    (281, 286, "cat"),
+    (294, 298, "bear"),
+    (321, 327, "butterfly"),
+    (330, 333, "rabbit"),
+    (365, 385, "monkey"),
+    (385, 387, "elephant"),
+    (389, 398, "fish"),
+    (0, 398, "animal"),
+)
 STOP_WORDS = """
 a an the in on of is are to at and with his her it its their him them he she they by as for from into up down out
 off over one some that this there while whilst another other others next which who what where near through being has

@@ -22,10 +22,14 @@ from tests.weights.test_weights import VAMBA
 
 CPU = torch.device("cpu")
 WIDE = VAMBA | {
-    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "vocab_size": 8192,
-    "torch_dtype": "bfloat16", "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 10,
+    "vocab_size": 8192,
+    "torch_dtype": "bfloat16",
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
     "vision_config": VAMBA["vision_config"] | {"hidden_size": 512},
-}  # fmt: skip
+}
 
 
 def test_what_is_written_is_a_checkpoint_in_shards(tmp_path):

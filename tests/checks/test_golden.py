@@ -149,22 +149,27 @@ MIXER = VAMBA["vision_mamba_mixer_config"]
 OTHERS = {
     "two groups, odd pairs": (VAMBA | {"vision_mamba_mixer_config": MIXER | {"ngroups": 2}}, [(5, 4, 6)]),
     "wide kernel, D per channel": (
-        VAMBA | {"vision_mamba_mixer_config": MIXER | {"d_conv": 3, "D_has_hdim": True, "bias": True}}, [(3, 6, 4)],
+        VAMBA | {"vision_mamba_mixer_config": MIXER | {"d_conv": 3, "D_has_hdim": True, "bias": True}},
+        [(3, 6, 4)],
     ),
     "norm before gate": (
-        VAMBA | {"vision_mamba_mixer_config": MIXER | {"norm_before_gate": True, "ngroups": 4}}, [(1, 8, 8)],
+        VAMBA | {"vision_mamba_mixer_config": MIXER | {"norm_before_gate": True, "ngroups": 4}},
+        [(1, 8, 8)],
     ),
     "no gated norm, dt limits": (
-        VAMBA | {"vision_mamba_mixer_config": MIXER | {"rmsnorm": False, "dt_limit": [0.01, 0.2]}}, [(4, 4, 4)],
+        VAMBA | {"vision_mamba_mixer_config": MIXER | {"rmsnorm": False, "dt_limit": [0.01, 0.2]}},
+        [(4, 4, 4)],
     ),
     "layer norm in the column": (
-        VAMBA | {"vision_mamba_mixer_config": MIXER | {"norm_type": "layernorm", "conv_bias": False}}, [(4, 4, 4)],
+        VAMBA | {"vision_mamba_mixer_config": MIXER | {"norm_type": "layernorm", "conv_bias": False}},
+        [(4, 4, 4)],
     ),
     "positions and norm, two videos": (
-        VAMBA | {"cross_attn_use_position_embeddings": True, "cross_attn_use_layer_norm": True}, [(3, 4, 6), (2, 6, 4)],
+        VAMBA | {"cross_attn_use_position_embeddings": True, "cross_attn_use_layer_norm": True},
+        [(3, 4, 6), (2, 6, 4)],
     ),
     "no mixers": (VAMBA | {"vision_mamba_mixer_config": MIXER | {"enable": False}}, [(3, 4, 4)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OTHERS)

@@ -36,9 +36,18 @@ def pieces(folder: Path) -> None:
     text = ["what is it that you see in the video", "system user assistant Frame-1: Frame-2:", "a dog runs"] * 9
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text), model_writer=made, vocab_size=330, model_type="bpe", byte_fallback=True,
-        hard_vocab_limit=False, character_coverage=1.0, minloglevel=2, unk_id=0, bos_id=1, eos_id=2,
-    )  # fmt: skip
+        sentence_iterator=iter(text),
+        model_writer=made,
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+    )
     (folder / "tokenizer.model").write_bytes(made.getvalue())
     added = {str(number): {"content": name, "special": True} for name, number in INTERN.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))

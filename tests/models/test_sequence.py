@@ -66,9 +66,11 @@ def tensors(told: Told) -> list[torch.Tensor]:
     found = [part for state in told.states for part in state] + [torch.tensor([told.length, told.units, told.dropped])]
     if told.memory is not None:
         found += [told.memory.log.tensor(name) for name in ("k", "v", "time")]
-    return found + [torch.tensor([s.time, s.units, s.length]) for s in told.snapshots] + [
-        part for s in told.snapshots for state in s.states for part in state
-    ]  # fmt: skip
+    return (
+        found
+        + [torch.tensor([s.time, s.units, s.length]) for s in told.snapshots]
+        + [part for s in told.snapshots for state in s.states for part in state]
+    )
 
 
 @pytest.mark.parametrize("kinds", [LINEAR, HYBRID, ATTENDING])

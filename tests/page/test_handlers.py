@@ -17,9 +17,20 @@ from tests.fake_model import ended, fake_engine, until, write_clip
 
 APP = Path(__file__).parents[2] / "app"
 COMMANDS = {
-    "open_file", "open_camera", "offer", "pause", "resume", "again", "reset", "compare", "ask", "answer", "retry",
-    "stop_answer", "clear_chat",
-}  # fmt: skip
+    "open_file",
+    "open_camera",
+    "offer",
+    "pause",
+    "resume",
+    "again",
+    "reset",
+    "compare",
+    "ask",
+    "answer",
+    "retry",
+    "stop_answer",
+    "clear_chat",
+}
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from tests.questions.made import features, index
 SEEN = features(
     30,
     {f: [("dog", 0.9, "left"), ("dog", 0.8, "left")] for f in range(5, 10)}
-    | {f: [("dog", 0.9, "left")] for f in range(20, 24)} | {27: [("cat", 0.5, "left")]},
-)  # fmt: skip
+    | {f: [("dog", 0.9, "left")] for f in range(20, 24)}
+    | {27: [("cat", 0.5, "left")]},
+)
 INDEX = index([0.0] * 30, (0, 15), SEEN)
 
 
@@ -22,20 +23,25 @@ def say(kind: str, text: str, verdict: Verdict | None = None) -> str:
 @pytest.mark.parametrize(
     ("kind", "text", "expected"),
     [
-        ("when", "When is the dog there?", "At 0:05 and 0:20."), ("when", "When is the dog first there?", "At 0:05."),
+        ("when", "When is the dog there?", "At 0:05 and 0:20."),
+        ("when", "When is the dog first there?", "At 0:05."),
         ("last", "When do you last see the dog?", "Last from 0:20 to 0:23."),
         ("again", "When is the dog back?", "0:20"),
         ("howlong", "How long is the dog there the first time?", "About 5 seconds, from 0:05."),
-        ("count_now", "How many dogs are there?", "Two dogs at 0:05."), ("yesno", "Is there a dog?", "Yes, at 0:05."),
+        ("count_now", "How many dogs are there?", "Two dogs at 0:05."),
+        ("yesno", "Is there a dog?", "Yes, at 0:05."),
         ("count_all", "How many dogs came in all?", "two separate times"),
         ("both", "Is there a dog and a car?", "No, "),
         ("yesno", "Is there a cat?", "No, I have not seen a cat."),
         ("after", "What came after the car?", "not seen a car"),
-        ("yesno", "Is there a red dog?", "cannot tell more"), ("yesno", "Is it a cartoon?", "I am not sure"),
-        ("either", "Is it a dog or a car?", "A dog."), ("colour", "What colour is the dog?", "not sure of its colour"),
-        ("who", "Who is it?", "I have not seen a person."), ("talk", "Any dogs?", "Yes, at 0:05."),
+        ("yesno", "Is there a red dog?", "cannot tell more"),
+        ("yesno", "Is it a cartoon?", "I am not sure"),
+        ("either", "Is it a dog or a car?", "A dog."),
+        ("colour", "What colour is the dog?", "not sure of its colour"),
+        ("who", "Who is it?", "I have not seen a person."),
+        ("talk", "Any dogs?", "Yes, at 0:05."),
     ],
-)  # fmt: skip
+)
 def test_what_is_said(kind, text, expected):
     assert expected in say(kind, text)
 

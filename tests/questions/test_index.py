@@ -36,10 +36,15 @@ def test_the_index_is_what_was_appended():
     novelty = torch.tensor([1, 0, 0, 0.5, 0.1, 0.9])
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
         log = log.append(
-            time=torch.arange(6.0)[part], key=torch.eye(6, 4)[part], novelty=novelty[part],
-            classes=seen.classes[part], class_probs=seen.class_probs[part], det_ids=seen.det_ids[part],
-            det_scores=seen.det_scores[part], det_boxes=seen.det_boxes[part],
-        )  # fmt: skip
+            time=torch.arange(6.0)[part],
+            key=torch.eye(6, 4)[part],
+            novelty=novelty[part],
+            classes=seen.classes[part],
+            class_probs=seen.class_probs[part],
+            det_ids=seen.det_ids[part],
+            det_scores=seen.det_scores[part],
+            det_boxes=seen.det_boxes[part],
+        )
     idx = read_index(log, cut=0.3)
     assert idx.starts.tolist() == [0, 3, 5] and idx.times.tolist() == [0, 1, 2, 3, 4, 5]
     assert torch.equal(idx.keys.float(), torch.eye(6, 4)) and torch.equal(idx.features.det_ids, seen.det_ids)

@@ -32,10 +32,13 @@ def test_notes_of_counts_late_times_and_unsure_moments():
 def test_spoken_marks_doubt_counts_and_places():
     seen = features(
         3,
-        {0: [("person", 0.9, "left"), ("person", 0.8, "left"), ("tie", 0.7, "centre")], 1: [("dog", 0.6, "right")],
-         2: [("cat", 0.35, "left")]},
+        {
+            0: [("person", 0.9, "left"), ("person", 0.8, "left"), ("tie", 0.7, "centre")],
+            1: [("dog", 0.6, "right")],
+            2: [("cat", 0.35, "left")],
+        },
         {1: ("goldfish", 0.2), 2: ("rooster", 0.1)},
-    )  # fmt: skip
+    )
     assert spoken(seen, [0]) == ["2 person left", "tie"]
     assert spoken(seen, [1]) == ["dog right", "maybe goldfish"]
     assert spoken(seen, [2]) == [], "a weak detection and a weak class are not said at all"

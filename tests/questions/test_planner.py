@@ -185,9 +185,12 @@ STRETCHES = (
 
 
 @given(
-    st.sampled_from(PLANS), st.sampled_from(STRETCHES), st.integers(0, 99), st.integers(0, 59),
+    st.sampled_from(PLANS),
+    st.sampled_from(STRETCHES),
+    st.integers(0, 99),
+    st.integers(0, 59),
     st.sampled_from(["What did you see", "Was there a dog", "Which people were there", "How many scenes", ""]),
-)  # fmt: skip
+)
 @settings(max_examples=200, deadline=None)
 def test_no_stretch_leads_out_of_the_video(name, stretch, number, second, asked):
     idx = shots((1, 4), (-3, 1), (5, 20), (2, 5))

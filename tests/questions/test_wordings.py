@@ -15,14 +15,21 @@ def coco(*words):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Is there a teddy bear?", coco("teddy bear")), ("Is there a bear?", coco("bear")),
-        ("How many dogs are there?", coco("dog")), ("two buses", coco("bus")),
+        ("Is there a teddy bear?", coco("teddy bear")),
+        ("Is there a bear?", coco("bear")),
+        ("How many dogs are there?", coco("dog")),
+        ("two buses", coco("bus")),
         ("a sofa and a bike", coco("couch", "bicycle")),
-        ("Did a woman walk by?", coco("person")), ("traffic lights", coco("traffic light")),
-        ("puppies or kids", coco("dog", "person")), ("kittens and ladies", coco("cat", "person")),
-        ("what is on the screen", ()), ("What happened?", ()), ("", ()), ("the stage of the web site", ()),
+        ("Did a woman walk by?", coco("person")),
+        ("traffic lights", coco("traffic light")),
+        ("puppies or kids", coco("dog", "person")),
+        ("kittens and ladies", coco("cat", "person")),
+        ("what is on the screen", ()),
+        ("What happened?", ()),
+        ("", ()),
+        ("the stage of the web site", ()),
     ],
-)  # fmt: skip
+)
 def test_named_things(text, expected):
     assert named_things(text).coco == expected
 
@@ -52,23 +59,47 @@ def test_questions_that_name_nothing_leave_scores_alone():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("When does the dog first appear?", "find"), ("Show me the dog", "find"), ("please find the red car", "find"),
-        ("Show me 0:35", None), ("What came before the dog?", "before"), ("Describe this.", "now"),
+        ("When does the dog first appear?", "find"),
+        ("Show me the dog", "find"),
+        ("please find the red car", "find"),
+        ("Show me 0:35", None),
+        ("What came before the dog?", "before"),
+        ("Describe this.", "now"),
         ("describe it", "now"),
-        ("Describe the dog", None), ("Summarise it", "list"), ("Give me a recap", "list"),
-        ("What is this video about?", "list"), ("Tell me what the clip is about", "list"),
-        ("How many scenes are there?", "count"), ("How many scenes show a dog?", None),
+        ("Describe the dog", None),
+        ("Summarise it", "list"),
+        ("Give me a recap", "list"),
+        ("What is this video about?", "list"),
+        ("Tell me what the clip is about", "list"),
+        ("How many scenes are there?", "count"),
+        ("How many scenes show a dog?", None),
         ("How many dogs are there?", "about"),
-        ("What colour is the car?", "about"), ("what color is it", "about"), ("", None),
-        ("What is the first thing?", None), ("Hello", None), ("How often did the dog bark?", "count_of"),
-        ("What time is it?", None), ("What time was it?", "find"), ("When?", "find"), ("And then?", "after"),
-        ("What happened?", "list"), ("What did you see?", "list"), ("So, what have I missed so far?", "list"),
-        ("What's in the video?", "list"), ("Who was shown?", "list"), ("Which animals did you see in it?", "list"),
-        ("What kinds of fruit were there?", "list"), ("What do you see?", None), ("What is in the picture?", None),
-        ("What did you see before the dog?", None), ("What colours did you see?", None), ("What was in the box?", None),
-        ("Who is in the picture?", None), ("What happened when the dog came?", None),
+        ("What colour is the car?", "about"),
+        ("what color is it", "about"),
+        ("", None),
+        ("What is the first thing?", None),
+        ("Hello", None),
+        ("How often did the dog bark?", "count_of"),
+        ("What time is it?", None),
+        ("What time was it?", "find"),
+        ("When?", "find"),
+        ("And then?", "after"),
+        ("What happened?", "list"),
+        ("What did you see?", "list"),
+        ("So, what have I missed so far?", "list"),
+        ("What's in the video?", "list"),
+        ("Who was shown?", "list"),
+        ("Which animals did you see in it?", "list"),
+        ("What kinds of fruit were there?", "list"),
+        ("What do you see?", None),
+        ("What is in the picture?", None),
+        ("What did you see before the dog?", None),
+        ("What colours did you see?", None),
+        ("What was in the box?", None),
+        ("Who is in the picture?", None),
+        ("What happened when the dog came?", None),
     ],
-)  # fmt: skip
+)
 def test_wordings_without_doubt(text, expected):
     assert wording_plan(text) == expected
 
@@ -76,11 +107,14 @@ def test_wordings_without_doubt(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("How long is the video?", True), ("how long is it", True), ("What is the length of this clip?", True),
-        ("How long is the dog in the picture?", False), ("How long is it there?", False),
+        ("How long is the video?", True),
+        ("how long is it", True),
+        ("What is the length of this clip?", True),
+        ("How long is the dog in the picture?", False),
+        ("How long is it there?", False),
         ("How long was the dog?", False),
     ],
-)  # fmt: skip
+)
 def test_how_much_was_seen_is_asked(text, expected):
     assert asks_length(text) == expected
 
@@ -88,19 +122,29 @@ def test_how_much_was_seen_is_asked(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("And then?", True), ("When was it?", True), ("What came next?", True), ("When?", True),
+        ("And then?", True),
+        ("When was it?", True),
+        ("What came next?", True),
+        ("When?", True),
         ("How many are there?", True),
-        ("What color is it?", True), ("When was the dog there?", False), ("And at 0:25?", False),
+        ("What color is it?", True),
+        ("When was the dog there?", False),
+        ("And at 0:25?", False),
         ("What do you see in this picture?", False),
     ],
-)  # fmt: skip
+)
 def test_what_refers_to_the_last_question(text, expected):
     assert parse(text, 9.0).refers == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("How does this one open?", "first"), ("What did the video start with?", "first"),
-                           ("What is there when it ends?", "last"), ("How do you open a bottle?", None)],
-)  # fmt: skip
+    ("text", "expected"),
+    [
+        ("How does this one open?", "first"),
+        ("What did the video start with?", "first"),
+        ("What is there when it ends?", "last"),
+        ("How do you open a bottle?", None),
+    ],
+)
 def test_wordings_of_the_two_ends(text, expected):
     assert wording_plan(text) == expected

@@ -12,10 +12,18 @@ from pipeline.senses.light import Light
 from pipeline.towers.frame_tower import FrameFeatures
 
 PAINTS = {
-    "black": (10, 10, 12), "white": (245, 245, 240), "grey": (128, 128, 130), "red": (200, 20, 25),
-    "orange": (240, 130, 20), "yellow": (240, 220, 40), "green": (30, 140, 50), "blue": (30, 70, 200),
-    "purple": (110, 40, 160), "pink": (250, 130, 190), "brown": (120, 75, 40),
-}  # fmt: skip
+    "black": (10, 10, 12),
+    "white": (245, 245, 240),
+    "grey": (128, 128, 130),
+    "red": (200, 20, 25),
+    "orange": (240, 130, 20),
+    "yellow": (240, 220, 40),
+    "green": (30, 140, 50),
+    "blue": (30, 70, 200),
+    "purple": (110, 40, 160),
+    "pink": (250, 130, 190),
+    "brown": (120, 75, 40),
+}
 
 
 def painted(rgb: tuple[int, int, int], high: int = 90, wide: int = 120) -> np.ndarray:

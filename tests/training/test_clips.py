@@ -17,9 +17,14 @@ from tests.fake_model import FakeModel, fake_engine, write_clip
 
 def record(ask_at=None, expected=".*", **changes) -> dict:
     return {
-        "clip": "a.mp4", "question": "What?", "ask_at": ask_at, "kind": "now", "expected": [[expected]],
-        "forbidden": [], "expected_time": None,
-    } | changes  # fmt: skip
+        "clip": "a.mp4",
+        "question": "What?",
+        "ask_at": ask_at,
+        "kind": "now",
+        "expected": [[expected]],
+        "forbidden": [],
+        "expected_time": None,
+    } | changes
 
 
 def frames_at(*seconds: float) -> list[Frame]:
@@ -100,8 +105,9 @@ def test_shares_and_their_errors():
     told = summary(rows)
     assert (told["right"], told["error"], told["asked"], told["said_right"]) == (0.75, 0.217, 4, 1.0)
     assert told["per_kind"] == {
-        "now": {"right": 0.667, "error": 0.272, "asked": 3}, "when": {"right": 1.0, "error": 0.0, "asked": 1},
-    }  # fmt: skip
+        "now": {"right": 0.667, "error": 0.272, "asked": 3},
+        "when": {"right": 1.0, "error": 0.0, "asked": 1},
+    }
     assert told["per_clip"]["a"]["right"] == 0.5 and told["per_clip"]["b"]["asked"] == 2
 
 
@@ -133,9 +139,15 @@ def sure_of(words: list[str]) -> FrameFeatures:
     count, blank = len(words), torch.zeros(len(words), 0)
     ids = torch.tensor([[labels()["imagenet"].index(word)] for word in words])
     return FrameFeatures(
-        blank, blank, ids, torch.full((count, 1), 0.9), blank,
-        torch.full((count, 8), -1), torch.zeros(count, 8), torch.zeros(count, 8, 4),
-    )  # fmt: skip
+        blank,
+        blank,
+        ids,
+        torch.full((count, 1), 0.9),
+        blank,
+        torch.full((count, 8), -1),
+        torch.zeros(count, 8),
+        torch.zeros(count, 8, 4),
+    )
 
 
 def test_what_a_person_would_paste():

@@ -78,9 +78,15 @@ def features(count: int) -> dict[str, torch.Tensor]:
     classes = torch.randint(0, 1000, (count, 1, 5), generator=dice).expand(-1, VIEWS, -1)
     det_ids = torch.randint(-1, 80, (count, 1, 8), generator=dice).expand(-1, VIEWS, -1)
     return {
-        "grid": alike(9, 1280), "pooled": alike(1280), "classes": classes.short(), "class_probs": alike(5) / 5,
-        "det": alike(400), "det_ids": det_ids.short(), "det_scores": alike(8), "det_boxes": alike(8, 4),
-    }  # fmt: skip
+        "grid": alike(9, 1280),
+        "pooled": alike(1280),
+        "classes": classes.short(),
+        "class_probs": alike(5) / 5,
+        "det": alike(400),
+        "det_ids": det_ids.short(),
+        "det_scores": alike(8),
+        "det_boxes": alike(8, 4),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -331,9 +337,10 @@ def test_merging_folds_low_rank_changes_into_the_weights(changed):
     changed = changed.eval()
     linears = {n: m for n, m in changed.named_modules() if isinstance(m, LoRALinear)}
     lm = {
-        n: p for n, p in changed.vamba.state_dict().items()
+        n: p
+        for n, p in changed.vamba.state_dict().items()
         if not any(part in n for part in ("lora", "cross_attn", "mixer", "alpha", "lm_head"))
-    }  # fmt: skip
+    }
     own = {n: p for n, p in changed.state_dict().items() if n.removeprefix("vamba.") not in lm and "lm_head" not in n}
     plain = merged(changed.cfg, lm, own, CONFIG["lora_scale"])
     folded = dict(plain.named_modules())
@@ -454,8 +461,11 @@ def test_a_run_writes_log_checkpoint_and_weights_and_resumes(batches, trainer, t
     rows = [line.split("\t")[:2] for line in (tmp_path / "log.tsv").read_text().splitlines()[1:]]
     assert rows == [["dev", "0"], ["train", "1"], ["train", "2"], ["dev", "2"], ["train", "3"], ["dev", "3"]]
     assert json.loads((tmp_path / "config.json").read_text()) | {"dev_answer_loss": 0} == {
-        "twin": False, "steps": 3, "seed": 0, "dev_answer_loss": 0,
-    }  # fmt: skip
+        "twin": False,
+        "steps": 3,
+        "seed": 0,
+        "dev_answer_loss": 0,
+    }
     saved = load_file(tmp_path / "trained-00001.safetensors")
     assert saved.keys() == training.trained(net()).keys() and all(torch.isfinite(t).all() for t in saved.values())
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3

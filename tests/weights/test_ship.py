@@ -71,9 +71,13 @@ def test_what_is_packed_in_how_many_bits():
     bits = {name: bits_of(name, torch.empty(shape)) for name, shape in SOME.items()}
     assert {n for n, b in bits.items() if b == 8} == {"locator.key.0.weight"}
     assert {n for n, b in bits.items() if b is None} == {
-        LAYER + "vision_mixer.mixer.conv1d.weight", LAYER + "vision_mixer.mixer.A_log", LAYER + "alpha",
-        "frames.norm.weight", "locator.nowhere.weight", "locator.log_scale",
-    }  # fmt: skip
+        LAYER + "vision_mixer.mixer.conv1d.weight",
+        LAYER + "vision_mixer.mixer.A_log",
+        LAYER + "alpha",
+        "frames.norm.weight",
+        "locator.nowhere.weight",
+        "locator.log_scale",
+    }
 
 
 def test_a_matrix_of_the_wrong_width_is_packed_lying_on_its_side():

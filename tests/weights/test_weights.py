@@ -24,8 +24,10 @@ from tests.models.test_transformer import CONFIG, byte_tokenizer, frames, seen_i
 PLAIN = CONFIG | {"model_type": "qwen2_vl"}
 VAMBA = PLAIN | {
     "vision_mamba_mixer_config": {"enable": True, "d_state": 8, "headdim": 16, "expand": 2, "chunk_size": 16},
-    "use_alpha_balancing": True, "cross_attn_use_position_embeddings": False, "cross_attn_use_layer_norm": False,
-}  # fmt: skip
+    "use_alpha_balancing": True,
+    "cross_attn_use_position_embeddings": False,
+    "cross_attn_use_layer_norm": False,
+}
 
 
 def random_net(config: dict) -> torch.nn.Module:
@@ -259,12 +261,20 @@ print(max(peak) - peak[0])
 def test_published_size_builds_without_memory() -> None:
     """The key list of the 11.3 B model; the count is the published class's own."""
     config = {
-        "model_type": "qwen2_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "model_type": "qwen2_vl",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
-        "vision_mamba_mixer_config": {"enable": True}, "use_alpha_balancing": True,
-    }  # fmt: skip
+        "vision_mamba_mixer_config": {"enable": True},
+        "use_alpha_balancing": True,
+    }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     net = weights.skeleton(config)
     assert sum(p.numel() for p in net.parameters()) == 11_309_837_020
