@@ -86,11 +86,11 @@ def check_what_was_read(entry: dict, found: dict, every: bool) -> None:
 def test_heavy_file_keeps_what_its_budget_allowed(entry):
     frames = []
     start = time.monotonic()
-    with open_video(CORPUS / entry["file"], limits=Limits(seconds=2.0)) as source:
+    with open_video(CORPUS / entry["file"], limits=Limits(seconds=5.0)) as source:
         with contextlib.suppress(VideoError):
             frames.extend(source)
         child = source._child
-    assert frames and time.monotonic() - start < 10
+    assert frames and time.monotonic() - start < 15
     assert child.poll() is not None
 
 
