@@ -24,7 +24,8 @@ with contextlib.suppress(ImportError):  # the GPU tests need no more than pytest
     from hypothesis import settings
 
     settings.register_profile("steady", derandomize=True)  # the same examples in every run
-    settings.load_profile("steady")
+    settings.register_profile("fresh", derandomize=False, print_blob=True)  # others every time; says how to repeat one
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 TINY_VISION = {
     "depth": 1,

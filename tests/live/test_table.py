@@ -87,6 +87,17 @@ def test_a_page_that_comes_back_keeps_its_camera(table):
     assert sessions.reap(time.monotonic() + IDLE_S + 1) == 1
 
 
+def test_pages_whose_session_is_over_are_forgotten(table):
+    sessions = table()
+    over, _ = sessions.ensure(None, "page 1")
+    kept, _ = sessions.ensure(None, "page 2")
+    for reload in range(20):
+        sessions.get(over, f"reload {reload}")
+    sessions.close(over)
+    sessions.reap()
+    assert sessions._pages == {"page 2": kept}
+
+
 def test_the_reaper_runs_by_itself_and_the_wall_clock_has_no_say(table, monkeypatch):
     sessions = table()
     sessions.ensure(None)

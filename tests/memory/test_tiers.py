@@ -152,6 +152,18 @@ def test_a_block_moves_once_for_everybody() -> None:
     assert there.tensors["time"] is here.tensors["time"]  # times stay: everybody asks for them
 
 
+@pytest.mark.parametrize("slots", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_the_newest_block_never_moves(slots) -> None:
+    """Not even where nothing may stay, and not when it is full: whoever goes on writes into it, uncopied."""
+    memory = grown(empty(on_device=0), *rows(slots))
+    newest = memory.log.blocks[-1]
+    assert not newest.on_host and newest.twin is None
+    assert memory.log.host_blocks == len(memory.log.blocks) - 1 == (slots - 1) // BLOCK
+    more = grown(memory, *rows(1), start=float(slots))
+    assert len(more.log.on_device) == (1 if slots % BLOCK == 0 else slots % BLOCK + 1)
+    assert (newest in more.log.blocks) == bool(slots % BLOCK), "a partly written block is gone on in, not forked"
+
+
 def test_moved_blocks_are_freed_on_the_device() -> None:
     import weakref
 

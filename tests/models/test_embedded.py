@@ -123,6 +123,28 @@ def fine_keys(monkeypatch):
     return take
 
 
+# ---------------------------------------------------------------- numbers that overflow
+
+
+def test_one_nan_in_any_carried_state_is_noticed(vamba, seen):
+    assert vamba.is_finite(vamba.start()) and vamba.is_finite(seen)
+    for bad in (torch.nan, torch.inf):
+        for i, carried in enumerate(seen.inner.states):
+            ssm = carried.ssm.clone()
+            ssm.view(-1)[-1] = bad
+            states = (*seen.inner.states[:i], carried._replace(ssm=ssm), *seen.inner.states[i + 1 :])
+            assert not vamba.is_finite(replace(seen, inner=replace(seen.inner, states=states)))
+
+
+def test_a_frame_that_overflows_is_left_out_and_watching_goes_on(vamba, film, seen, monkeypatch):
+    engine, frames = Engine(vamba), vamba.net.frames.forward
+    late = tuple(replace(f, time=f.time + FRAMES) for f in film[:2])
+    with monkeypatch.context() as broken, pytest.raises(UserError, match="overflowed between 0:24 and 0:25"):
+        broken.setattr(vamba.net.frames, "forward", lambda *given: frames(*given) * torch.nan)
+        engine.watch(VideoChunk(late), seen)
+    assert vamba.is_finite(engine.watch(VideoChunk(late), seen))
+
+
 # ---------------------------------------------------------------- how a video is cut never changes what was seen
 
 

@@ -162,6 +162,14 @@ def test_pages_are_remembered_by_number_and_forgotten_when_closed():
     assert shown.of("three") == {}
 
 
+def test_the_page_that_was_not_looked_at_for_longest_is_forgotten():
+    shown = Shown(pages=2)
+    shown.of("one")["line"] = "one"
+    for stranger in range(5):  # hashes anybody may invent
+        shown.of(f"stranger {stranger}")
+        assert shown.of("one") == {"line": "one"} and len(shown._by_page) == 2
+
+
 @pytest.mark.parametrize("question", ["", "x", "-1", "999999", "1e400", "nan", None, 7.5])
 def test_numbers_that_are_no_question_write_nothing(table, clip, question):
     do = Events(table, clip)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,6 +101,30 @@ def test_in_a_long_take_before_and_after_are_the_rest_of_it():
     after, before = plan("after", long_take()), plan("before", long_take())
     assert after.found and after.time == 21 and max(after.frames) < 21 + 2 * READ
     assert before.found and before.time == 15 - 2 * READ and max(before.frames) < 15
+
+
+@pytest.mark.parametrize("best", [5, 5 + LONG_TAKE])
+def test_what_fits_in_a_long_take_ends_with_it(best):
+    """The shots beside it fit nearly as well, so that only the cut holds the found stretch back."""
+    take = range(5, 5 + LONG_TAKE + 1)
+    scores = [5.0] * (take.stop + 5)
+    scores[best] = 6.0
+    idx = index(scores, (0, take.start, take.stop))
+    frames, peak = Planner(HandMade(), SURE)._run(take, np.array(scores))
+    assert (frames, peak) == (take, best)
+    verdict = plan("find", idx)
+    assert verdict.time == take.start and best in verdict.frames and set(verdict.frames) <= set(take)
+    for name, near in (("after", range(take.stop, take.stop + 5)), ("before", range(5))):
+        beside = plan(name, idx)
+        assert beside.found and set(beside.frames) <= set(near)
+
+
+@pytest.mark.parametrize(("name", "rest"), [("after", range(23, 25)), ("before", range(5, 7))])
+def test_the_rest_of_a_long_take_ends_with_it(name, rest):
+    scores = [-9.0] * 30
+    scores[7:23] = [6.0] * 16
+    verdict = plan(name, index(scores, (0, 5, 25)))
+    assert verdict.found and set(verdict.frames) == set(rest)
 
 
 def test_a_short_shot_is_taken_whole():
