@@ -270,7 +270,9 @@ class EmbeddedTwin(EmbeddedModel):
         return (slot <= S - queries + place[:, None]) & (slot >= oldest[:, None])
 
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
-        return True  # no recurrent state that a NaN could stay in
+        """No state to spoil, but every later frame attends to these keys: the newest slots tell of the whole chunk."""
+        *_, newest = [(), *state.inner.memory.log.views("k", "v")]
+        return all(bool(torch.isfinite(part).all()) for part in newest)
 
     def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
         return None  # the whole video is in the cache already

@@ -17,9 +17,11 @@ from pipeline.questions.notes import SEEN, Verdict
 from pipeline.questions.things import Things
 from pipeline.towers.frame_tower import labels, place_of
 
+READ = 4  # newest frames that are "now"
 GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
 SHORT = 8  # frames of a video in which one frame is much
 CLASS_SURE = 0.5  # mean probability from which an ImageNet class is said as a fact
+SOMEBODY = {"anybody", "anyone", "somebody", "someone", "everybody", "everyone", "nobody", "people", "persons"}
 MANY = {"person": "people", "knife": "knives", "sheep": "sheep", "couch": "couches", "bus": "buses", "bench": "benches"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 UNKNOWABLE = {
@@ -44,6 +46,7 @@ LOOKS = {
 
 def counted(word: str, number: int) -> str:
     """ "two dogs", "a cat"."""
+    word = "person" if word in SOMEBODY else word
     if number == 1:
         return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
     many = MANY.get(word, word if word.endswith("s") else word + "s")
@@ -102,7 +105,12 @@ class Composer:
             kind = "yesno" if "yes or no" in asked.cues else "premise"
         self.kind, self.asked, self.verdict, self.index = kind, asked, verdict, index
         self.runs = runs(index, asked.things)
-        if self.runs and asked.when.time is None and kind not in ELSEWHERE and verdict.plan not in ("after", "before"):
+        # Of one second, or of the newest picture: then the thing's best moment elsewhere is no answer.
+        self.pinned = asked.when.time is not None or ("now" in asked.cues and "so far" not in asked.cues)
+        if self.pinned and asked.when.time is None and not verdict.late:
+            frames = tuple(index.frames_of(len(index.starts) - 1))[-READ:]
+            self.verdict = verdict = verdict._replace(frames=frames, time=float(index.times[-1]), found=True)
+        if self.runs and not self.pinned and kind not in ELSEWHERE and verdict.plan not in ("after", "before"):
             run = self.runs[-1 if kind == "last" else min(1, len(self.runs) - 1) if kind == "again" else 0]
             time = float(index.times[run.start])
             self.verdict = verdict = verdict._replace(frames=spread(run, 4), time=time, found=True)
@@ -147,13 +155,22 @@ class Composer:
         seen = f", only {joined([counted(word, 1) for word in there])}" if there else ""
         return ("No, " if self.kind in ("yesno", "both") else "") + unseen + seen + "."
 
+    def in_view(self) -> bool:
+        """Whether the things are seen at the second that is asked about."""
+        return any(frame in run for run in self.runs for frame in self.verdict.frames)
+
     def yes(self) -> str:
+        if self.pinned and self.runs and self.verdict.time is not None and not self.in_view():
+            return f"Not at {mmss(self.verdict.time)}; I see {self.things()} at {self.at(self.runs[0])}."
         if self.asked.each and self.runs:
+            seen_at = (
+                mmss(self.verdict.time) if self.pinned and self.verdict.time is not None else self.at(self.runs[0])
+            )
             if self.asked.unnamed:
-                return f"I see {self.things()} at {self.at(self.runs[0])}, but I cannot tell more."
+                return f"I see {self.things()} at {seen_at}, but I cannot tell more."
             if len(self.asked.each) > 1 and not self.together():
                 return f"I have seen {self.things()}, but not in one picture."
-            return f"Yes, at {self.at(self.runs[0])}."
+            return f"Yes, at {seen_at}."
         if self.asked.each:
             return "No, I have not seen that."
         return "I am not sure."
@@ -211,6 +228,10 @@ class Composer:
     def at_once(self) -> str:
         if not self.asked.things.coco or not self.counts().any():
             return "I cannot tell how many."
+        if self.pinned and self.verdict.time is not None:
+            many = int(np.ceil(np.median(self.counts()[list(self.verdict.frames)])))
+            none = f"I am not sure that there is any at {mmss(self.verdict.time)}."
+            return f"{self.number(many)} at {mmss(self.verdict.time)}." if many else none
         most = int(np.quantile(self.counts()[self.counts() > 0], 0.9))
         frame = int(np.flatnonzero(self.counts() >= most)[0])
         return f"{self.number(most)} at {mmss(float(self.index.times[frame]))}."
@@ -223,7 +244,7 @@ class Composer:
     def in_all(self) -> str:
         if not self.asked.things.coco or not self.runs:
             return "I cannot tell how many."
-        if len(self.runs) == 1:
+        if len(self.runs) == 1 or self.pinned:
             return self.at_once()
         word = labels()["coco"][self.asked.things.coco[0]]
         times = NUMBERS[len(self.runs)] if len(self.runs) < len(NUMBERS) else len(self.runs)

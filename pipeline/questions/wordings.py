@@ -48,6 +48,7 @@ _WORDINGS = (
 _REFERRING = {"it", "that", "they", "them", "he", "she", "there", "next", "then"}
 CUES = {
     "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
+    "now": r"\b(right now|just now|now|currently|at (the|this) moment|at this point|still)\b",
     "first": r"\bfirst\b",
     "last": r"\blast\b",
     "negated": r"\b(nobody|no one|no-one|empty|without)\b",

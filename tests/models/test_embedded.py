@@ -136,13 +136,13 @@ def test_one_nan_in_any_carried_state_is_noticed(vamba, seen):
             assert not vamba.is_finite(replace(seen, inner=replace(seen.inner, states=states)))
 
 
-def test_a_frame_that_overflows_is_left_out_and_watching_goes_on(vamba, film, seen, monkeypatch):
-    engine, frames = Engine(vamba), vamba.net.frames.forward
+def test_a_frame_that_overflows_is_left_out_and_watching_goes_on(model, film, monkeypatch):
+    engine, frames, seen = Engine(model), model.net.frames.forward, model.watch(VideoChunk(film), model.start())
     late = tuple(replace(f, time=f.time + FRAMES) for f in film[:2])
     with monkeypatch.context() as broken, pytest.raises(UserError, match="overflowed between 0:24 and 0:25"):
-        broken.setattr(vamba.net.frames, "forward", lambda *given: frames(*given) * torch.nan)
+        broken.setattr(model.net.frames, "forward", lambda *given: frames(*given) * torch.nan)
         engine.watch(VideoChunk(late), seen)
-    assert vamba.is_finite(engine.watch(VideoChunk(late), seen))
+    assert model.is_finite(engine.watch(VideoChunk(late), seen))
 
 
 # ---------------------------------------------------------------- how a video is cut never changes what was seen

@@ -46,6 +46,34 @@ def test_what_is_said(kind, text, expected):
     assert expected in say(kind, text)
 
 
+NOW = index([0.0] * 24, (0, 15), features(24, {f: [("dog", 0.9, "left")] for f in range(20, 24)}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("yesno", "Is the dog there right now?", "Yes, at 0:23."),
+        ("count_now", "How many dogs are there at this moment?", "One dog at 0:23."),
+        ("yesno", "Is anybody there?", "No, I have not seen a person."),
+    ],
+)
+def test_now_is_the_newest_picture(kind, text, expected):
+    elsewhere = Verdict("find", (3,), 3.0)
+    assert Composer(kind, parse(text, 23.0), elsewhere, NOW).answer() == expected
+    if kind != "yesno":
+        return
+    gone = Composer(kind, parse("Is the dog still there?", 29.0), elsewhere, INDEX).answer()
+    assert gone == "Not at 0:29; I see a dog at 0:05."
+
+
+def test_a_second_that_is_named_is_counted_itself():
+    at = Verdict("at", (20, 21), 20.0)
+    assert (
+        Composer("count_now", parse("How many dogs were there at 0:20?", 29.0), at, INDEX).answer()
+        == "One dog at 0:20."
+    )
+
+
 def test_what_no_sense_can_know_is_said_to_be_so():
     for kind in UNKNOWABLE:
         assert "cannot" in say(kind, "What is said?") or "do not know" in say(kind, "Was ist das?")
