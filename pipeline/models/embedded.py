@@ -385,8 +385,8 @@ class Reading:
         if self.verdict.listed and self.model.router:
             self.looked = self._evidence(moment.frames, moment.time)
             return self.summary[moment.time]
-        kind = self.asked.kind or {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}.get(moment.plan)
-        kind = kind or ("premise" if self.asked.each else None)
+        told = dict.fromkeys(DESCRIBED, "describe") | {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}
+        kind = self.asked.kind or ("premise" if self.asked.each and moment.plan in DESCRIBED else told.get(moment.plan))
         if kind and self.model.router:
             composer = Composer(kind, self.asked, moment, self.index)
             if facts := composer.answer():

@@ -119,7 +119,7 @@ class Composer:
     def answer(self) -> str:
         if self.kind in UNKNOWABLE:
             return UNKNOWABLE[self.kind]
-        if self.kind in ("talk", "about_you", "command", "length", "stretch") or self.verdict.plan in ("count", "chat"):
+        if self.kind in ("talk", "about_you", "command", "length") or self.verdict.plan in ("count", "chat"):
             return ""
         if self.verdict.late:
             return late(self.asked)
