@@ -33,7 +33,7 @@ _lock = threading.Lock()
 class Room:
     """Space on disk for the uploads of all visitors together. ceiling: bytes; None: SHARE of what is free.
 
-    What an upload will need is reserved before any of it is accepted, and given back as it arrives on the disk. Any
+    What an upload will need is reserved before any of it is accepted, and given back when it is whole or over. Any
     threads may reserve and release.
     """
 
@@ -54,7 +54,7 @@ class Room:
             self.reserved += size
 
     def release(self, size: int) -> None:
-        """Of what was reserved, so much has arrived or will not come."""
+        """Of what was reserved, so much is on the disk or will not come."""
         with self._lock:
             self.reserved -= size
 
