@@ -110,6 +110,7 @@ def ours_imported(path: Path, known: set[str]) -> set[str]:
             up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*up, *([node.module] if node.module else [])])
             found |= {name if (name := f"{base}.{alias.name}") in known else base for alias in node.names}
+    found |= imports(path.read_text())  # those by name too: import_module("pipeline.gpu.kernels")
     return {name for name in found if name in known} - {here}
 
 

@@ -25,8 +25,7 @@ from pipeline.gpu.attention_scan import (
     splits_of,
     tile_shape,
 )
-from pipeline.gpu.device import precision
-from pipeline.gpu.dispatch import TILE
+from pipeline.gpu.device import TILE, precision
 from pipeline.gpu.layout import Slots
 
 ROWS_AGAIN = 32  # rows of one key head from which on scores are computed twice: 8 bytes a row against a key's 256

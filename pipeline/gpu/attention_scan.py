@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.gpu.device import gpu_size, precision
-from pipeline.gpu.dispatch import TILE
+from pipeline.gpu.device import TILE, gpu_size, precision
 from pipeline.gpu.layout import BLOCK, HEAD, Slots
 
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # 2 ** x is one instruction, e ** x two

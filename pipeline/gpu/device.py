@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+TILE = 64  # slots of the memory, and tokens of the scan, that one step reads
+
 
 @cache
 def gpu_size(device: torch.device) -> tuple[int, bool]:

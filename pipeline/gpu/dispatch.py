@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.gpu.device import gpu_size
+from pipeline.gpu.device import TILE, gpu_size
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that know bf16
 LARGEST_HEAD, LARGEST_STATE = 128, 256  # of a mixer: wider ones do not fit one tile
 LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
 LARGEST_CONV = 4  # width of the convolution
-TILE = 64  # slots of the memory, and tokens of the scan, that one step reads
 HEAD_WIDTHS = (16, 32, 64, 128)  # of attention
 _override: Choice | None = None
 

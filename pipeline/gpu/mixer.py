@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.gpu.convolution import causal_conv
-from pipeline.gpu.device import gpu_size, precision
-from pipeline.gpu.dispatch import TILE
+from pipeline.gpu.device import TILE, gpu_size, precision
 from pipeline.gpu.pointwise import gated_norm
 
 SSD_BLOCK = 256

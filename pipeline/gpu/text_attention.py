@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.gpu.attention_scan import contiguous_rows
-from pipeline.gpu.device import precision
-from pipeline.gpu.dispatch import TILE
+from pipeline.gpu.device import TILE, precision
 
 
 def attend_text(talk: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor) -> Tensor:
