@@ -64,8 +64,10 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     ids = features.det_ids[rows]
     found = [(int(i), (sure & (ids == i)).sum(1)) for i in ids[sure].unique()]
     counts = [(labels()["coco"][i], int(np.ceil(np.median(n.numpy())))) for i, n in found]
-    said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1]) if number]
     classes = [labels()["imagenet"][c] for c in likely(index, rows)]
+    exact = {word.lower().split()[-1] for word in classes}  # "an Egyptian cat" needs no "a cat" beside it
+    counts = [(word, number) for word, number in counts if number > 1 or (number and word not in exact)]
+    said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
     words_of = " ".join(said).lower().split()
     return [*[counted(word, 1) for word in classes if word.lower() not in words_of], *said]
 

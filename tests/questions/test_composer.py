@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.questions.asked import parse
-from pipeline.questions.composer import UNKNOWABLE, Composer, counted, summary
+from pipeline.questions.composer import UNKNOWABLE, Composer, counted, summary, surely
 from pipeline.questions.notes import Verdict
 from tests.questions.made import features, index
 
@@ -95,3 +95,11 @@ def test_a_summary_leaves_out_what_is_not_known_unless_nothing_is():
 
 def test_numbers_in_words():
     assert (counted("dog", 2), counted("apple", 1), counted("person", 3)) == ("two dogs", "an apple", "three people")
+
+
+def test_a_thing_that_a_class_names_more_exactly_is_said_once():
+    both = {f: [("cat", 0.9, "left"), ("person", 0.9, "left")] for f in range(3)}
+    found = features(3, both, {f: ("Egyptian cat", 0.8) for f in range(3)})
+    assert surely(index([0.0] * 3, (0,), found), range(3)) == ["an Egyptian cat", "a person"]
+    two = features(3, {f: [("cat", 0.9, "left")] * 2 for f in range(3)}, {f: ("Egyptian cat", 0.8) for f in range(3)})
+    assert surely(index([0.0] * 3, (0,), two), range(3)) == ["an Egyptian cat", "two cats"]
