@@ -21,13 +21,14 @@ def rows(name: str) -> list[tuple[str, float, str]]:
 
 @pytest.mark.parametrize(("phrase", "now", "want"), rows("times.tsv") + rows("times_more.tsv"))
 def test_what_people_type(phrase, now, want):
-    """t: a second, s: first and last of a stretch, two: moments to be compared, none: no time of the video."""
+    """t: a second, s: first and last of a stretch, two: moments to be compared, shift: seconds later, none: no time of
+    the video."""
     when = named(phrase, now)
-    read = {"t": when.time, "s": when.stretch, "two": when.both}
     kind, *numbers = want.split()
-    expected = {"t": None, "s": None, "two": None}
+    read = {"t": when.time, "s": when.stretch, "two": when.both} | ({"shift": when.shift} if kind == "shift" else {})
+    expected: dict[str, object] = dict.fromkeys(read)
     if numbers:
-        expected[kind] = float(numbers[0]) if kind == "t" else tuple(map(float, numbers))
+        expected[kind] = float(numbers[0]) if len(numbers) == 1 else tuple(map(float, numbers))
     assert read == expected
 
 
