@@ -1,9 +1,9 @@
 """Watching and answering with any Model: fair turns, token streaming, stop, timing.
 
-The engine holds a model and a lock, and no stream: states go in and come out, so one engine serves every visitor.
-One chunk or one token is one turn, and turns are taken in order of arrival. That is why a question asked in the
-middle of an hour of watching waits for a chunk, never for the rest of the hour, and why watching goes on while an
-answer is being written.
+The engine holds a model and its turns (turns.py), and no stream: states go in and come out, so one engine serves every
+visitor. A turn is one word, or one chunk; while somebody waits for a word, only a slice of one, since any cutting gives
+the same state. That is why a question asked in the middle of an hour of watching waits for a slice, never for the rest
+of the hour, and why watching goes on while an answer is being written.
 """
 
 from __future__ import annotations
@@ -11,55 +11,83 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from pipeline.clock import mmss
 from pipeline.evidence import Gaze
-from pipeline.stream import Answer, Evidence, Model, Question, Sampling, StreamState, Token, UserError, VideoChunk
+from pipeline.stream import (
+    Answer,
+    Evidence,
+    Frame,
+    Model,
+    Question,
+    Sampling,
+    StreamState,
+    Token,
+    Tokens,
+    UserError,
+    VideoChunk,
+)
+from pipeline.turns import Flow, Line, Turns, Work
 
 QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
+SLICE_S = 0.03  # of watching, while somebody waits for a word: about what a word takes
 
 
-class FairLock:
-    """A lock that is granted in order of arrival.
+class Chunk(Work):
+    """Frames still to be watched, and the state before them. most: frames of one turn, where memory allows no more."""
 
-    `threading.Lock` promises no order: a watcher that releases and takes it again at once starves everybody else
-    for as long as its video lasts.
+    def __init__(self, chunk: VideoChunk, state: StreamState):
+        super().__init__(Flow.WATCHING, self)
+        self.frames, self.state, self.most = chunk.frames, state, len(chunk.frames)
+
+
+class Writing:
+    """An answer that is being written: its tokens, made when it is first its turn, and whether it is to stop.
+
+    left: told when nobody will ask for its tokens any more.
     """
 
-    def __init__(self) -> None:
-        self._queue: deque[object] = deque()
-        self._moved = threading.Condition()
+    def __init__(self, begin: Callable[[], Tokens], stop: threading.Event, left: Callable[[Writing], None]):
+        self._begin, self._left, self.stop = begin, left, stop
+        self.tokens: Tokens | None = None
+        self.stopped = False
 
-    def __enter__(self) -> None:
-        ticket = object()
-        with self._moved:
-            self._queue.append(ticket)
-            try:
-                self._moved.wait_for(lambda: self._queue[0] is ticket)
-            except BaseException:  # Ctrl-C while waiting: a ticket left behind would block everybody for ever
-                self._queue.remove(ticket)
-                self._moved.notify_all()
-                raise
+    def next(self) -> Token | None:
+        """None at the end."""
+        if self.stop.is_set():  # looked at inside the turn: it may have been set while waiting for it
+            self.stopped = True
+            return None
+        self.tokens = self.tokens or self._begin()
+        return next(self.tokens, None)
 
-    def __exit__(self, *_: object) -> None:
-        with self._moved:
-            self._queue.popleft()
-            self._moved.notify_all()
+    def close(self) -> None:
+        self._left(self)
+        if self.tokens is not None:
+            self.tokens.close()
+
+
+class Word(Work):
+    """The next token of an answer; None at its end."""
+
+    def __init__(self, writing: Writing):
+        super().__init__(Flow.ANSWERS, writing)
+        self.writing = writing
+        self.token: Token | None = None
 
 
 class Engine:
     """A Model made safe to share between threads, with answers instead of tokens."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model, self._clock = model, clock
         self.name, self.about, self.backend = model.name, model.about, model.backend
         self.unit_frames, self.long_side = model.unit_frames, model.long_side
-        self._turn = FairLock()
+        self._turns: Turns[Chunk | Word] = Turns(self._do, Line(), clock)
+        self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
         """A stream that has seen nothing."""
@@ -79,33 +107,61 @@ class Engine:
         Raises UserError when even the smallest chunk does not fit, and when the new state is not finite; the
         caller's `state` is then the last good one.
         """
+        work = Chunk(chunk, state)
+        self._turns.run(work)
+        return work.state
+
+    def _do(self, works: Sequence[Chunk | Word]) -> None:
+        """One turn."""
+        for work in works:
+            if isinstance(work, Word):
+                work.token = self._drawn(work.writing)
+                work.done, work.returns = True, work.token is not None
+            else:
+                self._see(work)
+
+    def _see(self, work: Chunk) -> None:
+        """A slice of a chunk. Memory that runs out halves what is tried in the next turn."""
+        frames, began = work.frames[: self._frames_a_turn(work)], self._clock()
+        seen = self._seen(frames, work)
+        if seen is None:
+            work.most = self._half(frames)
+            return
+        self._frame_s = (self._clock() - began) / len(frames)
+        work.state, work.frames = seen, work.frames[len(frames) :]
+        work.done = not work.frames
+
+    def _seen(self, frames: tuple[Frame, ...], work: Chunk) -> StreamState | None:
+        """The state after these frames; None where memory ran out (the error's traceback would keep it alive)."""
         try:
-            with self._turn:
-                seen = self.model.watch(chunk, state)
-                self._check_finite(seen, chunk)
-            return seen
+            seen = self.model.watch(VideoChunk(frames), work.state)
+            self._check_finite(seen, work.frames)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
-        return self._watch_halves(chunk, state)  # outside `except`: the traceback would keep the memory alive
+            return None
+        return seen
 
-    def _watch_halves(self, chunk: VideoChunk, state: StreamState) -> StreamState:
-        frames, unit = chunk.frames, self.unit_frames
-        if len(frames) <= unit:
+    def _frames_a_turn(self, work: Chunk) -> int:
+        """As many as fit, unless somebody waits for a word: then a slice of time."""
+        if not self._turns.answering:
+            return work.most
+        units = int(SLICE_S / max(self._frame_s, 1e-6)) // self.unit_frames
+        return min(work.most, max(1, units) * self.unit_frames)
+
+    def _half(self, frames: Sequence[Frame]) -> int:
+        if len(frames) <= self.unit_frames:
             at = mmss(frames[0].time)
             raise UserError(
                 f"Memory ran out at {at}, so watching stopped there; ask about what was seen so far, "
                 "or start a shorter stream."
             )
-        half = max(unit, len(frames) // 2 // unit * unit)
-        for part in (frames[:half], frames[half:]):
-            state = self.watch(VideoChunk(part), state)
-        return state
+        return max(self.unit_frames, len(frames) // 2 // self.unit_frames * self.unit_frames)
 
-    def _check_finite(self, state: StreamState, chunk: VideoChunk) -> None:
+    def _check_finite(self, state: StreamState, frames: Sequence[Frame]) -> None:
         """One NaN in a recurrent state stays for ever, so it must not get in."""
         if not self.model.is_finite(state):
-            first, last = mmss(chunk.frames[0].time), mmss(chunk.frames[-1].time)
+            first, last = mmss(frames[0].time), mmss(frames[-1].time)
             raise UserError(
                 f"The model's numbers overflowed between {first} and {last}, so that part was left out; "
                 "go on watching, or start the stream again."
@@ -132,12 +188,11 @@ class Engine:
     def _answers(
         self, question: Question, state: StreamState, sampling: Sampling, stop: threading.Event, asked: float
     ) -> Iterator[Answer]:
-        answer, gaze, first, stopped = _empty_answer(question, state), Gaze(), None, False
-        with self._turn:
-            tokens = self.model.ask(question, state, sampling)
-        with closing(tokens):  # without a turn: a generator may be collected by a thread that holds one
+        answer, gaze, first = _empty_answer(question, state), Gaze(), None
+        writing = Writing(lambda: self.model.ask(question, state, sampling), stop, self._turns.forget)
+        with closing(writing):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:
-                token, stopped = self._draw(tokens, stop)
+                token = self._draw(writing)
                 if token is None:
                     break
                 now = time.monotonic()
@@ -145,15 +200,17 @@ class Engine:
                 gaze.add(token.looked)
                 answer = _grown(answer, token, gaze.moments, first - asked, now - first)
                 yield answer
-        yield replace(answer, done=True, stopped=stopped)
+        yield replace(answer, done=True, stopped=writing.stopped)
 
-    def _draw(self, tokens: Iterator[Token], stop: threading.Event) -> tuple[Token | None, bool]:
-        """The next token, or None at the end; and whether the end came by `stop`."""
+    def _draw(self, writing: Writing) -> Token | None:
+        """The next token, in its turn; None at the end."""
+        word = Word(writing)
+        self._turns.run(word)
+        return word.token
+
+    def _drawn(self, writing: Writing) -> Token | None:
         try:
-            with self._turn:
-                if stop.is_set():  # looked at inside the turn: it may have been set while waiting for it
-                    return None, True
-                return next(tokens, None), False
+            return writing.next()
         except Exception as error:
             if not _out_of_memory(error):
                 raise

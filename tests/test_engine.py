@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
 from pipeline.clock import parse_mmss
-from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, FairLock, checked
+from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, checked
 from pipeline.stream import Model, Token
+from pipeline.turns import Flow
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 
@@ -76,56 +77,99 @@ def watched(engine: Engine, frames: list[Frame]) -> StreamState:
 # --- turns -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_lock_is_granted_in_order_of_arrival():
-    lock, order, waiting = FairLock(), [], []
-    with lock:
-        for number in range(8):
-            thread = threading.Thread(target=lambda n=number: lock.__enter__() or order.append(n) or lock.__exit__())
-            thread.start()
-            waiting.append(thread)
-            while len(lock._queue) < number + 2:  # the holder and everybody so far
-                time.sleep(0.001)
-    for thread in waiting:
+def word_is_waited_for(engine: Engine) -> bool:
+    return any(work.flow is Flow.ANSWERS for work in list(engine._turns._line._waiting))
+
+
+def until(true) -> None:
+    """Waits until true() holds; fails after ten seconds."""
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.0005)
+
+
+class Timed(ColourModel):
+    """Takes its time on a clock of its own, which nothing else moves."""
+
+    def __init__(self, frame_s: float, word_s: float) -> None:
+        super().__init__()
+        self.frame_s, self.word_s, self.now, self.spent = frame_s, word_s, 0.0, {"frames": 0.0, "words": 0.0}
+        self.chunks: list[int] = []
+        self.meanwhile = lambda: None  # what happens while a chunk is watched
+
+    def clock(self) -> float:
+        return self.now
+
+    def watch(self, chunk, state):
+        self._take("frames", self.frame_s * len(chunk.frames))
+        self.chunks.append(len(chunk.frames))
+        self.meanwhile()
+        return super().watch(chunk, state)
+
+    def ask(self, question, state, sampling):
+        for token in super().ask(question, state, sampling):
+            self._take("words", self.word_s)
+            yield token
+
+    def _take(self, what: str, seconds: float) -> None:
+        self.now += seconds
+        self.spent[what] += seconds
+
+
+@pytest.mark.parametrize("watchers", [1, 4])
+@pytest.mark.parametrize(("frame_s", "word_s"), [(0.015, 0.04), (0.003, 0.02), (0.05, 0.01)])
+def test_an_answer_gets_half_of_the_time_beside_files(watchers, frame_s, word_s):
+    """However many files are watched without a pause, and however long their chunks are: theirs are cut meanwhile."""
+    model = Timed(frame_s, word_s)
+    engine, ended = Engine(model, model.clock), threading.Event()
+    state, chunk_of_16 = watched(engine, [frame(0), frame(1)]), chunk(*range(2, 18))
+
+    def watch_for_ever() -> None:
+        while not ended.is_set():
+            engine.watch(chunk_of_16, state)
+
+    threads = [threading.Thread(target=watch_for_ever) for _ in range(watchers)]
+    for thread in threads:
+        thread.start()
+    answers = engine.ask(Question("grey?"), state, Sampling(max_tokens=60))
+    model.meanwhile = lambda: until(lambda: ended.is_set() or word_is_waited_for(engine))  # they read quickly
+    next(answers)
+    model.spent, model.chunks = {"frames": 0.0, "words": 0.0}, []
+    while next(answers).tokens < 60:
+        pass
+    spent, slices = dict(model.spent), list(model.chunks)
+    ended.set()
+    answers.close()
+    for thread in threads:
         thread.join(5)
-    assert order == list(range(8))
+    a_slice = max(frame_s * model.unit_frames, 0.03)
+    assert spent["words"] >= 59 * word_s * 0.99 and spent["frames"] <= spent["words"] + 16 * frame_s + a_slice
+    assert max(slices[1:], default=0) * frame_s <= a_slice + 1e-9
 
 
-def test_an_interrupted_waiter_leaves_no_ticket_behind():
-    lock = FairLock()
-    with lock, pytest.raises(KeyboardInterrupt):
-        lock._moved.wait_for = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
-        lock.__enter__()
-    del lock._moved.wait_for
-    done = threading.Event()
-    threading.Thread(target=lambda: lock.__enter__() or done.set(), daemon=True).start()
-    assert done.wait(5)
+def test_nobody_waits_and_chunks_stay_whole():
+    model = Timed(0.01, 0.01)
+    engine = Engine(model, model.clock)
+    state = watched(engine, [frame(0)])
+    list(engine.ask(Question("grey?"), state, Sampling(max_tokens=3)))
+    engine.watch(chunk(*range(1, 17)), state)
+    unread = engine.ask(Question("grey?"), state)
+    next(unread)
+    model.now += 10  # the reader went away
+    engine.watch(chunk(*range(1, 17)), state)
+    assert model.chunks == [1, 16, 16]
 
 
-def test_asking_and_watching_take_turns():
-    """While somebody watches without a pause, an answer gets every second turn, and so does the watcher."""
-    engine = Engine(ColourModel(watch_s=0.005, token_s=0.002))
-    state = watched(engine, [frame(0), frame(1)])
-    watching, chunks, next_chunk = threading.Event(), [], chunk(2, 3)
-
-    def watch_for_ever() -> (
-        None
-    ):  # comes back at once, as a watcher with a backlog does: a plain lock starves the asker
-        while not watching.is_set():
-            chunks.append(engine.watch(next_chunk, state))
-
-    thread = threading.Thread(target=watch_for_ever)
-    thread.start()
-    while len(chunks) < 3:
-        time.sleep(0.001)
-    at_token = [
-        len(chunks) for answer in engine.ask(Question("grey?"), state, Sampling(max_tokens=20)) if not answer.done
-    ]
-    watching.set()
-    thread.join(5)
-    between = np.diff(at_token)
-    assert len(at_token) == 20
-    assert between.max() <= 2, "a token waited for more than the chunk in progress"
-    assert between.sum() >= 10, "watching stood still while the answer was written"
+def test_a_chunk_in_slices_is_the_chunk():
+    model = Timed(0.01, 0.01)
+    engine = Engine(model, model.clock)
+    state = watched(engine, [frame(0)])
+    answers = engine.ask(Question("grey?"), state)
+    next(answers)
+    model.now += 0.5  # too long to be waited for, too short to be taken for gone
+    seen = engine.watch(chunk(*range(1, 18)), state)
+    assert len(model.chunks) > 5 and seen.inner == watched(Engine(ColourModel()), [frame(s) for s in range(18)]).inner
 
 
 def test_an_open_answer_that_nobody_reads_holds_nobody_up():
@@ -177,18 +221,30 @@ def test_stop_comes_within_one_token(tokens):
 
 
 def test_stop_while_waiting_for_a_turn_draws_no_token():
-    model, stop = ColourModel(), threading.Event()
+    began, gate = threading.Event(), threading.Event()
+
+    class Slow(ColourModel):
+        def watch(self, chunk, state):
+            if state.frames:
+                began.set()
+                gate.wait(5)
+            return super().watch(chunk, state)
+
+    model, stop, last = Slow(), threading.Event(), []
     engine = Engine(model)
-    answers = engine.ask(Question("grey?"), watched(engine, [frame(0)]), stop=stop)
+    state = watched(engine, [frame(0)])
+    answers = engine.ask(Question("grey?"), state, stop=stop)
     next(answers)
-    last = []
-    with engine._turn:
-        reader = threading.Thread(target=lambda: last.extend(answers))
-        reader.start()
-        while len(engine._turn._queue) < 2:
-            time.sleep(0.001)
-        stop.set()
-    reader.join(5)
+    watcher = threading.Thread(target=engine.watch, args=(chunk(1), state))
+    watcher.start()
+    assert began.wait(5)
+    reader = threading.Thread(target=lambda: last.extend(answers))
+    reader.start()
+    until(lambda: word_is_waited_for(engine))
+    stop.set()
+    gate.set()
+    for thread in (watcher, reader):
+        thread.join(5)
     assert model.drawn == 1 and last[-1].stopped
 
 
