@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
     )
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
     return parser
 
 
@@ -101,7 +101,11 @@ def serve(settings: Settings) -> None:
     from app.page.ui import build, launch_options
 
     uploads.room.ceiling = settings.uploads
-    rival = _ready(settings.compare_model) if settings.compare_model else None
+    rival = (
+        _ready(settings.compare_model, ModelOptions(kernels=settings.options.kernels))
+        if settings.compare_model
+        else None
+    )
     engine = _ready(settings.model, settings.options)
     sessions = Sessions(engine, rival, places=settings.visitors)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
@@ -116,8 +120,8 @@ def serve(settings: Settings) -> None:
         sessions.shut()
 
 
-def _ready(name: str, options: ModelOptions | None = None) -> Engine:
+def _ready(name: str, options: ModelOptions) -> Engine:
     """The model behind its engine, started once: a GPU model compiles and records then, and no visitor waits for it."""
-    engine = Engine(load(name, **(options.given() if options else {})))
+    engine = Engine(load(name, **options.given()))
     engine.start()
     return engine

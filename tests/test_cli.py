@@ -75,7 +75,7 @@ def test_json_is_one_document_with_every_figure(opened, capsys):
     assert len(captured.out.splitlines()) == 1
     assert document["answer"].startswith("I saw that at 0:4")
     assert (document["asked_at"], document["seen_until"], document["frames"]) == (119, 119, 120)
-    assert document["dropped"] == 0
+    assert document["dropped"] == 0 and document["backend"] == ColourModel.backend
     best = document["evidence"][0]
     assert 41 <= best["time"] <= 42 and 0.9 < best["weight"] <= 1
     assert set(document["timings"]) == {"watch_s", "realtime_factor", "first_token_s", "tokens_per_s"}
@@ -110,6 +110,7 @@ def test_ways_to_save_reach_the_model_and_only_it(opened, monkeypatch, capsys):
     assert ask("--compare") == 0 and told == [{}, {}]
     assert ask("--eight-bit", "--int8", "--retrieve", "64", "--gpu-memory", "2.5", "--compare") == 0
     assert told[2:] == [{"eight_bit": True, "int8": True, "retrieve": 64, "gpu_memory": 2.5}, {}]
+    assert ask("--kernels", "torch", "--compare") == 0 and told[4:] == [{"kernels": "torch"}] * 2, "a process has one"
     assert ask("--retrieve", "many") == 2
     capsys.readouterr()
     monkeypatch.setattr(pipeline, "load", real)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 450
-NEEDS_A_GPU = {"triton"}  # comes with the CUDA builds of torch only
+NEEDS_A_GPU = {"triton", "mamba_ssm"}  # the CUDA builds of torch bring the one; requirements-gpu.txt tells of the other
 
 
 def modules(folder: str) -> list[Path]:

@@ -9,7 +9,7 @@ from pipeline import ModelOptions, UserError
 from pipeline.options import flag, readme_table, variable
 
 ROOT = Path(__file__).parents[1]
-ALL = {"eight_bit": True, "int8": True, "gpu_memory": 20.5, "retrieve": 64}
+ALL = {"eight_bit": True, "int8": True, "gpu_memory": 20.5, "retrieve": 64, "kernels": "torch"}
 
 
 def from_flags(*arguments: str, otherwise: ModelOptions | None = None) -> ModelOptions:
@@ -20,12 +20,16 @@ def from_flags(*arguments: str, otherwise: ModelOptions | None = None) -> ModelO
 
 def test_only_what_was_given_is_told() -> None:
     assert ModelOptions().given() == from_flags().given() == ModelOptions.from_environment({}).given() == {}
-    assert from_flags("--eight-bit", "--int8", "--gpu-memory", "20.5", "--retrieve", "64").given() == ALL
+    assert (
+        from_flags("--eight-bit", "--int8", "--gpu-memory", "20.5", "--retrieve", "64", "--kernels", "torch").given()
+        == ALL
+    )
     assert ModelOptions.checked({"eight_bit": False, "retrieve": None}).given() == {}
 
 
 def test_variables_say_the_same_as_flags() -> None:
-    told = {"VAMBA_EIGHT_BIT": "1", "VAMBA_INT8": "1", "VAMBA_GPU_MEMORY": "20.5", "VAMBA_RETRIEVE": "64", "OTHER": "x"}
+    told = {"VAMBA_EIGHT_BIT": "1", "VAMBA_INT8": "1", "VAMBA_GPU_MEMORY": "20.5", "VAMBA_RETRIEVE": "64"}
+    told |= {"VAMBA_KERNELS": "torch", "OTHER": "x"}
     assert ModelOptions.from_environment(told).given() == ALL
     assert ModelOptions.from_environment({"VAMBA_INT8": "0", "VAMBA_RETRIEVE": ""}).given() == {}
 
@@ -38,6 +42,7 @@ def test_a_flag_wins_over_a_variable() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("retrieve", 0), ("retrieve", -1), ("retrieve", "many"), ("retrieve", 2.5), ("int8", "perhaps")]
+    + [("kernels", "fast")]
     + [("gpu_memory", value) for value in (0, -1.0, "inf", float("nan"), "a lot")],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_that_names_it(name, value) -> None:

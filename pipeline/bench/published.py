@@ -25,6 +25,7 @@ from pipeline.bench import floors
 from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
 from pipeline.bench.floors import bytes_of
 from pipeline.bench.machine import OUT_OF_MEMORY, Machine, machine_conditions, peak_memory, reset_peak_memory, timed
+from pipeline.bench.mixers import measure_mixers
 from pipeline.bench.shapes import (
     QUESTION,
     QUESTION_TOKENS,
@@ -37,6 +38,7 @@ from pipeline.bench.shapes import (
     watch_to,
     with_floor,
 )
+from pipeline.gpu.dispatch import backend
 from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import to_int8
 from pipeline.layers.reading import TextDecoder
@@ -65,7 +67,7 @@ def measure_published(
     tower: bool,
 ) -> dict[str, Any]:
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
-    saving, int8 = options.model_dump(exclude={"int8"}), options.int8
+    saving, int8 = options.model_dump(exclude={"int8", "kernels"}), options.int8
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
     with_tower = {
@@ -78,22 +80,20 @@ def measure_published(
         "baseline": lambda: measure_baseline(shapes, machine, _doublings(baseline_frames), frames),
         "one_pass": lambda: measure_one_pass(shapes, machine, _doublings(baseline_frames)),
     }
+    if shapes.vamba.mixer is not None:
+        parts["mixers"] = partial(measure_mixers, shapes.vamba.mixer, machine)
     if int8:
         parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
-    question = {"question": f"{QUESTION_TOKENS} tokens", "max_tokens": ANSWER_TOKENS, "dtype": str(dtype)}
     document: dict[str, Any] = {
         "conditions": {
             "fps": 1.0,
             "frames_per_chunk": frames,
             "picture": list(shapes.picture),
-            **question,
-            **machine_conditions(),
+            "question": f"{QUESTION_TOKENS} tokens",
+            "max_tokens": ANSWER_TOKENS,
+            **_where(machine),
         },
-        "machine": {
-            "matmul FLOP/s": machine.flops,
-            "copy bytes/s": machine.bytes,
-            "bytes/s from the host": machine.bus,
-        },
+        "machine": _rates(machine),
         "tower": None,
         "all_in": None,
     }
@@ -101,6 +101,26 @@ def measure_published(
     for name in ("baseline", "one_pass"):
         document[f"vamba_over_{name}"] = compared(document["vamba"], document[name])
     return document
+
+
+def measure_mixers_alone(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Only the row of own and published kernels."""
+    assert shapes.vamba.mixer is not None  # the published size has one
+    machine = Machine.measured(device, dtype)
+    found = measure_mixers(shapes.vamba.mixer, machine)
+    return {"conditions": _where(machine), "machine": _rates(machine), "mixers": found}
+
+
+def _where(machine: Machine) -> dict[str, Any]:
+    return {"dtype": str(machine.dtype), "kernels": backend(machine.device), **machine_conditions()}
+
+
+def _rates(machine: Machine) -> dict[str, float]:
+    return {
+        "matmul FLOP/s": machine.flops,
+        "copy bytes/s": machine.bytes,
+        "bytes/s from the host": machine.bus,
+    }
 
 
 def _alone(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -31,15 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loading", metavar="FOLDER", help="only load the checkpoint there; where there is none, write a random one"
     )
+    group.add_argument("--mixers", action="store_true", help="only one mixer, by the own and by the published kernels")
     group.add_argument("--no-tower", dest="tower", action="store_false", help="leave the vision tower out")
     parser.add_argument("--json", action="store_true", help="print only the JSON document on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures one pair: a table for people, then the document."""
+    from pipeline.models.load import choose_kernels  # here, so that `--help` waits for no torch
+
     frames = 1 if args.frames is None else args.frames
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
+    choose_kernels(ModelOptions.from_flags(args).given().get("kernels"))
     document, shown = _published(args) if args.size == "published" else _embedded(args)
     print(shown, file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from pipeline.bench.embedded import PER_CHUNK, measure_pair  # here, so that `--help` waits for no torch
+    from pipeline.bench.embedded import PER_CHUNK, measure_pair
     from pipeline.bench.tables import embedded_table
 
     names = {"model": args.model}
@@ -62,9 +66,9 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     import torch
 
     from pipeline.bench.loading import measure_loading
-    from pipeline.bench.published import measure_published
+    from pipeline.bench.published import measure_mixers_alone, measure_published
     from pipeline.bench.shapes import PUBLISHED
-    from pipeline.bench.tables import loading_table, published_table
+    from pipeline.bench.tables import loading_table, mixers_table, published_table
 
     if not torch.cuda.is_available():
         raise UserError("The published size needs an NVIDIA GPU, and none was found here; leave --size out.")
@@ -74,6 +78,9 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.loading:
         document = measure_loading(Path(args.loading), PUBLISHED.config, device, options.int8)
         return document, loading_table(document)
+    if args.mixers:
+        document = measure_mixers_alone(PUBLISHED, device, torch.bfloat16)
+        return document, mixers_table(document)
     document = measure_published(
         PUBLISHED,
         device,

@@ -35,6 +35,7 @@ def published_table(document: dict[str, Any]) -> str:
         for row in document[f"vamba_over_{part}"]:
             above = f", memory above weights {row['above_weights']:.2f}x" if "above_weights" in row else ""
             lines.append(f"Vamba / {name} at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
+    lines += _of_mixers(document.get("mixers") or {})
     if found := document.get("rounding"):
         lines.append("weights in 8 bits: " + (found.get("stopped") or ROUNDING.format(**found)))
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
@@ -74,6 +75,26 @@ def _line(what: str, beside: dict[str, float]) -> str:
         return f"{seconds:10.2f} s" if seconds >= 1 else f"{seconds * 1e3:9.2f} ms"
 
     return f"{what:<66} {shown(beside['s'])} {shown(beside['floor_s'])} {beside['ratio']:7.2f}"
+
+
+def mixers_table(document: dict[str, Any]) -> str:
+    """The document of `--mixers`."""
+    lines = [f"{name} {rate:.3g}" for name, rate in document["machine"].items()]
+    lines += [f"{'':<66} {'measured':>12} {'floor':>12} {'ratio':>7}", *_of_mixers(document["mixers"])]
+    return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
+
+
+def _of_mixers(found: dict[str, Any]) -> list[str]:
+    lines = [f"own and published kernels: {found['stopped']}"] if "stopped" in found else []
+    for row in found.get("rows", ()):
+        lines += [
+            _line(f"one mixer, {row['tokens']:,} tokens, {name} kernels", row[name]) for name in ("own", "published")
+        ]
+        lines.append(
+            f"published / own {row['published_over_own']:.2f}x; apart at most {row['outputs_apart_in_std']:.3f} std, "
+            f"states {row['states_apart_in_std']:.3f}"
+        )
+    return lines
 
 
 def loading_table(found: dict[str, Any]) -> str:

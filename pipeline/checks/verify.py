@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.checks.pictures import PicturesGolden
-from pipeline.models.load import load_net, system_of
+from pipeline.gpu.dispatch import backend
+from pipeline.models.load import choose_kernels, load_net, system_of
 from pipeline.models.system import Golden
 from pipeline.stream import UserError
 from pipeline.weights.checkpoint import DTYPES, read_config
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints one line a tensor and a last line of JSON. Returns 0, or 1 past a tolerance."""
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    choose_kernels()
     golden = read(Path(args.golden), device, DTYPES[args.dtype], args.int8)
     exact, between = TOLERANCES[args.dtype]
     rows = list(compare(golden, args.chunks, args.seed, ROUNDED if args.int8 else exact, between))
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "int8": args.int8,
         "device": device.type,
+        "kernels": backend(device),
         "ok": ok,
         "tensors": rows,
     }

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of the answer at most")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the answer")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     _check_file(args.video, args.fps)
     viewers = [_viewer(args.model, options)]
     if args.compare:
-        viewers.append(_viewer(args.compare, ModelOptions()))
+        viewers.append(_viewer(args.compare, ModelOptions(kernels=options.kernels)))
     _watch_file(viewers, args, until)
     answers = [_answer(viewer, question, sampling, args) for viewer in viewers]
     if args.json:
@@ -176,6 +176,7 @@ def _document(viewer: Viewer, answer: Answer) -> dict[str, Any]:
     state = viewer.state
     return {
         "model": viewer.engine.name,
+        "backend": viewer.engine.backend,
         "answer": answer.text,
         "asked_at": answer.asked_at,
         "seen_until": answer.seen_until,

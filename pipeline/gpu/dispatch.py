@@ -1,4 +1,4 @@
-"""The one place that chooses between the own Triton kernels and plain torch code, which is always right.
+"""The one place that chooses who computes: the own Triton kernels, the published ones, or plain torch, always right.
 
 Callers ask for the kernels that can run a call and fall back to their own plain code when there are none:
 
@@ -6,20 +6,24 @@ Callers ask for the kernels that can run a call and fall back to their own plain
         return kernels.rms_norm(x, self.weight, self.eps)
     ...  # plain torch
 
-`pipeline/gpu/kernels.py` lists all kernels, each with its plain twin. Where a GPU is there and its kernels were to be
-expected but cannot run, that is logged once with the reason. VAMBA_LIVE_KERNELS=off forbids the kernels.
+    own         `pipeline/gpu/kernels.py` lists them, each with its plain twin
+    published   mamba-ssm and causal-conv1d run the mixers (`pipeline/gpu/published.py`), all else is as with own
+    torch       no kernels at all
+    auto        what runs of these, in this order; the scan of Mamba-1, which has no own kernel, by the published one
+
+The choice is the whole process's. Where kernels were to be expected on a GPU but cannot run, that is logged once with
+the reason.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,18 +32,68 @@ from pipeline.gpu.device import TILE, gpu_size
 
 log = logging.getLogger(__name__)
 
-Choice = Literal["own", "torch"]
+CHOICES = ("auto", "own", "published", "torch")
+VARIABLE = "VAMBA_KERNELS"  # says it where nobody calls `choose`
 LEAST_CAPABILITY = (8, 0)  # tensor cores that know bf16
 LARGEST_HEAD, LARGEST_STATE = 128, 256  # of a mixer: wider ones do not fit one tile
 LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
 LARGEST_CONV = 4  # width of the convolution
 HEAD_WIDTHS = (16, 32, 64, 128)  # of attention
-_override: Choice | None = None
+_chosen: str | None = None  # by `choose`
+_override: str | None = None
+
+
+class Refused(ValueError):
+    """A choice that cannot be. The message is one sentence of cause, consequence and cure."""
+
+
+def choose(kernels: str | None = None, environment: Mapping[str, str] = os.environ) -> None:
+    """Lets these kernels (of CHOICES) compute from now on. None: what was chosen before, or what VAMBA_KERNELS says.
+
+    Raises Refused where there is no such choice, or where it cannot run on this machine; then nothing changes.
+    """
+    global _chosen
+    wanted = kernels or _chosen or environment.get(VARIABLE) or CHOICES[0]
+    if wanted not in CHOICES:
+        known = f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
+        raise Refused(f"There are no kernels called {wanted[:40]!r}, so nothing was done; choose {known}.")
+    require(wanted)
+    _chosen = wanted
+
+
+def require(kernels: str) -> None:
+    """Refused unless these kernels run on this machine."""
+    missing = _own() if kernels == "own" else _published() if kernels == "published" else None
+    if isinstance(missing, str):
+        cure = "choose auto, or see requirements-gpu.txt" if kernels == "published" else "choose auto or torch"
+        raise Refused(f"The {kernels} kernels cannot run here ({missing}), so nothing was done; {cure}.")
+
+
+def chosen() -> str:
+    """What runs the mixers on this machine's GPU: "own", "published" or "torch"."""
+    if (wanted := _wanted()) != "auto":
+        return wanted
+    if isinstance(_own(), ModuleType):
+        return "own"
+    return "published" if isinstance(_published(), ModuleType) else "torch"
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the own kernels run there, for whatever part of a model."""
+    return device.type == "cuda" and _wanted() != "torch" and isinstance(_own(), ModuleType)
+
+
+def backend(device: torch.device) -> str:
+    """Which code runs the mixers there, in words for the page, `ask --json` and the bench."""
+    used = chosen() if device.type == "cuda" or _override else "torch"
+    if used == "published" and isinstance(found := _published(), ModuleType):
+        return found.NAME
+    return {"own": "Triton kernels", "published": "published kernels", "torch": "plain torch"}[used]
 
 
 @contextmanager
-def override(choice: Choice) -> Iterator[None]:
-    """For tests: everything by kernels, on whatever device (Triton's interpreter runs them on a CPU), or nothing."""
+def override(choice: str) -> Iterator[None]:
+    """For tests and the bench: these, on whatever device (Triton's interpreter runs kernels on a CPU)."""
     global _override
     before, _override = _override, choice
     try:
@@ -53,28 +107,36 @@ def kernels_for(x: Tensor) -> ModuleType | None:
 
     Triton launches on the current device, whatever device the tensors are on.
     """
-    if x.dtype == torch.float64 or torch.is_grad_enabled() or _override == "torch":
+    if not _inferred(x) or _wanted() == "torch":
         return None
     if _override == "own":
         return import_module("pipeline.gpu.kernels")
-    if not x.is_cuda or (kernels := _installed()) is None:
-        return None
-    if x.device.index != torch.cuda.current_device():
-        _tell(f"Tensors lie on {x.device}, which is not the current GPU")
-        return None
-    return kernels
+    return _here(x, _own()) if x.is_cuda else None
 
 
 def mixer_kernels(x: Tensor, conv: Tensor, ssm: Tensor, groups: int) -> ModuleType | None:
-    """The same for a Mamba-2 mixer on `x`, with its carried states (see `kernels.mixer`)."""
-    if (kernels := kernels_for(x)) is None:
+    """What can run a Mamba-2 mixer on `x`, with its carried states: `mixer`, `causal_conv`, `ssd` and `gated_norm`.
+
+    That is `pipeline.gpu.kernels` or, of the same names and arguments, `pipeline.gpu.published`.
+    """
+    published = chosen() == "published"
+    if (kernels := _published_for(x) if published else kernels_for(x)) is None:
         return None
     (_, heads, P, N), width = ssm.shape, conv.shape[1] + 1
     fits = P <= LARGEST_HEAD and N <= LARGEST_STATE and heads * P // groups <= LARGEST_ROW and width <= LARGEST_CONV
-    if not fits or not (gpu_size(x.device)[1] or N * x.itemsize <= 256):
+    if not fits or not (published or gpu_size(x.device)[1] or N * x.itemsize <= 256):
         _tell(f"A mixer with heads of {P}, states of {N}, {groups} groups and a convolution of {width} is too large")
         return None
     return kernels
+
+
+def clip_kernels(x: Tensor) -> ModuleType | None:
+    """What can run the scan of a Mamba-1 mixer over closed clips: `selective_scan`. There is no own kernel for it."""
+    wanted = _wanted()
+    if wanted != "published" and (wanted != "auto" or isinstance(_published(), str)):
+        return None
+    kernels = _published_for(x)
+    return kernels if kernels is not None and kernels.scans_clips() else None
 
 
 def attention_kernels(q_HQP: Tensor, slots: int, block_slots: int) -> ModuleType | None:
@@ -89,25 +151,57 @@ def attention_kernels(q_HQP: Tensor, slots: int, block_slots: int) -> ModuleType
     return kernels
 
 
-def backend() -> str:
-    """Which code runs the mixers on this machine, in words for the page and the bench."""
-    chosen = _override or ("own" if _installed() else "torch")
-    return "Triton kernels" if chosen == "own" else "plain torch"
+def _wanted() -> str:
+    return _override or _chosen or os.environ.get(VARIABLE) or CHOICES[0]
+
+
+def _inferred(x: Tensor) -> bool:
+    """No kernel knows fp64 or gradients."""
+    return x.dtype != torch.float64 and not torch.is_grad_enabled()
+
+
+def _published_for(x: Tensor) -> ModuleType | None:
+    if not _inferred(x):
+        return None
+    if _override == "published":
+        return import_module("pipeline.gpu.published")
+    return _here(x, _published()) if x.is_cuda else None
+
+
+def _here(x: Tensor, found: ModuleType | str) -> ModuleType | None:
+    """These kernels, if tensors lie where they would be launched; otherwise it is told why not."""
+    if isinstance(found, str):
+        if torch.cuda.is_available():
+            _tell(found[:1].upper() + found[1:])
+        return None
+    if x.device.index != torch.cuda.current_device():
+        _tell(f"Tensors lie on {x.device}, which is not the current GPU")
+        return None
+    return found
 
 
 @cache
-def _installed() -> ModuleType | None:
-    """The kernels, if this machine can run them. Found out once."""
-    if os.environ.get("VAMBA_LIVE_KERNELS", "on") == "off" or not torch.cuda.is_available():
-        return None
+def _own() -> ModuleType | str:
+    """The own kernels, or why they cannot run on this machine. Found out once."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU"
     if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        _tell(f"{torch.cuda.get_device_name()} is older than compute capability 8")
-        return None
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8"
     try:
         return import_module("pipeline.gpu.kernels")
     except ImportError as error:  # no Triton (as on Windows)
-        _tell(f"Triton cannot be imported ({error})")
-        return None
+        return f"Triton cannot be imported: {error}"
+
+
+@cache
+def _published() -> ModuleType | str:
+    """The published kernels, or why they cannot run on this machine. Found out once."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU"
+    try:
+        return import_module("pipeline.gpu.published")
+    except ImportError as error:
+        return f"mamba-ssm cannot be imported: {error}"
 
 
 @cache

@@ -11,9 +11,9 @@ Forward only: training runs the torch code. Every kernel has plain torch code be
     add_layer_norm, quick_gelu    towers/qwen.py: _add_norm, _mlp
     int8_linear                   layers/int8.py: Int8Linear.forward
 
-Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time or a download at run
-time, and none of them joins what belongs together here: the convolution with its carried tail, the scan with carried
-states, the gate with the norm, and one query's attention over a memory that lies in many blocks.
+Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time, and none of them joins
+what belongs together here: the scan with the gate and the norm, and one query's attention over a memory that lies in
+many blocks. Where they are installed they can run the mixers instead (`published.py`).
 """
 
 from pipeline.gpu.attention import attend, slot_weights

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.gpu.convolution import causal_conv
 from pipeline.gpu.device import TILE, gpu_size, precision
 from pipeline.gpu.pointwise import gated_norm
+from pipeline.gpu.scan_inputs import ScanInputs
 
 SSD_BLOCK = 256
 # Lengths are not specialised on (`do_not_specialize`): a kernel compiled anew in mid-stream is a second of silence.
@@ -47,14 +48,13 @@ def mixer(
     out-projection unchanged and is multiplied where the residual is added (`scaled_rows`). Where the sums are None, y
     is whole.
     """
-    (_, heads, P, N), inner = ssm_BHPN.shape, ssm_BHPN.shape[1] * ssm_BHPN.shape[2]
+    (_, heads, P, N) = ssm_BHPN.shape
+    inner = heads * P
     z, xBC, dt = projected_BTE.split([inner, inner + 2 * groups * N, heads], dim=-1)
     xBC, tail = causal_conv(xBC, conv_BKC, conv_weight, conv_bias)
-    x, B, C = xBC.split([inner, groups * N, groups * N], dim=-1)
     late = defer_norm and groups == 1 and not norm_before_gate
     gate = (z, norm_weight) if late and norm_weight is not None else None
-    B, C = B.unflatten(-1, (groups, N)), C.unflatten(-1, (groups, N))
-    y, ssm, squares = ssd(x.unflatten(-1, (heads, P)), dt, dt_bias, A_log, B, C, ssm_BHPN, D, dt_limit, gate)
+    y, ssm, squares = ssd(ScanInputs.of_rows(xBC, dt, dt_bias, A_log, ssm_BHPN, D, groups, dt_limit), gate)
     y = y.flatten(-2)
     if gate is not None:
         return y, squares, tail, ssm
@@ -63,21 +63,8 @@ def mixer(
     return gated_norm(y, z, norm_weight, groups, eps, norm_before_gate), None, tail, ssm
 
 
-def ssd(
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    dt_bias_H: Tensor,
-    A_log_H: Tensor,
-    B_BTGN: Tensor,
-    C_BTGN: Tensor,
-    ssm_BHPN: Tensor,
-    D: Tensor | None,
-    dt_limit: tuple[float, float],
-    gate: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `layers/mamba2.py: ssd`, with softplus, limits and the skip D inside.
-
-    x, B, C may be slices, contiguous in their widths.
+def ssd(inputs: ScanInputs, gate: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `layers/mamba2.py: scan`: y (B, T, H, P), the state after the last token, and sums of squares.
 
     gate: z (B, T, H * P) and a norm's weight (H * P,), or None. With it outputs are y silu(z) weight, and the third
     tensor, (B, T, H) in fp32, holds the sums of squares of y silu(z) over each head; it is empty without.
@@ -85,6 +72,7 @@ def ssd(
     Four kernels (arXiv 2405.21060, section 6): step sizes and their sums; the state at the beginning of each block of
     L tokens, walked in order; C B^T of each block, which the heads of a group share; the outputs.
     """
+    x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit = inputs
     (batch, T, heads, P), (groups, N) = x_BTHP.shape, B_BTGN.shape[2:]
     L = min(SSD_BLOCK, max(TILE, triton.next_power_of_2(T)))
     blocks = triton.cdiv(T, L)

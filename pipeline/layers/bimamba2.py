@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipeline.gpu.dispatch import mixer_kernels
+from pipeline.gpu.scan_inputs import ScanInputs
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, causal_conv, scan
 
 
@@ -32,13 +33,11 @@ class BidirectionalMamba2(Mamba2Mixer):
     def _direction(self, rows: Tensor, conv: nn.Conv1d, dt_bias: Tensor, A_log: Tensor, D: Tensor) -> Tensor:
         """Gated and normalised outputs (B, T, d_inner) of one direction, from zeros."""
         cfg, start = self.cfg, self.start(len(rows))
-        kernels, width = mixer_kernels(rows, *start, cfg.ngroups), cfg.ngroups * cfg.d_state
+        kernels = mixer_kernels(rows, *start, cfg.ngroups)
         z, xBC, dt = rows.split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         convolve = kernels.causal_conv if kernels else causal_conv
         xBC, _ = convolve(xBC, start.conv, conv.weight, conv.bias)
-        x, B, C = xBC.split([cfg.d_inner, width, width], dim=-1)
-        x = x.unflatten(-1, (cfg.nheads, cfg.headdim))
-        B, C = (part.unflatten(-1, (cfg.ngroups, cfg.d_state)) for part in (B, C))
-        y, _ = scan(kernels, x, dt, dt_bias, A_log, B, C, start.ssm, D, cfg.dt_limit, cfg.ssd_block)
+        inputs = ScanInputs.of_rows(xBC, dt, dt_bias, A_log, start.ssm, D, cfg.ngroups, cfg.dt_limit)
+        y, _ = scan(kernels, inputs, cfg.ssd_block)
         assert self.norm is not None  # the published one always has it
-        return self.norm(y.flatten(-2), z)
+        return self.norm(y.flatten(-2), z, kernels)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gpu.dispatch import kernels_for
+from pipeline.gpu.dispatch import clip_kernels, kernels_for
 from pipeline.layers.mamba2 import causal_conv
 
 
@@ -26,6 +26,8 @@ def selective_scan(
     In fp32 or better. The tokens lie in about sqrt(T) blocks that are walked side by side: once from zeros for what
     each block adds and decays, then from the states at their beginnings. 3 sqrt(T) steps instead of T.
     """
+    if kernels := clip_kernels(u_BTGC):
+        return kernels.selective_scan(u_BTGC, dt_BTGC, A_GCN, B_BTGN, C_BTGN, D_GC)
     wide, T = torch.promote_types(u_BTGC.dtype, torch.float32), u_BTGC.shape[1]
     block = math.isqrt(T - 1) + 1
     u, dt, B, C = (

@@ -5,8 +5,8 @@ State-space duality (SSD), "Transformers are SSMs", arXiv 2405.21060. What publi
 into chunks never changes its results. Two things are carried, both small and constant: the last `d_conv - 1` rows
 that entered the convolution (before its activation), and the SSM state of every head, in fp32 or better.
 
-The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA inference goes through the Triton kernels
-of `pipeline/gpu/mixer.py` where they run (`gpu/dispatch.py` chooses).
+The same pure-torch code trains (autograd) and infers on CPU and CUDA; on CUDA inference goes through the kernels that
+`gpu/dispatch.py` chooses: the own ones of `gpu/mixer.py` or the published ones of `gpu/published.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.gpu.dispatch import mixer_kernels
+from pipeline.gpu.scan_inputs import ScanInputs
 
 BLOCKS_PER_PASS = 64  # SSD blocks handled at once; bounds the (blocks x blocks) decay matrix of eq. 20
 
@@ -119,10 +120,8 @@ class Mamba2Mixer(nn.Module):
             return self.by_kernels(kernels, u_BTD, state, residual_BTD)
         z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
-        x, B, C = xBC.split([cfg.d_inner, cfg.ngroups * cfg.d_state, cfg.ngroups * cfg.d_state], dim=-1)
-        x = x.unflatten(-1, (cfg.nheads, cfg.headdim))
-        B, C = (part.unflatten(-1, (cfg.ngroups, cfg.d_state)) for part in (B, C))
-        y, ssm = scan(None, x, dt, self.dt_bias, self.A_log, B, C, state.ssm, self.D, cfg.dt_limit, cfg.ssd_block)
+        inputs = ScanInputs.of_rows(xBC, dt, self.dt_bias, self.A_log, state.ssm, self.D, cfg.ngroups, cfg.dt_limit)
+        y, ssm = scan(None, inputs, cfg.ssd_block)
         y = y.flatten(-2)
         y = self.norm(y, z) if self.norm is not None else y * F.silu(z)
         out = self.out_proj(y)
@@ -131,7 +130,7 @@ class Mamba2Mixer(nn.Module):
     def by_kernels(
         self, kernels: ModuleType, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
     ) -> tuple[Tensor, MixerState]:
-        """`forward` by `pipeline.gpu.kernels`: the same within the rounding of the model's type."""
+        """`forward` by what `mixer_kernels` gave: the same within the rounding of the model's type."""
         cfg = self.cfg
         y, squares, conv, ssm = kernels.mixer(
             self.in_proj(u_BTD),
@@ -164,7 +163,10 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(cfg.d_inner))
         self.groups, self.eps, self.norm_before_gate = cfg.ngroups, cfg.norm_eps, cfg.norm_before_gate
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+    def forward(self, y: Tensor, z: Tensor, kernels: ModuleType | None = None) -> Tensor:
+        """kernels: what `mixer_kernels` gave."""
+        if kernels is not None:
+            return kernels.gated_norm(y, z, self.weight, self.groups, self.eps, self.norm_before_gate)
         wide = torch.promote_types(y.dtype, torch.float32)
         y_wide, gate = y.to(wide), F.silu(z.to(wide))
         if not self.norm_before_gate:
@@ -190,30 +192,19 @@ def causal_conv(x_BTC: Tensor, tail_BKC: Tensor, weight_C1W: Tensor, bias_C: Ten
     return out, rows[:, T:].clone()  # the newest width - 1 rows; a view would keep the whole chunk alive
 
 
-def scan(
-    kernels: ModuleType | None,
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    dt_bias_H: Tensor,
-    A_log_H: Tensor,
-    B_BTGN: Tensor,
-    C_BTGN: Tensor,
-    ssm_BHPN: Tensor,
-    D: Tensor | None,
-    dt_limit: tuple[float, float] = (0.0, math.inf),
-    block: int = 256,
-) -> tuple[Tensor, Tensor]:
-    """`ssd` from what a network holds: step sizes before their softplus, logarithms of decays, a skip D (H or H * P).
+def scan(kernels: ModuleType | None, inputs: ScanInputs, block: int = 256) -> tuple[Tensor, Tensor]:
+    """y (B, T, H, P) in x's dtype and the state after the last token.
 
-    kernels: what `mixer_kernels` gave. Returns y (B, T, H, P) in x's dtype and the state after the last token.
+    kernels: what `mixer_kernels` gave. Otherwise by `ssd`, after softplus and limits, and with the skip.
     """
     if kernels is not None:
-        return kernels.ssd(x_BTHP, dt_BTH, dt_bias_H, A_log_H, B_BTGN, C_BTGN, ssm_BHPN, D, dt_limit)[:2]
-    wide = ssm_BHPN.dtype
-    dt = F.softplus(dt_BTH.to(wide) + dt_bias_H.to(wide)).clamp(*dt_limit)
-    y, ssm = ssd(x_BTHP, dt, -A_log_H.to(wide).exp(), B_BTGN, C_BTGN, ssm_BHPN, block)
-    if D is not None:
-        y = y + x_BTHP * D.to(y.dtype).view(x_BTHP.shape[2], -1)
+        return kernels.ssd(inputs)[:2]
+    x, wide = inputs.x_BTHP, inputs.ssm_BHPN.dtype
+    dt = F.softplus(inputs.dt_BTH.to(wide) + inputs.dt_bias_H.to(wide)).clamp(*inputs.dt_limit)
+    A = -inputs.A_log_H.to(wide).exp()
+    y, ssm = ssd(x, dt, A, inputs.B_BTGN, inputs.C_BTGN, inputs.ssm_BHPN, block)
+    if inputs.D is not None:
+        y = y + x * inputs.D.to(y.dtype).view(x.shape[2], -1)
     return y, ssm
 
 

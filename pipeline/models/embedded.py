@@ -83,7 +83,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
 
     @property
     def backend(self) -> str:
-        return f"{self.device.type}, text {str(self._text_dtype).removeprefix('torch.')}; {backend()}"
+        return f"{self.device.type}, text {str(self._text_dtype).removeprefix('torch.')}; {backend(self.device)}"
 
     def chunk_frames(self, backlog: int) -> int:
         """One live; eight when catching up: twice as quick a frame on CPU, and more gains nothing."""

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError  # transformers checks its configs with it
 from torch import nn
 
+from pipeline.gpu import dispatch
 from pipeline.models import systems
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
@@ -35,9 +36,10 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: `ModelOptions` (pipeline/options.py), of systems that take them.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them; `kernels` with any, for the whole process.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
+    choose_kernels(options.pop("kernels", None))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
@@ -50,6 +52,16 @@ def load(
     net = load_net(folder, config, device, dtype, for_use=True, int8=given.int8)
     assert system.wrap is not None  # its record was checked
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
+
+
+def choose_kernels(kernels: str | None = None) -> None:
+    """Who computes in this process from now on; UserError where it cannot. None: as before, or as the variable says."""
+    if kernels is not None:
+        ModelOptions.checked({"kernels": kernels})
+    try:
+        dispatch.choose(kernels)
+    except dispatch.Refused as error:
+        raise UserError(str(error)) from None
 
 
 def check(name: str) -> None:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.gpu.dispatch import mixer_kernels
+from pipeline.gpu.scan_inputs import ScanInputs
 from pipeline.layers.mamba2 import MixerState, causal_conv, scan
 from pipeline.layers.norms import RMSNorm
 from pipeline.layers.rotary import rotary_tables
@@ -134,7 +135,7 @@ class DistilledMixer(nn.Module):
         vkq, tail = convolve(vkq, state.conv, self.conv1d.weight, self.conv1d.bias)
         v, k, q = vkq.unflatten(-1, (-1, self.head_dim)).split([self.kv_heads, self.kv_heads, self.heads], dim=2)
         v, k = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (v, k))
-        y, ssm = scan(kernels, v, dt, self.dt_bias, self.A_log_bias, k, q, state.ssm, None, block=SSD_BLOCK)
+        y, ssm = scan(kernels, ScanInputs(v, dt, self.dt_bias, self.A_log_bias, k, q, state.ssm), SSD_BLOCK)
         y = self.g_norm_swish_gate(y) * F.silu(gate.unflatten(-1, (self.heads, -1)))
         return self.o_proj(y.flatten(2)), MixerState(tail, ssm)
 

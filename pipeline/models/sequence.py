@@ -170,7 +170,7 @@ class SequenceModel(Model[Told]):
     @property
     def backend(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.device.type}, {kind}; {backend() if self._opened else 'torch attention'}"
+        return f"{self.device.type}, {kind}; {backend(self.device) if self._opened else 'torch attention'}"
 
     def chunk_frames(self, backlog: int) -> int:
         """Live: one unit. Catching up: the more the better until the kernels are full."""

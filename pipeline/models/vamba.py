@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.gpu.device import sent
-from pipeline.gpu.dispatch import backend
+from pipeline.gpu.dispatch import backend, has_kernels
 from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.int8 import Int8Linear
@@ -86,9 +86,9 @@ class VambaModel(Model[VambaInner]):
 
     @property
     def backend(self) -> str:
-        kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend()
+        kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend(self.device)
         kind += ", weights in 8 bits" if isinstance(self.net.lm_head, Int8Linear) else ""
-        if "Triton" in used and self.device.type == "cuda" and not self._recordings.tapes.off:
+        if has_kernels(self.device) and not self._recordings.tapes.off:
             used += ", recorded"
         return f"{self.device.type}, {kind}; {used}"
 

@@ -12,19 +12,23 @@ import torch
 from pipeline.gpu import dispatch
 
 KERNELS = ModuleType("pipeline.gpu.kernels")
+FOUND_OUT = (dispatch._own, dispatch._published, dispatch._tell)
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def afresh():
-    """Nothing found out or told by earlier tests, and none of this stays."""
+def afresh(monkeypatch):
+    """Nothing found out, told or chosen by earlier tests or outside, and none of this stays."""
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(dispatch, "_chosen", None)
     yield from _afresh()
 
 
 def _afresh():
-    for found in (dispatch._installed, dispatch._tell):
+    for found in FOUND_OUT:
         found.cache_clear()
     yield
-    for found in (dispatch._installed, dispatch._tell):
+    for found in FOUND_OUT:
         found.cache_clear()
 
 
@@ -37,7 +41,17 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(dispatch, "gpu_size", lambda device: (264, True))
     monkeypatch.setitem(sys.modules, "pipeline.gpu.kernels", KERNELS)
+    monkeypatch.setitem(sys.modules, "pipeline.gpu.published", None)
     return monkeypatch
+
+
+@pytest.fixture
+def with_packages(a_gpu):
+    """The same, with mamba-ssm and causal-conv1d, of which only the names are real."""
+    published = ModuleType("pipeline.gpu.published")
+    published.NAME, published.scans_clips = "theirs", lambda: True
+    a_gpu.setitem(sys.modules, "pipeline.gpu.published", published)
+    return published
 
 
 def tensor(shape=(1, 3, 32), dtype=torch.float32, gpu=True, index=0):
@@ -49,7 +63,7 @@ def tensor(shape=(1, 3, 32), dtype=torch.float32, gpu=True, index=0):
 
 @torch.no_grad()
 def test_kernels_run_on_the_current_gpu_only(a_gpu, caplog):
-    assert dispatch.kernels_for(tensor()) is KERNELS and dispatch.backend() == "Triton kernels"
+    assert dispatch.kernels_for(tensor()) is KERNELS and dispatch.backend(GPU) == "Triton kernels"
     assert dispatch.kernels_for(tensor(gpu=False)) is None
     assert dispatch.kernels_for(tensor(dtype=torch.float64)) is None
     with torch.enable_grad():
@@ -63,7 +77,7 @@ def test_kernels_run_on_the_current_gpu_only(a_gpu, caplog):
 @torch.no_grad()
 def test_without_a_gpu_nothing_is_said(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert dispatch.kernels_for(tensor()) is None and dispatch.backend() == "plain torch" and not caplog.records
+    assert dispatch.kernels_for(tensor()) is None and dispatch.backend(GPU) == "plain torch" and not caplog.records
 
 
 @torch.no_grad()
@@ -79,13 +93,83 @@ def test_a_gpu_without_kernels_is_told_once(what, said, a_gpu, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert dispatch.kernels_for(tensor()) is None
-    assert len(caplog.records) == 1 and said in caplog.text and dispatch.backend() == "plain torch"
+    assert len(caplog.records) == 1 and said in caplog.text and dispatch.backend(GPU) == "plain torch"
 
 
 @torch.no_grad()
 def test_the_environment_forbids_them(a_gpu, caplog):
-    a_gpu.setenv("VAMBA_LIVE_KERNELS", "off")
-    assert dispatch.kernels_for(tensor()) is None and dispatch.backend() == "plain torch" and not caplog.records
+    a_gpu.setenv("VAMBA_KERNELS", "torch")
+    assert dispatch.kernels_for(tensor()) is None and dispatch.backend(GPU) == "plain torch" and not caplog.records
+
+
+@torch.no_grad()
+def test_auto_is_own_then_published_then_torch(with_packages, a_gpu):
+    fits = tensor(), torch.empty(1, 3, 8, device="meta"), torch.empty(1, 8, 64, 128, device="meta"), 1
+    assert dispatch.chosen() == "own" and dispatch.mixer_kernels(*fits) is KERNELS
+    assert dispatch.clip_kernels(tensor()) is with_packages, "there is no own kernel for it"
+    assert dispatch.backend(GPU) == "Triton kernels" and dispatch.backend(CPU) == "plain torch"
+    for found in FOUND_OUT:
+        found.cache_clear()
+    a_gpu.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert dispatch.chosen() == "published" and dispatch.mixer_kernels(*fits) is with_packages
+    assert dispatch.kernels_for(tensor()) is None and dispatch.backend(GPU) == "theirs"
+    for found in FOUND_OUT:
+        found.cache_clear()
+    a_gpu.setitem(sys.modules, "pipeline.gpu.published", None)
+    assert dispatch.chosen() == "torch" and dispatch.mixer_kernels(*fits) is None
+
+
+@torch.no_grad()
+def test_what_is_chosen_computes(with_packages, a_gpu):
+    fits = tensor(), torch.empty(1, 3, 8, device="meta"), torch.empty(1, 8, 64, 128, device="meta"), 1
+    ran = {"own": (KERNELS, KERNELS, None), "published": (KERNELS, with_packages, with_packages), "torch": (None,) * 3}
+    for choice, kernels in ran.items():
+        for chosen_by in ("call", "variable"):
+            a_gpu.setattr(dispatch, "_chosen", None)
+            a_gpu.setenv("VAMBA_KERNELS", choice if chosen_by == "variable" else "own")
+            dispatch.choose(choice if chosen_by == "call" else None)
+            assert dispatch.chosen() == choice
+            assert (
+                dispatch.kernels_for(tensor()),
+                dispatch.mixer_kernels(*fits),
+                dispatch.clip_kernels(tensor()),
+            ) == kernels
+            assert dispatch.has_kernels(GPU) == (choice != "torch") and not dispatch.has_kernels(CPU)
+    dispatch.choose("published")
+    dispatch.choose()  # a second model, of which nothing is said
+    assert dispatch.chosen() == "published"
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        ("own", r"own kernels cannot run here \(Triton cannot be imported.*\), so nothing was done; choose"),
+        (
+            "published",
+            r"published kernels cannot run here \(mamba-ssm cannot .*\), so nothing was done; choose auto, or see",
+        ),
+        ("fast", "no kernels called 'fast', so nothing was done; choose auto, own, published or torch"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(choice, why, a_gpu):
+    a_gpu.setitem(sys.modules, "pipeline.gpu.kernels", None)
+    dispatch.choose("torch")
+    with pytest.raises(dispatch.Refused, match=why):
+        dispatch.choose(choice)
+    assert dispatch.chosen() == "torch"
+    a_gpu.setattr(dispatch, "_chosen", None)
+    a_gpu.setenv("VAMBA_KERNELS", choice)
+    with pytest.raises(dispatch.Refused, match=why):
+        dispatch.choose()
+
+
+def test_without_a_gpu_only_torch_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for choice in ("own", "published"):
+        with pytest.raises(dispatch.Refused, match="there is no CUDA GPU"):
+            dispatch.choose(choice)
+    dispatch.choose("torch"), dispatch.choose("auto")
+    assert dispatch.chosen() == "torch"
 
 
 @torch.no_grad()
@@ -123,9 +207,9 @@ def test_memories_that_no_tile_fits_are_read_by_torch(width, slots, block_slots,
 @torch.no_grad()
 def test_a_test_may_choose_and_its_choice_ends(a_gpu):
     with dispatch.override("own"):
-        assert dispatch.kernels_for(torch.zeros(1)) is KERNELS and dispatch.backend() == "Triton kernels"
+        assert dispatch.kernels_for(torch.zeros(1)) is KERNELS and dispatch.backend(CPU) == "Triton kernels"
         with dispatch.override("torch"):
-            assert dispatch.kernels_for(tensor()) is None and dispatch.backend() == "plain torch"
+            assert dispatch.kernels_for(tensor()) is None and dispatch.backend(GPU) == "plain torch"
         assert dispatch.kernels_for(torch.zeros(1)) is KERNELS
     assert dispatch.kernels_for(torch.zeros(1)) is None
     with pytest.raises(ZeroDivisionError), dispatch.override("own"):

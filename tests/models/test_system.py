@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import pipeline
 from pipeline import Engine, Frame, Question, UserError, VideoChunk, models
 from pipeline.__main__ import main
+from pipeline.gpu import dispatch
 from pipeline.models.system import System, readme_table
 
 TOY = '''
@@ -128,6 +129,22 @@ def test_its_options_and_misfits_have_the_sentences_of_all_others(toy) -> None:
     save_file({"toy.weigh.weight": torch.eye(4)}, toy / "model.safetensors")
     with pytest.raises(UserError, match="1 of another shape"):
         pipeline.load(str(toy), "cpu")
+
+
+def test_whose_kernels_compute_is_chosen_with_every_system(toy, monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "_chosen", None)
+    pipeline.load(str(toy), "cpu", kernels="torch")
+    pipeline.load(str(toy), "cpu")
+    assert dispatch.chosen() == "torch"
+    with pytest.raises(UserError, match="kernels must be auto, own, published or torch, and 'fast' is not"):
+        pipeline.load(str(toy), "cpu", kernels="fast")
+    monkeypatch.setattr(dispatch, "_chosen", None)
+    monkeypatch.setenv("VAMBA_KERNELS", "fast")
+    with pytest.raises(UserError, match="no kernels called 'fast'"):
+        pipeline.load(str(toy), "cpu")
+    monkeypatch.setattr(dispatch, "_published", lambda: "it is not installed")
+    with pytest.raises(UserError, match=r"published kernels cannot run here \(it is not installed\)"):
+        pipeline.load(str(toy), "cpu", kernels="published")
 
 
 def test_it_is_verified(toy, capsys) -> None:
