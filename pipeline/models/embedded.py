@@ -33,10 +33,11 @@ from pipeline.memory.memory import Memory, Policy
 from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.composer import Composer, summary
-from pipeline.questions.index import index_log, read_index
+from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.questions.router import Router
+from pipeline.senses.sensed import Senses
 from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, Tokens, VideoChunk
 from pipeline.towers.frame_tower import FrameTower
 
@@ -70,8 +71,16 @@ class EmbeddedModel(Model[EmbeddedInner]):
         "things and finds moments; it misses small objects, fine actions and text."
     )
 
-    def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
+    def __init__(
+        self,
+        net: EmbeddedNet,
+        tower: FrameTower,
+        tokenizer: Any,
+        policy: Policy | None = None,
+        senses: Senses | None = None,
+    ):
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
+        self.senses = senses or Senses()
         self.router: Router | None = None  # without it the trained head tells what is asked
         self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
@@ -95,7 +104,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
             self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self._text_dtype, device, policy=self.policy
         )
         states = () if self.cfg.twin else self.net.vamba.start()
-        inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, FEATURES))
+        inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, self.senses.widths))
         return self._counted(StreamState(inner), inner)
 
     @property
@@ -113,6 +122,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
         tokens = self.net.frames(features, times.to(self.device)).flatten(0, 1)[None]
         memory, states, keys = self._see(tokens, times, state)
         novelty, newest = _novelty(features.pooled, state.inner.newest)
+        sensed = self.senses.see([frame.rgb for frame in chunk.frames], features)
         index = state.inner.index.append(
             time=times,
             key=keys.cpu(),
@@ -122,6 +132,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
             det_ids=features.det_ids.cpu(),
             det_scores=features.det_scores.cpu(),
             det_boxes=features.det_boxes.cpu(),
+            **{SENSED + name: numbers for name, numbers in sensed.items()},
         )
         before, memory = memory.dropped, memory.applied()
         index = index.drop_oldest((memory.dropped - before) // TOKENS)
@@ -169,7 +180,8 @@ class EmbeddedModel(Model[EmbeddedInner]):
 
     @cached_property
     def _maker(self) -> str:
-        return packing.fingerprint("embedded-twin" if self.cfg.twin else "embedded", self.net, self.tower)
+        kind = "embedded-twin" if self.cfg.twin else "embedded"
+        return packing.fingerprint(kind, self.net, self.tower, *self.senses.nets)
 
     def _dropped_note(self, frames: int) -> str:
         return f"The memory is full: the oldest {frames:,} frames are no longer in it." if frames else ""
@@ -214,75 +226,6 @@ class EmbeddedModel(Model[EmbeddedInner]):
     def start_text(self, cache: TextCache, memory: Memory) -> int:
         """The position of a question's first token: text and video share no positions."""
         return 0
-
-
-class EmbeddedTwin(EmbeddedModel):
-    """The transformer twin: the same tower, tokens, language model, data and steps, but full causal self-attention.
-
-    Video tokens run through the language model itself, which keeps their keys and values in every layer; text
-    attends to all of them. Its context is `limit` tokens; past it the oldest frames are dropped, counted and said.
-    """
-
-    name = "Transformer twin (embedded)"
-    about = (
-        "The same small language model and tower, but video tokens go through its full self-attention: "
-        "its memory grows in every layer and holds 13 minutes."
-    )
-    LIMIT = 8192
-
-    def __init__(self, net: EmbeddedNet, tower: FrameTower, tokenizer: Any, policy: Policy | None = None):
-        super().__init__(net, tower, tokenizer, policy or Policy("budget", self.LIMIT // TOKENS * TOKENS))
-
-    @property
-    def _memory_layers(self) -> int:
-        return self.cfg.vamba.n_layers
-
-    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState[EmbeddedInner]):
-        first = len(state.inner.memory) + state.inner.memory.dropped
-        memory, write = state.inner.memory.append(times.repeat_interleave(TOKENS))
-        positions = torch.arange(first, first + tokens_1TD.shape[1], device=self.device)
-        cfg, mask = self.cfg, self._visible(memory, tokens_1TD.shape[1]).to(self.device)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            write(layer, k[0], v[0])
-            keys, values = (torch.cat(part, 1)[None] for part in zip(*memory.blocks(layer, q.dtype)))
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
-
-        h = tokens_1TD.to(self._text_dtype)
-        h = self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer))
-        self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
-        last = slice(TOKENS - 1, None, TOKENS)
-        return memory, (), self.net.locator.keys(tokens_1TD[0, last], h[0, last])
-
-    def _visible(self, memory: Memory, queries: int) -> Tensor:
-        """(Q, S) what the newest tokens may attend to: what came before, no further back than the policy had kept by
-        then. Else a long chunk would see what its frames, watched one by one, no longer would."""
-        S, place = len(memory), torch.arange(queries)
-        frame = S - queries + place // TOKENS * TOKENS  # where the token's frame begins
-        oldest = torch.zeros(queries, dtype=torch.long)
-        policy = memory.policy
-        if policy.kind == "budget":
-            oldest = frame - int(policy.amount)
-        elif policy.kind == "window":
-            times = torch.from_numpy(memory.times)
-            oldest = torch.searchsorted(times, times[(frame - 1).clamp(min=0)] - 60 * policy.amount)
-        slot = torch.arange(S)
-        return (slot <= S - queries + place[:, None]) & (slot >= oldest[:, None])
-
-    def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
-        """No state to spoil, but every later frame attends to these keys: the newest slots tell of the whole chunk."""
-        *_, newest = [(), *state.inner.memory.log.views("k", "v")]
-        return all(bool(torch.isfinite(part).all()) for part in newest)
-
-    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
-        return None  # the whole video is in the cache already
-
-    def start_text(self, cache: TextCache, memory: Memory) -> int:
-        """Text goes on behind the video: its cache begins with the video's keys and values."""
-        for layer in range(self.cfg.vamba.n_layers):
-            for k, v in memory.blocks(layer, self._text_dtype):
-                cache.keep(layer, k[None], v[None])
-        return len(memory) + memory.dropped
 
 
 class Reading:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.layers.vamba import Vamba
-from pipeline.models.embedded import EmbeddedModel, EmbeddedTwin
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
+from pipeline.models.embedded_twin import EmbeddedTwin
 from pipeline.models.system import Row, System
 from pipeline.questions.router import Router
+from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
 from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
@@ -39,7 +41,7 @@ def load_embedded(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     del trained, weights
     give_back()
-    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer)
+    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer, None, Senses.load(assets, device))
     model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
     return model
 

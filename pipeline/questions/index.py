@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.memory.log import Field, Log
+from pipeline.senses.sensed import Sensed
 from pipeline.towers.frame_tower import FrameFeatures
+
+SENSED = "sensed "  # before a sense's name in the table's columns
 
 
 class Index(NamedTuple):
@@ -23,6 +28,7 @@ class Index(NamedTuple):
     starts: np.ndarray  # frame numbers at which a shot begins, the first frame included
     features: FrameFeatures
     until: float | None = None
+    sensed: Sensed = MappingProxyType({})  # what the senses keep of every frame, by their names
 
     @property
     def end(self) -> float:
@@ -41,15 +47,17 @@ class Index(NamedTuple):
         starts = self.starts[(self.starts > start) & (self.starts < stop)] - start
         features = FrameFeatures(*(column[start:stop] for column in self.features))
         until = self.until if stop == len(self.times) else None
-        return Index(self.times[start:stop], self.keys[start:stop], np.concatenate([[0], starts]), features, until)
+        sensed = {name: rows[start:stop] for name, rows in self.sensed.items()}
+        starts = np.concatenate([[0], starts])
+        return Index(self.times[start:stop], self.keys[start:stop], starts, features, until, sensed)
 
     def frames_of(self, shot: int) -> range:
         end = self.starts[shot + 1] if shot + 1 < len(self.starts) else len(self.times)
         return range(int(self.starts[shot]), int(end))
 
 
-def index_log(width: int, features: int, device: torch.device | str = "cpu") -> Log:
-    """An empty table of frames. 3.5 kB a frame."""
+def index_log(width: int, sensed: Mapping[str, int], device: torch.device | str = "cpu") -> Log:
+    """An empty table of frames. width: of a locate key; sensed: how many numbers each sense keeps. 1.9 kB a frame."""
     f32, i16 = torch.float32, torch.int16
     fields = {
         "time": Field((None,), torch.float64),
@@ -60,12 +68,13 @@ def index_log(width: int, features: int, device: torch.device | str = "cpu") -> 
         "det_ids": Field((None, 8), i16),
         "det_scores": Field((None, 8), f32),
         "det_boxes": Field((None, 8, 4), f32),
+        **{SENSED + name: Field((None, numbers), torch.float16) for name, numbers in sensed.items()},
     }
     return Log(fields, block_slots=512, device=device)
 
 
 def read_index(log: Log, cut: float, until: float | None = None) -> Index:
-    """The table of a snapshot that saw the video `until` there: an hour is 13 MB, so every question makes its own."""
+    """The table of a snapshot that saw the video `until` there: an hour is 7 MB, so every question makes its own."""
     columns = {name: log.tensor(name) for name in log.fields}
     blank = torch.zeros(0)
     features = FrameFeatures(
@@ -82,7 +91,8 @@ def read_index(log: Log, cut: float, until: float | None = None) -> Index:
     starts = np.flatnonzero(novelty > cut)
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([[0], starts])
-    return Index(columns["time"].numpy(), columns["key"], starts, features, until)
+    sensed = {name.removeprefix(SENSED): rows.numpy() for name, rows in columns.items() if name.startswith(SENSED)}
+    return Index(columns["time"].numpy(), columns["key"], starts, features, until, sensed)
 
 
 def spread(frames: range, at_most: int, around: int | None = None) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Colours of detected things, from the pixels of their boxes: shares of the eleven basic colour terms.
 
 Terms after Berlin and Kay (1969); a pixel's term is read off its hue, saturation and value by fixed borders. Of a box
-only the middle counts, where the thing covers most; of a person the chest, so that it is the clothes' colour.
+only the middle counts, where the thing covers most; of a person the chest, so that it is the clothes' colour. Where
+it is depends on how much of the person the box holds: of a portrait it is the lower part.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pipeline.towers.nanodet import KEPT
 
 TERMS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 PERSON = 0  # of COCO's categories
-MIDDLE, CHEST = (0.2, 0.2, 0.8, 0.8), (0.3, 0.25, 0.7, 0.55)  # left, top, right, bottom as shares of a box
+MIDDLE = (0.2, 0.2, 0.8, 0.8)  # left, top, right, bottom as shares of a box
+CHEST, PORTRAIT_CHEST = (0.3, 0.22, 0.7, 0.5), (0.05, 0.75, 0.95, 1.0)
+STANDING = 1.5  # height by width from which a person's box holds more than head and shoulders
+WHOLE, CENTRE = KEPT, KEPT + 1  # rows behind those of the detections
 SAMPLED = 32  # pixels a side that are looked at
-MOST = 0.45  # share from which a term is said
+MOST, SECOND, BOTH = 0.45, 0.25, 0.65  # shares from which a term, a second one, two together are said
 
 
 def terms(rgb: np.ndarray) -> np.ndarray:
@@ -66,33 +70,49 @@ def inside(rgb: np.ndarray, box: Sequence[float], part: Sequence[float]) -> np.n
     return rgb[ys[0] : ys[1], xs[0] : xs[1]]
 
 
-class Colours:
-    """A row of shares for each of a frame's eight detections, in their order, and one for the whole frame."""
+def part_of(id: int, box: Sequence[float], rgb: np.ndarray) -> tuple[float, float, float, float]:
+    """The part of a detection's box that counts."""
+    if id != PERSON:
+        return MIDDLE
+    left, top, right, bottom = box
+    high, wide = rgb.shape[:2]
+    return CHEST if (bottom - top) * high >= STANDING * (right - left) * wide else PORTRAIT_CHEST
 
-    name, cost_ms, width = "colours", 1.0, (KEPT + 1) * len(TERMS)
+
+class Colours:
+    """A row of shares for each of a frame's eight detections, in their order, for the whole frame and its middle."""
+
+    name, cost_ms, width = "colours", 1.0, (KEPT + 2) * len(TERMS)
 
     def see(self, frames: Sequence[np.ndarray], features: FrameFeatures) -> Tensor:
-        """(F, 99) float16."""
+        """(F, 110) float16."""
         rows = [self._frame(rgb, features, i) for i, rgb in enumerate(frames)]
         return torch.from_numpy(np.stack(rows)).half()
 
     def _frame(self, rgb: np.ndarray, features: FrameFeatures, i: int) -> np.ndarray:
         ids, boxes = features.det_ids[i].tolist(), features.det_boxes[i].tolist()
         found = [
-            shares(inside(rgb, box, CHEST if id == PERSON else MIDDLE)) if id >= 0 else np.zeros(len(TERMS))
+            shares(inside(rgb, box, part_of(id, box, rgb))) if id >= 0 else np.zeros(len(TERMS))
             for id, box in zip(ids, boxes, strict=True)
         ]
-        return np.concatenate([*found, shares(rgb)])
+        return np.concatenate([*found, shares(rgb), shares(inside(rgb, (0, 0, 1, 1), MIDDLE))])
 
-    def say(self, numbers: np.ndarray, detection: int | None = None) -> list[tuple[str, float]]:
-        """Terms of a detection (its place among the eight), or of the whole frame; numbers: (F, 99).
+    def say(self, numbers: np.ndarray, row: int = WHOLE) -> list[tuple[str, float]]:
+        """Terms of a detection (its place among the eight), of the WHOLE frame or its CENTRE; numbers: (F, 110)."""
+        return self.named(np.asarray(numbers, float).reshape(-1, KEPT + 2, len(TERMS))[:, row])
 
-        One term past MOST, or two that cover three quarters together, best first.
+    def row(self, numbers: np.ndarray, row: int) -> np.ndarray:
+        """(11,) shares of one row of one frame, (110,)."""
+        return np.asarray(numbers, float).reshape(KEPT + 2, len(TERMS))[row]
+
+    def named(self, found: np.ndarray) -> list[tuple[str, float]]:
+        """Terms of shares (n, 11): one past MOST, or two that cover BOTH together, or none; best first.
+
+        Beside one past MOST a second one is named where it has SECOND.
         """
-        row = KEPT if detection is None else detection
-        mean = np.asarray(numbers, float).reshape(-1, KEPT + 1, len(TERMS))[:, row].mean(0)
+        mean = found.mean(0)
         best = np.argsort(-mean)[:2]
-        if mean[best[0]] >= MOST:
-            return [(TERMS[best[0]], float(mean[best[0]]))]
-        both = mean[best].sum()
-        return [(TERMS[i], float(mean[i])) for i in best] if both >= 0.75 else []
+        if mean[best[0]] < MOST and mean[best].sum() < BOTH:
+            return []
+        said = best if mean[best[1]] >= SECOND else best[:1]
+        return [(TERMS[i], float(mean[i])) for i in said]

@@ -17,6 +17,7 @@ from pipeline.towers.frame_tower import FrameFeatures
 STEP = 4  # every fourth pixel both ways is looked at
 GREY, COLOURED = 4.0, 9.0  # spread (of 255) up to which a picture is black-and-white, and from which it is not
 DARK, BRIGHT = 0.22, 0.6  # mean of R, G and B, 0..1
+NIGHT = 0.04  # mean up to which a picture has no colours that could be told
 
 
 class Light:
@@ -32,7 +33,7 @@ class Light:
         """Says "black and white" or "in colour", "dark" or "bright"; in between neither. numbers: (F, 2)."""
         mean, spread = np.median(np.asarray(numbers, float), axis=0)
         said = []
-        if spread <= GREY or spread >= COLOURED:
+        if mean > NIGHT and (spread <= GREY or spread >= COLOURED):
             said.append(("black and white" if spread <= GREY else "in colour", 0.95))
         if mean <= DARK or mean >= BRIGHT:
             said.append(("dark" if mean <= DARK else "bright", 0.9))

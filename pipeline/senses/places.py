@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.towers.frame_tower import FrameFeatures
 
+NEVER = 1e4  # the floor of a word that is not to be said
 AT_ONCE = 4  # a picture past more floors than this is unlike all that was learnt: on average .6 are passed
 
 
@@ -45,17 +46,21 @@ class Places:
         self.floors, self.width = np.maximum(floors, 0.0), len(words)  # less likely than not: not said
 
     @classmethod
-    def load(cls, assets: Path) -> Places:
+    def load(cls, assets: Path, device: torch.device | str = "cpu") -> Places:
         """From `places.json` and `places.safetensors`. FileNotFoundError without them."""
         config = json.loads((assets / "places.json").read_text(encoding="utf-8"))
         head = PlacesHead(len(config["words"]))
         head.load_state_dict({k: w.float() for k, w in load_file(assets / "places.safetensors").items()})
-        return cls(head.requires_grad_(False), config["words"], config["floors"], config["people"])
+        return cls(head.requires_grad_(False).to(device), config["words"], config["floors"], config["people"])
 
     @torch.no_grad()
     def see(self, frames: object, features: FrameFeatures) -> Tensor:
         """(F, words) float16 logits."""
         return self.head(features.grid, features.pooled).cpu().half()
+
+    def says(self, word: str) -> bool:
+        """Whether it may ever say this word."""
+        return word in self.words and self.floors[self.words.index(word)] < NEVER
 
     def say(self, numbers: np.ndarray) -> list[tuple[str, float]]:
         """Words past their floor, with how far past on a scale where .5 is the floor. numbers: (F, words)."""

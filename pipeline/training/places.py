@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.senses.places import PlacesHead
+from pipeline.senses.places import NEVER, PlacesHead
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.data import Picture, pictures, read_all
 from pipeline.training.features import CLASSIFIER, batches, draw, render
 
 PRECISION, FALSE_ALARMS, COMMON, LEAST_HITS, FOLDS = 0.85, 0.01, 0.03, 20, 3
-NEVER = 1e4  # the floor of a word that is not to be said
 VIEWS, EPOCHS, BATCH, RATE = 4, 12, 256, 2e-3
 
 PLACES = {

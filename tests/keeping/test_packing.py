@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.memory.memory import Policy
-from pipeline.models.embedded import EmbeddedModel, EmbeddedTwin
+from pipeline.models.embedded import EmbeddedModel
+from pipeline.models.embedded_twin import EmbeddedTwin
 from pipeline.models.shipped import load_embedded
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, UserError, VideoChunk
 from pipeline.towers.frame_tower import ASSETS
@@ -52,7 +53,7 @@ def model_of(tiny_model, request) -> Callable[[str], Model]:
             return build(limit=20 if "drops" in name else None)
         twin = name.startswith("twin")
         of = request.getfixturevalue("shipped")[twin]
-        return (EmbeddedTwin if twin else EmbeddedModel)(of.net, of.tower, of.tokenizer, EMBEDDED[name])
+        return (EmbeddedTwin if twin else EmbeddedModel)(of.net, of.tower, of.tokenizer, EMBEDDED[name], of.senses)
 
     return make
 

@@ -12,8 +12,10 @@ from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.memory.memory import Policy
 from pipeline.models import embedded, shipped
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedModel, EmbeddedTwin, Reading
+from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedModel, Reading
 from pipeline.models.embedded_net import TOKENS
+from pipeline.models.embedded_twin import EmbeddedTwin
+from pipeline.questions.index import SENSED
 from pipeline.questions.locator import Locator
 from pipeline.questions.planner import Planner
 from pipeline.stream import Frame, Question, Sampling, UserError, VideoChunk
@@ -166,12 +168,22 @@ def test_cutting_changes_nothing(vamba, film, cut, seen, fine_keys):
         assert gap(a.ssm, b.ssm) < 1e-4 and gap(a.conv, b.conv) < 1e-4
     mine, theirs = state.inner.index, seen.inner.index
     for name in mine.fields:
-        close = 2e-3 if name == "key" else 1e-4  # a 16-bit key may round the other way
+        close = 2e-3 if mine.fields[name].dtype == torch.float16 else 1e-4  # 16 bits may round the other way
         assert gap(mine.tensor(name).double(), theirs.tensor(name).double()) < close, name
     assert (state.frames, state.seen_until, state.memory_bytes) == (seen.frames, seen.seen_until, seen.memory_bytes)
     assert [ask(vamba, state, q).text for q in (AT_FIVE, "What happened first?")] == [
         ask(vamba, seen, q).text for q in (AT_FIVE, "What happened first?")
     ]
+
+
+def test_the_senses_keep_the_same_however_it_is_cut(vamba, film, seen, cut):
+    """And they keep something of each picture: a sense that saw a chunk's first picture alone would differ."""
+    parts, own = watched(vamba, film, cut(FRAMES, 1)), watched(vamba, film, by(1, 0, 3)).inner.index
+    for name in vamba.senses.widths:
+        whole, cut_up = (state.inner.index.tensor(SENSED + name).float() for state in (seen, parts))
+        assert gap(cut_up, whole) < 2e-3 and gap(own.tensor(SENSED + name).float(), whole[:3]) < 2e-3, name
+        assert gap(whole[LENGTH : 2 * LENGTH], whole[:LENGTH]) > 0.05, f"{name}: the scenes differ"
+    assert set(vamba.senses.widths) == {"places", "colours", "light"}
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU does not compute in bf16")
@@ -207,7 +219,7 @@ def test_cutting_changes_nothing_for_the_twin_either(twin, film, fine_keys):
 
 @pytest.mark.parametrize("policy", [Policy("budget", 4 * TOKENS), Policy("window", 3.5 / 60)], ids=lambda p: p.kind)
 def test_cutting_changes_nothing_where_the_twin_forgets(twin, film, policy):
-    small, short = EmbeddedTwin(twin.net, twin.tower, twin.tokenizer, policy), film[4:14]
+    small, short = EmbeddedTwin(twin.net, twin.tower, twin.tokenizer, policy, twin.senses), film[4:14]
     few = [slice(0, 5), slice(5, 6), slice(6, 8), slice(8, 10)]  # frames are forgotten before the last one comes
     whole, parts = watched(small, short, [slice(0, 10)]), watched(small, short, few)
     assert whole.dropped == parts.dropped == 6
@@ -304,7 +316,7 @@ def test_a_summary_goes_through_the_scenes_in_order(vamba, seen):
 
 @pytest.mark.parametrize("policy", [Policy("budget", 85), Policy("window", 7.5 / 60)], ids=lambda p: p.kind)
 def test_a_limited_memory_drops_says_so_and_can_be_asked(vamba, film, policy):
-    small = EmbeddedModel(vamba.net, vamba.tower, vamba.tokenizer, policy)
+    small = EmbeddedModel(vamba.net, vamba.tower, vamba.tokenizer, policy, vamba.senses)
     state = watched(small, film[:12], by(3, last=12))
     assert state.dropped == 4 and "4 frames" in state.dropped_note
     index = state.inner.index

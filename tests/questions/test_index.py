@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.questions.index import index_log, read_index, spread
+from pipeline.questions.index import SENSED, index_log, read_index, spread
 from tests.questions.made import features, index, shots
 
 
@@ -32,8 +32,8 @@ def test_spread_stays_inside_in_order_and_around(start, length, at_most, data):
 
 
 def test_the_index_is_what_was_appended():
-    log, seen = index_log(4, 1280), features(6, {2: [("dog", 0.9, "left")]})
-    novelty = torch.tensor([1, 0, 0, 0.5, 0.1, 0.9])
+    log, seen = index_log(4, {"light": 2}), features(6, {2: [("dog", 0.9, "left")]})
+    novelty, light = torch.tensor([1, 0, 0, 0.5, 0.1, 0.9]), torch.arange(12).reshape(6, 2).half()
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
         log = log.append(
             time=torch.arange(6.0)[part],
@@ -44,10 +44,14 @@ def test_the_index_is_what_was_appended():
             det_ids=seen.det_ids[part],
             det_scores=seen.det_scores[part],
             det_boxes=seen.det_boxes[part],
+            **{SENSED + "light": light[part]},
         )
     idx = read_index(log, cut=0.3)
     assert idx.starts.tolist() == [0, 3, 5] and idx.times.tolist() == [0, 1, 2, 3, 4, 5]
     assert torch.equal(idx.keys.float(), torch.eye(6, 4)) and torch.equal(idx.features.det_ids, seen.det_ids)
+    assert (
+        idx.sensed["light"].tolist() == light.tolist() and idx.cut(2, 5).sensed["light"].tolist() == light[2:5].tolist()
+    )
     cut_off = read_index(log.drop_oldest(1), cut=0.3)
     assert cut_off.starts.tolist() == [0, 2, 4], "what is left of a shot whose beginning was dropped is a shot"
 

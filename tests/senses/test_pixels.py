@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.senses.colours import TERMS, Colours, shares
+from pipeline.senses.colours import CENTRE, TERMS, Colours, shares
 from pipeline.senses.counting import counts, traffic
 from pipeline.senses.light import Light
 from pipeline.towers.frame_tower import FrameFeatures
@@ -53,11 +53,25 @@ def test_a_thing_has_the_colour_of_its_box_not_of_the_frame():
     assert Colours().say(numbers, 1) == []  # no such detection
 
 
-def test_of_a_person_the_chest_counts():
-    frame = painted(PAINTS["green"])
-    frame[25:50] = PAINTS["orange"]
+@pytest.mark.parametrize("high, wide, chest", [(120, 60, slice(26, 61)), (90, 120, slice(66, 90))])
+def test_of_a_person_the_chest_counts(high, wide, chest):
+    """Of somebody standing it is in the upper half of the box, of a portrait at its bottom."""
+    frame = painted(PAINTS["green"], high, wide)
+    frame[chest] = PAINTS["orange"]
     numbers = Colours().see([frame], detected((0, 0, 0, 1, 1))).numpy()
-    assert Colours().say(numbers, 0)[0][0] == "orange"
+    assert [term for term, _ in Colours().say(numbers, 0)] == ["orange"]
+
+
+def test_the_middle_of_a_frame_has_its_own_colours():
+    frame = painted(PAINTS["blue"])
+    frame[15:75, 20:100] = PAINTS["red"]
+    numbers = Colours().see([frame], detected()).numpy()
+    assert [term for term, _ in Colours().say(numbers, CENTRE)] == ["red"]
+    assert [term for term, _ in Colours().say(numbers)] == ["blue", "red"], "two that share the picture are both named"
+
+
+def test_what_is_nearly_black_has_no_colours():
+    assert Light().say(Light().see([painted((3, 3, 3))]).numpy()) == [("dark", 0.9)]
 
 
 def test_grey_and_sepia_are_black_and_white():

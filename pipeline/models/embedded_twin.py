@@ -1,0 +1,94 @@
+"""The embedded model's transformer twin: the same senses, questions and composed answers, another way of watching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.layers.reading import TextCache
+from pipeline.memory.memory import Memory, Policy
+from pipeline.models.embedded import EmbeddedInner, EmbeddedModel
+from pipeline.models.embedded_net import TOKENS, EmbeddedNet
+from pipeline.senses.sensed import Senses
+from pipeline.stream import StreamState
+from pipeline.towers.frame_tower import FrameTower
+
+
+class EmbeddedTwin(EmbeddedModel):
+    """The transformer twin: the same tower, tokens, language model, data and steps, but full causal self-attention.
+
+    Video tokens run through the language model itself, which keeps their keys and values in every layer; text
+    attends to all of them. Its context is `limit` tokens; past it the oldest frames are dropped, counted and said.
+    """
+
+    name = "Transformer twin (embedded)"
+    about = (
+        "The same small language model and tower, but video tokens go through its full self-attention: "
+        "its memory grows in every layer and holds 13 minutes."
+    )
+    LIMIT = 8192
+
+    def __init__(
+        self,
+        net: EmbeddedNet,
+        tower: FrameTower,
+        tokenizer: Any,
+        policy: Policy | None = None,
+        senses: Senses | None = None,
+    ):
+        super().__init__(net, tower, tokenizer, policy or Policy("budget", self.LIMIT // TOKENS * TOKENS), senses)
+
+    @property
+    def _memory_layers(self) -> int:
+        return self.cfg.vamba.n_layers
+
+    def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState[EmbeddedInner]):
+        first = len(state.inner.memory) + state.inner.memory.dropped
+        memory, write = state.inner.memory.append(times.repeat_interleave(TOKENS))
+        positions = torch.arange(first, first + tokens_1TD.shape[1], device=self.device)
+        cfg, mask = self.cfg, self._visible(memory, tokens_1TD.shape[1]).to(self.device)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            write(layer, k[0], v[0])
+            keys, values = (torch.cat(part, 1)[None] for part in zip(*memory.blocks(layer, q.dtype)))
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+
+        h = tokens_1TD.to(self._text_dtype)
+        h = self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer))
+        self.net.vamba.read(h, positions, attend, None, range(cfg.locate_layer, cfg.vamba.n_layers))
+        last = slice(TOKENS - 1, None, TOKENS)
+        return memory, (), self.net.locator.keys(tokens_1TD[0, last], h[0, last])
+
+    def _visible(self, memory: Memory, queries: int) -> Tensor:
+        """(Q, S) what the newest tokens may attend to: what came before, no further back than the policy had kept by
+        then. Else a long chunk would see what its frames, watched one by one, no longer would."""
+        S, place = len(memory), torch.arange(queries)
+        frame = S - queries + place // TOKENS * TOKENS  # where the token's frame begins
+        oldest = torch.zeros(queries, dtype=torch.long)
+        policy = memory.policy
+        if policy.kind == "budget":
+            oldest = frame - int(policy.amount)
+        elif policy.kind == "window":
+            times = torch.from_numpy(memory.times)
+            oldest = torch.searchsorted(times, times[(frame - 1).clamp(min=0)] - 60 * policy.amount)
+        slot = torch.arange(S)
+        return (slot <= S - queries + place[:, None]) & (slot >= oldest[:, None])
+
+    def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
+        """No state to spoil, but every later frame attends to these keys: the newest slots tell of the whole chunk."""
+        *_, newest = [(), *state.inner.memory.log.views("k", "v")]
+        return all(bool(torch.isfinite(part).all()) for part in newest)
+
+    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
+        return None  # the whole video is in the cache already
+
+    def start_text(self, cache: TextCache, memory: Memory) -> int:
+        """Text goes on behind the video: its cache begins with the video's keys and values."""
+        for layer in range(self.cfg.vamba.n_layers):
+            for k, v in memory.blocks(layer, self._text_dtype):
+                cache.keep(layer, k[None], v[None])
+        return len(memory) + memory.dropped

@@ -1,0 +1,57 @@
+"""All senses together: what they keep of every frame, and what they say of some frames of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.senses.colours import Colours
+from pipeline.senses.light import Light
+from pipeline.senses.places import Places
+from pipeline.towers.frame_tower import FrameFeatures
+
+Sensed = Mapping[str, np.ndarray]  # by a sense's name: (F, width) float16, a row a frame
+
+
+class Senses:
+    """places: None where its head is not there; then nothing is kept or said of places."""
+
+    def __init__(self, places: Places | None = None):
+        self.places, self.colours, self.light = places, Colours(), Light()
+
+    @classmethod
+    def load(cls, assets: Path, device: torch.device | str = "cpu") -> Senses:
+        """With the places' head on `device`, where the tower's features lie."""
+        return cls(Places.load(assets, device) if (assets / "places.safetensors").is_file() else None)
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        """What is trained of them."""
+        return [] if self.places is None else [self.places.head]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many numbers a frame each sense keeps."""
+        senses = [sense for sense in (self.places, self.colours, self.light) if sense is not None]
+        return {sense.name: sense.width for sense in senses}
+
+    def see(self, frames: Sequence[np.ndarray], features: FrameFeatures) -> dict[str, Tensor]:
+        """What is kept of these frames, by the sense's name: (F, width) float16 on the CPU."""
+        seen = {sense.name: sense.see(frames, features) for sense in (self.colours, self.light)}
+        return seen if self.places is None else seen | {self.places.name: self.places.see(frames, features)}
+
+    def settings(self, sensed: Sensed, rows: Sequence[int]) -> list[tuple[str, float]]:
+        """Places, settings and actions of some frames, see `Places.say`."""
+        return self.places.say(sensed["places"][list(rows)]) if self.places and "places" in sensed else []
+
+    def alone(self, word: str) -> bool:
+        """Whether a word of `settings` may be said where nobody is seen."""
+        return self.places is None or word not in self.places.people
+
+    def looks(self, sensed: Sensed, rows: Sequence[int]) -> list[tuple[str, float]]:
+        """Light and dark, colour or black-and-white of some frames, see `Light.say`."""
+        return self.light.say(sensed["light"][list(rows)]) if "light" in sensed else []
