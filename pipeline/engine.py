@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import TypeVar
 
 from pipeline.clock import mmss
 from pipeline.evidence import Gaze
@@ -31,6 +32,8 @@ from pipeline.stream import (
     VideoChunk,
 )
 from pipeline.turns import Flow, Line, Turns, Work
+
+R = TypeVar("R")
 
 QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
@@ -79,6 +82,14 @@ class Word(Work):
         self.token: Token | None = None
 
 
+class Errand(Work):
+    """Something else that needs the model undisturbed."""
+
+    def __init__(self, deed: Callable[[], None]):
+        super().__init__(Flow.WATCHING, self)
+        self.deed = deed
+
+
 class Engine:
     """A Model made safe to share between threads, with answers instead of tokens."""
 
@@ -86,7 +97,7 @@ class Engine:
         self.model, self._clock = model, clock
         self.name, self.about, self.backend = model.name, model.about, model.backend
         self.unit_frames, self.long_side = model.unit_frames, model.long_side
-        self._turns: Turns[Chunk | Word] = Turns(self._do, Line(), clock)
+        self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(), clock)
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -111,12 +122,21 @@ class Engine:
         self._turns.run(work)
         return work.state
 
-    def _do(self, works: Sequence[Chunk | Word]) -> None:
+    def between(self, deed: Callable[[], R]) -> R:
+        """What `deed` gives, done in a turn of its own, while the model neither watches nor writes: a packed state, say."""
+        results: list[R] = []
+        self._turns.run(Errand(lambda: results.append(deed())))
+        return results[0]
+
+    def _do(self, works: Sequence[Chunk | Word | Errand]) -> None:
         """One turn."""
         for work in works:
             if isinstance(work, Word):
                 work.token = self._drawn(work.writing)
                 work.done, work.returns = True, work.token is not None
+            elif isinstance(work, Errand):
+                work.deed()
+                work.done = True
             else:
                 self._see(work)
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
     import numpy as np
@@ -146,12 +146,27 @@ class StreamState(Generic[B]):
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 
 
+class Growing(Protocol):
+    """Something that grows at its end, in numbered slots: of a long stream only what is new need be copied."""
+
+    @property
+    def end(self) -> int:
+        """The number of the next slot."""
+
+    def since(self, slot: int) -> dict[str, Tensor]:
+        """Copies on the CPU of what can still be seen from that slot on, by name; slots in the first dimension."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A state fit to be written and sent: tensors on the CPU by name, and the rest as JSON."""
+    """A state fit to be written and sent: tensors on the CPU by name, the rest as JSON, and by name what only grows.
+
+    What grows is a snapshot that is copied when it is wanted (pipeline/keeping/packing.py, `whole` and `newer`).
+    """
 
     tensors: dict[str, Tensor]
     document: dict[str, JSON]
+    growing: dict[str, Growing] = field(default_factory=dict)
 
 
 Tokens: TypeAlias = Generator[Token, None, None]  # of one answer; closing it ends the answer

@@ -1,4 +1,7 @@
-"""`python -m pipeline ask FILE QUESTION`: one or two models watch a file, then answer a question about it."""
+"""`python -m pipeline ask FILE QUESTION`: one or two models watch a file, then answer a question about it.
+
+With --keep the stream outlives the command (pipeline/keeping); commands/resume.py goes on with it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -18,8 +23,10 @@ import pipeline
 from pipeline.clock import mmss, parse_mmss
 from pipeline.commands.probe import check_fps
 from pipeline.engine import Engine, checked
+from pipeline.keeping.keeper import Keeper
+from pipeline.keeping.kept import KeptStream
 from pipeline.options import ModelOptions
-from pipeline.stream import Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
+from pipeline.stream import JSON, Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
 
 MODEL, RIVAL = "embedded", "embedded-twin"
 BACKLOG = 1_000_000  # a file is all backlog: the largest chunks the model likes
@@ -38,9 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"let a second model watch the same pictures (default: {RIVAL})",
     )
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the stream there, so that `resume FOLDER` can go on")
+    add_answer_arguments(parser)
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of the answer at most")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the answer")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,25 +65,36 @@ def run(args: argparse.Namespace) -> int:
     viewers = [_viewer(args.model, options)]
     if args.compare:
         viewers.append(_viewer(args.compare, ModelOptions(kernels=options.kernels)))
-    _watch_file(viewers, args, until)
-    answers = [_answer(viewer, question, sampling, args) for viewer in viewers]
+    if args.keep:
+        viewers[0].keeper = _keeper(viewers[0].engine, args, options)
+    with closing_keepers(viewers):
+        watch_file(viewers, args.video, args.fps, until)
+    answers = [answered(viewer, question, sampling, args.json, heading=bool(args.compare)) for viewer in viewers]
     if args.json:
-        documents = [_document(viewer, answer) for viewer, answer in zip(viewers, answers)]
+        documents = [document_of(viewer, answer) for viewer, answer in zip(viewers, answers)]
         print(json.dumps(documents if args.compare else documents[0], ensure_ascii=False))
     return 0
 
 
 @dataclass
 class Viewer:
-    """One model in front of the video, and the seconds it spent watching."""
+    """One model in front of the video, the seconds it spent watching, and who keeps what it saw.
+
+    position: pictures of the video taken so far.
+    """
 
     engine: Engine
     state: StreamState
     watch_s: float = 0.0
+    keeper: Keeper | None = None
+    position: int = 0
 
     def watch(self, frames: tuple[Frame, ...]) -> None:
         began = time.perf_counter()
         self.state = self.engine.watch(VideoChunk(frames), self.state)
+        self.position += len(frames)
+        if self.keeper:
+            self.keeper.watched(len(frames), self.position, self.state)
         self.watch_s += time.perf_counter() - began
 
 
@@ -79,6 +102,34 @@ def _check_file(video: str, fps: float) -> None:
     """Opens the file once before any model is loaded: its error comes in half a second, not after the weights."""
     check_fps(fps)
     pipeline.open_video(video, fps=fps, long_side=64).close()
+
+
+def _keeper(engine: Engine, args: argparse.Namespace, options: ModelOptions) -> Keeper:
+    """A new stream in the folder of --keep, with the video."""
+    about: dict[str, JSON] = {
+        "model": args.model,
+        "options": options.given(),
+        "backend": engine.backend,
+        "source": "file",
+        "name": Path(args.video).name,
+        "fps": args.fps,
+    }
+    keeper = Keeper(engine, KeptStream.create(Path(args.keep), about))
+    keeper.do(partial(keeper.kept.take_video, Path(args.video)))
+    return keeper
+
+
+@contextlib.contextmanager
+def closing_keepers(viewers: list[Viewer]) -> Iterator[None]:
+    """What is kept is whole however watching ends; why keeping stopped is told on stderr."""
+    keepers = [viewer.keeper for viewer in viewers if viewer.keeper]
+    try:
+        yield
+    finally:
+        for keeper in keepers:
+            keeper.close()
+            if keeper.error:
+                print(keeper.error, file=sys.stderr)
 
 
 def _viewer(name: str, options: ModelOptions) -> Viewer:
@@ -89,14 +140,19 @@ def _viewer(name: str, options: ModelOptions) -> Viewer:
 # --- watching --------------------------------------------------------------------------------------------------------
 
 
-def _watch_file(viewers: list[Viewer], args: argparse.Namespace, until: float | None) -> None:
-    """Every viewer sees the same pictures in the same chunks, decoded once; each one's time is its own."""
+def watch_file(viewers: list[Viewer], path: str, fps: float, until: float | None, sizes: Sequence[int] = ()) -> None:
+    """Every viewer sees the same pictures in the same chunks, decoded once; each one's time is its own.
+
+    Goes on after the pictures that the first viewer has taken: counting is exact where seeking is not. sizes: of the
+    first chunks, as they were cut before.
+    """
     long_side = max(viewer.engine.long_side for viewer in viewers)
     size = min(viewer.engine.chunk_frames(BACKLOG) for viewer in viewers)
-    with contextlib.closing(pipeline.open_video(args.video, fps=args.fps, long_side=long_side)) as video:
+    with contextlib.closing(pipeline.open_video(path, fps=fps, long_side=long_side)) as video:
         end = min(filter(None, [until, video.info.duration]), default=None)
         frames = itertools.takewhile(lambda frame: until is None or frame.time <= until, _while_readable(video))
-        for chunk in _chunks(_with_progress(frames, end, args.fps), size):
+        rest = itertools.islice(_with_progress(frames, end, fps), viewers[0].position, None)
+        for chunk in _chunks(rest, itertools.chain(sizes, itertools.repeat(size))):
             for viewer in viewers:
                 viewer.watch(chunk)
 
@@ -109,9 +165,8 @@ def _while_readable(video: Iterable[Frame]) -> Iterator[Frame]:
         print(error, file=sys.stderr)
 
 
-def _chunks(frames: Iterable[Frame], size: int) -> Iterator[tuple[Frame, ...]]:
-    frames = iter(frames)
-    while chunk := tuple(itertools.islice(frames, size)):
+def _chunks(frames: Iterator[Frame], sizes: Iterator[int]) -> Iterator[tuple[Frame, ...]]:
+    while chunk := tuple(itertools.islice(frames, next(sizes))):
         yield chunk
 
 
@@ -128,14 +183,14 @@ def _with_progress(frames: Iterable[Frame], end: float | None, fps: float) -> It
 # --- answering -------------------------------------------------------------------------------------------------------
 
 
-def _answer(viewer: Viewer, question: Question, sampling: Sampling, args: argparse.Namespace) -> Answer:
-    """The whole answer; without --json its words go to stdout as they come, and where it looked to stderr."""
-    if args.compare and not args.json:
+def answered(viewer: Viewer, question: Question, sampling: Sampling, quiet: bool, heading: bool = False) -> Answer:
+    """The whole answer; unless `quiet` its words go to stdout as they come, and where it looked to stderr."""
+    if heading and not quiet:
         print(f"[{viewer.engine.name}]")
     growing = cast("Generator[Answer, None, None]", viewer.engine.ask(question, viewer.state, sampling))
     with contextlib.closing(growing) as answers:
-        *_, answer = answers if args.json else _printed(answers)
-    if not args.json:
+        *_, answer = answers if quiet else _printed(answers)
+    if not quiet:
         print(flush=True)
         print(_summary(viewer, answer), file=sys.stderr)
     return answer
@@ -170,11 +225,13 @@ def _timings(viewer: Viewer, answer: Answer) -> dict[str, float | None]:
     }
 
 
-def _document(viewer: Viewer, answer: Answer) -> dict[str, Any]:
+def document_of(viewer: Viewer, answer: Answer) -> dict[str, Any]:
     from pipeline.bench.machine import peak_memory  # which loads torch; a model has done so by now
 
     state = viewer.state
-    return {
+    keeper = viewer.keeper
+    kept = {"kept": {"bytes": keeper.nbytes, "seconds": keeper.seconds, "error": keeper.error}} if keeper else {}
+    return kept | {
         "model": viewer.engine.name,
         "backend": viewer.engine.backend,
         "answer": answer.text,

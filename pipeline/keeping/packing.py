@@ -5,6 +5,9 @@ document["memory"]["log"] says where its blocks begin. Tensors are copies on the
 written and read by safetensors; whatever is unpacked copies them again. What a state holds comes back bit for bit,
 the blocks of its logs included: they decide in which order attention adds up.
 
+A log is packed as itself: it costs nothing until `whole` makes tensors of all of it, or `newer` of what came after an
+earlier slot. Many such pieces, one after the other, are `gathered` into the whole again.
+
 Inside, whatever is missing, of another kind or impossible is a KeyError, TypeError or ValueError; `unpack_stream` makes
 one sentence of it.
 """
@@ -59,7 +62,7 @@ def unpack_stream(packed: Packed, maker: str, unpacked: Callable[[Packed], Strea
     try:
         if count(packed, "format") != FORMAT:
             raise ValueError("another format")
-        state = unpacked(part(packed, "inner"))
+        state = unpacked(part(whole(packed), "inner"))
         frames, held = count(packed, "frames"), _held(packed)
         if frames < len(held):
             raise ValueError("more frames wait than were seen")
@@ -82,13 +85,47 @@ def fingerprint(kind: str, *nets: nn.Module) -> str:
     return f"{kind} {digest.hexdigest()[:32]}"
 
 
+# --- what grows ------------------------------------------------------------------------------------------------------
+
+
+def whole(packed: Packed) -> Packed:
+    """The same with tensors of all that grows."""
+    rows = newer(packed, {}).items()
+    return Packed(
+        packed.tensors | {f"{part}.{name}": t for part, new in rows for name, t in new.items()}, packed.document
+    )
+
+
+def newer(packed: Packed, ends: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of what grew, by part: its slots from `ends` on, all where that names none. Slots come first."""
+    return {part: log.since(ends.get(part, 0)) for part, log in packed.growing.items()}
+
+
+def grown_to(packed: Packed) -> dict[str, int]:
+    """How far each part that grows has grown: what the next `newer` goes on from."""
+    return {name: log.end for name, log in packed.growing.items()}
+
+
+def spans(document: JSON, name: str = "") -> dict[str, range]:
+    """The numbers of the slots that each part of a packed stream's document still sees. May raise ValueError."""
+    if not isinstance(document, dict):
+        return {}
+    if {"gone", "length", "block_slots"} <= document.keys():
+        here = Packed({}, document)
+        gone, length = count(here, "gone"), count(here, "length")
+        return {name.removesuffix("."): range(gone, gone + length)}
+    return {k: v for key, value in document.items() for k, v in spans(value, f"{name}{key}.").items()}
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def join(parts: Mapping[str, Packed], **plain: JSON) -> Packed:
     """One part of several, and of plain values."""
     tensors = {f"{name}.{key}": tensor for name, one in parts.items() for key, tensor in one.tensors.items()}
-    return Packed(tensors, {**plain, **{name: one.document for name, one in parts.items()}})
+    logs = [(f"{name}.{key}", log) for name, one in parts.items() for key, log in one.growing.items()]
+    growing = {name.removesuffix("."): log for name, log in logs}
+    return Packed(tensors, {**plain, **{name: one.document for name, one in parts.items()}}, growing)
 
 
 def part(packed: Packed, name: str) -> Packed:
@@ -142,30 +179,26 @@ def unpack_mixers(packed: Packed, start: Sequence[MixerState]) -> tuple[MixerSta
 
 
 def pack_log(log: Log) -> Packed:
-    """Its visible slots, and where its blocks begin. What lies on the GPU travels block by block."""
-    tensors = {}
-    for name, field in log.fields.items():
-        none = torch.empty([n or 0 for n in field.shape], dtype=field.dtype)
-        views = [view.cpu() for (view,) in log.views(name)]
-        tensors[name] = torch.cat([none, *views], dim=field.slot_dim).contiguous()
-    return Packed(tensors, {"first": log.first, "length": log.length, "block_slots": log.block_slots})
+    """Its visible slots, which only grow, and where its blocks begin."""
+    numbers = {"first": log.first, "length": log.length, "gone": log.gone, "block_slots": log.block_slots}
+    return Packed({}, dict(numbers), {"": log})
 
 
 def unpack_log(packed: Packed, start: Log, settle: Callable[[Log], Log] = lambda log: log) -> Log:
     """start: the model's own log before the first frame. settle: what moves old blocks to the host, asked block by
     block, so that a memory larger than the GPU's comes back, too."""
-    first, length, block_slots = (count(packed, name) for name in ("first", "length", "block_slots"))
+    first, length, gone, block_slots = (count(packed, name) for name in ("first", "length", "gone", "block_slots"))
     if not 0 < block_slots <= LARGEST_BLOCK or first > block_slots or set(packed.tensors) != set(start.fields):
         raise ValueError("no log of this kind")
     for name, field in start.fields.items():
-        tensor, shape = packed.tensors[name], [length if n is None else n for n in field.shape]
+        tensor, shape = packed.tensors[name], [length, *(n for n in field.shape if n is not None)]
         if list(tensor.shape) != shape or tensor.dtype != field.dtype:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {field.dtype} {tuple(shape)}")
-    unseen = {n: torch.zeros([first if s is None else s for s in f.shape]) for n, f in start.fields.items()}
-    log = replace(start, block_slots=block_slots).append(**unseen).drop_oldest(first)
+    unseen = {n: torch.zeros(f.sized(first)) for n, f in start.fields.items()}
+    log = replace(replace(start, block_slots=block_slots).append(**unseen).drop_oldest(first), gone=gone)
     for begin in range(0, length, block_slots):
-        slots = min(block_slots, length - begin)
-        rows = {n: packed.tensors[n].narrow(f.slot_dim, begin, slots) for n, f in start.fields.items()}
+        slots = slice(begin, min(begin + block_slots, length))
+        rows = {n: packed.tensors[n][slots].movedim(0, f.slot_dim) for n, f in start.fields.items()}
         log = settle(log.append(**rows))
     return log
 

@@ -81,6 +81,7 @@ class Log:
     blocks: tuple[Block, ...] = ()
     first: int = 0  # slots of blocks[0] that are no longer visible
     length: int = 0  # visible slots
+    gone: int = 0  # slots that were visible once; the oldest visible one has this number
 
     def __len__(self) -> int:
         return self.length
@@ -90,6 +91,11 @@ class Log:
         """What kernels that walk all blocks must know, int64 on the device (see gpu/layout.py)."""
         book = book_of(self.first, self.length, self.block_slots, [block.tensors for block in self.blocks])
         return sent(book, self.device)
+
+    @property
+    def end(self) -> int:
+        """The number of the next slot: a stream's slots are counted from 0, dropped ones included."""
+        return self.gone + self.length
 
     @property
     def slots(self) -> Slots:
@@ -165,7 +171,20 @@ class Log:
         first, blocks = self.first + n, self.blocks
         while len(blocks) > 1 and first >= blocks[0].slots:
             first, blocks = first - blocks[0].slots, blocks[1:]
-        return replace(self, first=first, length=self.length - n, blocks=blocks)
+        return replace(self, first=first, length=self.length - n, blocks=blocks, gone=self.gone + n)
+
+    def since(self, slot: int) -> dict[str, Tensor]:
+        """Copies on the CPU of the visible slots from that number on, by field; slots in the first dimension.
+
+        What lies on the GPU travels block by block.
+        """
+        newer, copies = self.drop_oldest(max(0, slot - self.gone)), {}
+        for name, field in self.fields.items():
+            dim = field.slot_dim
+            none = torch.empty(field.sized(0), dtype=field.dtype).movedim(dim, 0)
+            views = [view.movedim(dim, 0).cpu() for (view,) in newer.views(name)]
+            copies[name] = torch.cat([none, *views]).contiguous()
+        return copies
 
     def until(self, slots: int) -> Log:
         """The Log as it was after its first `slots` visible slots. Appending to it forks."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from pipeline.keeping.packing import grown_to, newer, spans, whole
 from pipeline.memory.memory import Policy
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_twin import EmbeddedTwin
@@ -66,6 +67,7 @@ def pictures(count: int) -> tuple[Frame, ...]:
 
 def written(packed: Packed) -> Packed:
     """There and back through bytes, as a file or a message takes it."""
+    packed = whole(packed)
     document = json.dumps(packed.document, allow_nan=False)
     return Packed(load(save(packed.tensors)), json.loads(document))
 
@@ -84,7 +86,7 @@ def answered(model: Model, state: StreamState, at: float | None = None) -> list:
 
 def assert_equal(model: Model, one: StreamState, other: StreamState) -> None:
     """All that a state is, to the last bit."""
-    a, b = model.pack(one), model.pack(other)
+    a, b = whole(model.pack(one)), whole(model.pack(other))
     assert a.document == b.document and set(a.tensors) == set(b.tensors)
     for name, tensor in a.tensors.items():
         assert torch.equal(tensor.nan_to_num(), b.tensors[name].nan_to_num()), name  # text has no time
@@ -122,7 +124,7 @@ def test_nothing_is_shared_with_what_was_packed(name, model_of) -> None:
     """Neither way: watching on leaves the packed tensors alone, and whoever writes into them harms no stream."""
     model, frames = model_of(name), pictures(9)
     state = watched(model, frames, [slice(0, 5)])
-    packed = model.pack(state)
+    packed = whole(model.pack(state))
     was = {key: tensor.clone() for key, tensor in packed.tensors.items()}
     again = model.unpack(packed)
     onward = watched(model, frames, [slice(5, 9)], again)
@@ -132,6 +134,28 @@ def test_nothing_is_shared_with_what_was_packed(name, model_of) -> None:
         tensor.zero_()
     assert_equal(model, again, state)
     assert_equal(model, onward, watched(model, frames, [slice(5, 9)], state))
+
+
+@pytest.mark.parametrize("name", [*VAMBAS, *OTHERS])
+def test_what_grows_comes_in_pieces_too(name, model_of, cut) -> None:
+    """Only what is new is copied after a chunk; the pieces put together are the whole, of what can still be seen."""
+    model, frames = model_of(name), pictures(17 if name in EMBEDDED else 31)
+    state, ends, rows = model.start(), {}, {}
+    for part in cut(len(frames), 5):
+        state = model.watch(VideoChunk(frames[part]), state)
+        packed = model.pack(state)
+        new = newer(packed, ends)
+        for key, tensor in ((f"{part}.{name}", t) for part, of in new.items() for name, t in of.items()):
+            rows[key] = torch.cat([rows[key], tensor]) if key in rows else tensor
+        ends = grown_to(packed)
+    assert {part: span.stop for part, span in spans(packed.document).items()} == ends
+    seen = {
+        f"{part}.{field}": rows[f"{part}.{field}"][len(rows[f"{part}.{field}"]) - len(slots) :]
+        for part, slots in spans(packed.document).items()
+        for field in packed.growing[part].since(0)
+    }
+    again = model.unpack(Packed(packed.tensors | seen, packed.document))
+    assert_equal(model, again, state)
 
 
 def test_a_memory_larger_than_the_tier_never_lies_on_the_device_at_once(model_of) -> None:
@@ -184,7 +208,7 @@ def changed(document: dict, place: tuple[str, ...], value: object) -> dict:
 @pytest.mark.parametrize("name", ["budget", "qwen2-vl", "embedded", "state and keys"])
 def test_whatever_is_missing_or_garbled_is_refused_in_a_sentence(name, model_of) -> None:
     model = model_of(name)
-    packed = model.pack(watched(model, pictures(9), [slice(0, 9)]))
+    packed = whole(model.pack(watched(model, pictures(9), [slice(0, 9)])))
     document = packed.document
     values = (changed, "x", -1, True, None, [], ["budget", "x"], ["budget", -1], ["some", 1])
     documents = [changed(document, place, value) for place in places(document) for value in values]
@@ -203,7 +227,7 @@ def test_whatever_is_missing_or_garbled_is_refused_in_a_sentence(name, model_of)
 def test_no_number_however_large_does_harm(name, model_of) -> None:
     """Some cannot be told from a true one, such as how much was dropped; then the stream is usable all the same."""
     model = model_of(name)
-    packed = model.pack(watched(model, pictures(9), [slice(0, 9)]))
+    packed = whole(model.pack(watched(model, pictures(9), [slice(0, 9)])))
     for place in places(packed.document):
         try:
             state = model.unpack(Packed(packed.tensors, changed(packed.document, place, 10**15)))

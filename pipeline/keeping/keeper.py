@@ -1,0 +1,128 @@
+"""Keeper: writes a stream as it is watched, in the background, in order, a chunk at a time.
+
+Watching waits for it only where it is several chunks behind, and never for long: a keeper that fails (a full disk, a
+disk that hangs) stops, says so in `error`, and watching goes on without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from queue import Full, Queue
+
+from torch import Tensor
+
+from pipeline.clock import mmss
+from pipeline.engine import Engine
+from pipeline.keeping.found import Cut
+from pipeline.keeping.kept import KeptStream
+from pipeline.keeping.segment import Record
+from pipeline.stream import Packed, StreamState, UserError
+
+log = logging.getLogger(__name__)
+
+WAITING = 4  # chunks that may wait to be written; each holds a state
+PATIENCE_S = 30.0  # watching waits for so long for a disk that is too slow
+LARGEST_STATE = 32 << 20  # bytes: a larger state would be written longer than it took to watch
+LARGEST_MEMORY = (
+    1 << 20
+)  # bytes a frame: beyond this, watching again is sooner done than reading (30.9 GB an hour: 24 s
+# at 1.3 GB/s, and 11.8 s of an H100 for the same hour of pictures, which are 0.2 GB)
+UNTIL = "keeping stopped at {}; watching goes on, and what was kept until then stays."
+
+
+class Keeper:
+    """Any thread may call; one writes. error: why keeping stopped, in a sentence, or ""."""
+
+    def __init__(self, engine: Engine, kept: KeptStream, limit: int | None = None) -> None:
+        """limit: bytes of the whole folder, beyond which keeping stops."""
+        self.engine, self.kept, self.limit, self.error = engine, kept, limit, ""
+        self.written = kept.next_number  # chunks, those of before included
+        self.seconds = 0.0  # of a processor, spent on keeping
+        self._states, self._until = True, 0.0
+        self._jobs: Queue[Callable[[], None] | None] = Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+        self._thread.start()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return self.kept.nbytes
+
+    def watched(self, frames: int, position: int, state: StreamState, records: Iterable[Record] = ()) -> None:
+        """A chunk of so many frames was watched. position: frames of the source taken with it. records: what belongs
+        to it."""
+        self._put(partial(self._add, frames, position, state, tuple(records)))
+
+    def note(self, records: Iterable[Record] = (), forget: Sequence[tuple[str, int]] = ()) -> None:
+        """Other records, see `KeptStream.note`."""
+        self._put(partial(self.kept.note, tuple(records), forget))
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Something else that belongs between two chunks, such as taking the file over. May raise OSError."""
+        self._put(job)
+
+    def close(self) -> None:
+        """Writes what waits, and ends. May be called twice."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self.kept.close()
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self.error:
+            return
+        try:
+            self._jobs.put(job, timeout=PATIENCE_S)
+        except Full:
+            self._stop("The disk is too slow")
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not self.error:
+                self._try(job)
+
+    def _try(self, job: Callable[[], None]) -> None:
+        began = time.thread_time()
+        try:
+            job()
+            if self.limit is not None and self.nbytes > self.limit:
+                self._stop(f"The {self.limit / 1e9:.1f} GB that a kept stream may take are full")
+        except UserError as error:  # of a model that cannot be kept
+            self.error = str(error)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("keeping stopped", exc_info=error)
+            self._stop("The disk is full" if _full(error) else "The disk failed")
+        except Exception:
+            log.exception("keeping failed")
+            self._stop("Something failed on our side")
+        self.seconds += time.thread_time() - began
+
+    def _stop(self, why: str) -> None:
+        self.error = f"{why}, so {UNTIL.format(mmss(self._until))}"
+
+    def _add(self, frames: int, position: int, state: StreamState, records: tuple[Record, ...]) -> None:
+        self._states = self._states and _worth_keeping(state)
+        packed, rows = self.engine.between(partial(self._copied, state)) if self._states else (Packed({}, {}), {})
+        cut = Cut(self.kept.next_number, frames, position, float(state.seen_until))
+        self.kept.add(cut, packed, rows, records)
+        self.written, self._until = cut.number + 1, cut.until
+
+    def _copied(self, state: StreamState) -> tuple[Packed, dict[str, dict[str, Tensor]]]:
+        """The state, and what grew. Between two turns, because copying from a GPU that records its graphs ends them."""
+        packed = self.engine.model.pack(state)
+        return packed, self.kept.newer(packed)
+
+
+def _worth_keeping(state: StreamState) -> bool:
+    return state.state_bytes <= LARGEST_STATE and state.memory_bytes <= LARGEST_MEMORY * max(state.frames, 1)
+
+
+def _full(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

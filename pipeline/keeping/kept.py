@@ -1,0 +1,267 @@
+"""A kept stream: a folder of segments in which a stream outlives its process, and out of which it goes on exactly.
+
+    0000.sqlite, 0001.sqlite ...   segments (segment.py) of five minutes of video; all but the newest are sealed
+    video                          the file that is watched, where it is one
+    lock                           held by whoever has the stream open
+
+What is in them, by kind and number:
+
+    about 0     of the stream: model, backend, where its pictures come from; the same in every segment
+    chunk i     how many frames, and how many of the source's were taken up to there; body: what grew by it
+    state 0, 1  the model's state without what grows, after an even and after an odd chunk: the newest two, overwritten.
+                Those of a sealed segment are points to go back to; the older, the fewer are kept
+    others      what a page keeps with it: pictures, turns
+
+One chunk is one transaction, so whatever ends the process, at most the chunk in work is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from pipeline.keeping import packing
+from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, readable, segments
+from pipeline.keeping.segment import Record, Segment
+from pipeline.stream import JSON, Model, Packed, UserError
+
+SEGMENT_S, SEGMENT_BYTES = 300.0, 64 << 20  # of video and of disk, after which a new segment begins
+POINTS = 12  # segments whose states are all kept; of the next twelve every second one's, of the 24 after them a quarter
+TAKEN = "There is a kept stream in {} already, so nothing was begun; name another folder, or go on with it (resume)."
+BUSY = "This kept stream is being watched elsewhere, so nothing was begun here; end that first."
+
+
+class KeptStream:
+    """An open folder, being written. One thread at a time, and by its lock one process at a time.
+
+    Writing may raise sqlite3.Error or OSError; what was written before is whole all the same.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, JSON], lock: int) -> None:
+        self.folder, self.about, self._lock = folder, about, lock
+        self._open: Segment | None = None  # the newest segment, while it is written
+        self._last: Cut | None = None  # written
+        self._ends: dict[str, int] = {}  # how far what grows was written
+        self._began = 0.0  # second of the video at which the open segment begins
+        self._sealed = _bytes(folder.iterdir())
+        self.found = Found(about)
+
+    @classmethod
+    def create(cls, folder: Path, about: dict[str, JSON]) -> KeptStream:
+        """A new one. about: at least "model" and "backend". Raises UserError where one is there already, OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder)
+        if segments(folder):
+            os.close(lock)
+            raise UserError(TAKEN.format(folder.name))
+        return cls(folder, about, lock)
+
+    @classmethod
+    def open(cls, folder: Path) -> KeptStream:
+        """An existing one, checked; `found` is what lies in it, and `resume` goes on. Raises UserError, OSError."""
+        if not segments(folder):
+            raise UserError(NOTHING)
+        lock = _locked(folder)
+        try:
+            found = find(folder)
+            kept = cls(folder, found.about, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        kept.found = found
+        return kept
+
+    def resume(self, model: Model) -> Resumed:
+        """The newest whole state of this model; what is written comes after it, and what came after it goes."""
+        resumed = self.found.newest(model)
+        self.go_on_from(resumed, model)
+        return resumed
+
+    def go_on_from(self, resumed: Resumed, model: Model) -> None:
+        """What is written comes after a state that was found, and what came after it goes."""
+        _cut_off(self.folder, self.found, resumed.cut.number if resumed.cut else -1)
+        self._last = resumed.cut
+        self._ends = packing.grown_to(model.pack(resumed.state)) if resumed.cut else {}
+        self._sealed = _bytes(self.folder.iterdir())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return self._sealed + (_bytes(_files(self._open.path)) if self._open else 0)
+
+    @property
+    def next_number(self) -> int:
+        """Of the next chunk."""
+        return self._last.number + 1 if self._last else 0
+
+    @property
+    def video(self) -> Path:
+        """The file that is watched, where it is one."""
+        return self.folder / "video"
+
+    def take_video(self, path: Path) -> None:
+        """A file becomes the one that is watched, by a link where that works, else as a copy. Before any chunk."""
+        link_or_copy(path, self.video)
+        self.about = self.about | {"video": _seal_of(self.video)}
+        self._sealed = _bytes(self.folder.iterdir())
+
+    def check_video(self) -> None:
+        """Whether it is still the one that was watched; UserError if not."""
+        if self.video.is_symlink() or not self.video.is_file() or _seal_of(self.video) != self.about.get("video"):
+            raise UserError(
+                "The video in this folder is missing or is not the one that was watched, so it cannot go on; put it "
+                f"back as {self.video.name!r}, or start the video again."
+            )
+
+    def newer(self, packed: Packed) -> dict[str, dict[str, Tensor]]:
+        """What grew since the newest chunk that was written."""
+        return packing.newer(packed, self._ends)
+
+    def add(self, cut: Cut, packed: Packed, rows: dict[str, dict[str, Tensor]], records: Iterable[Record] = ()) -> None:
+        """A chunk, the state after it, what grew by it, and what belongs to it: all, or nothing.
+
+        An empty `packed` is of a state that is not kept, because watching again is sooner done than reading.
+        """
+        if cut.number != self.next_number:
+            raise ValueError(f"chunk {cut.number} does not follow {self._last}")
+        ends = packing.grown_to(packed)
+        written = [_chunk(cut, rows, ends), *records]
+        if packed.document:
+            about: dict[str, JSON] = {"chunk": cut.number, "document": packed.document}
+            written.append(Record("state", cut.number % 2, about, safetensors.torch.save(packed.tensors)))
+        segment = self._segment()
+        segment.put(written)
+        self._last, self._ends = cut, ends
+        if cut.until - self._began >= SEGMENT_S or _bytes(_files(segment.path)) >= SEGMENT_BYTES:
+            self._seal()
+            thin(self.folder)
+
+    def note(self, records: Iterable[Record] = (), forget: Iterable[tuple[str, int]] = ()) -> None:
+        """Other records, which replace those of the same kind and number; and some that are to be forgotten."""
+        gone = [Record(kind, number, {"forgotten": True}) for kind, number in forget]
+        self._segment().put([*gone, *records])
+
+    def close(self) -> None:
+        """Seals what is open and lets others have it. May be called twice."""
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the segment opens all the same, with its log
+            self._seal()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def _segment(self) -> Segment:
+        if self._open is None:
+            names = segments(self.folder)
+            number = int(names[-1].stem) + 1 if names else 0
+            segment = Segment.create(self.folder / f"{number:04}.sqlite")
+            segment.put([Record("about", 0, self.about)])
+            self._open, self._began = segment, self._last.until if self._last else 0.0
+        return self._open
+
+    def _seal(self) -> None:
+        segment, self._open = self._open, None
+        if segment:
+            try:
+                segment.seal()
+            finally:
+                segment.close()
+                self._sealed = _bytes(self.folder.iterdir())
+
+
+def _chunk(cut: Cut, rows: dict[str, dict[str, Tensor]], ends: dict[str, int]) -> Record:
+    """A chunk with the slots that grew; they reach up to `ends`."""
+    grown: dict[str, JSON] = {}
+    grown |= {part: [ends[part] - len(next(iter(new.values()))), ends[part]] for part, new in rows.items()}
+    tensors = {f"{part}.{name}": tensor for part, new in rows.items() for name, tensor in new.items()}
+    body = safetensors.torch.save(tensors) if tensors else b""
+    return Record("chunk", cut.number, cut.about | {"grown": grown}, body)
+
+
+# --- what becomes of older segments ----------------------------------------------------------------------------------
+
+
+def thin(folder: Path) -> None:
+    """A stream's points become fewer as they grow old: each time they are twice as old, every other one goes."""
+    paths = segments(folder)
+    for path in paths:
+        number, age = int(path.stem), int(paths[-1].stem) - int(path.stem)
+        step = 2 * age // POINTS
+        if age and age % POINTS == 0 and step & (step - 1) == 0 and number % step:
+            rewrite(path, lambda record: record.kind != "state")
+
+
+def _cut_off(folder: Path, found: Found, last: int) -> None:
+    """What came after a chunk goes, and what is damaged; the page's own records stay where they can be read."""
+    later = set(found.places[last + 1 :]) | found.broken
+    for path in segments(folder):
+        if path in later or path not in found.places:
+            rewrite(path, lambda record: _number(record) <= last)
+
+
+def _number(record: Record) -> int:
+    """The chunk that a record belongs to; -1 for the page's own."""
+    number = {"chunk": record.number, "state": record.about.get("chunk")}.get(record.kind, -1)
+    return number if isinstance(number, int) else -1
+
+
+def rewrite(path: Path, wanted: Callable[[Record], bool]) -> None:
+    """Puts a sealed segment with its wanted records in its place: whoever has the old one by a link keeps it."""
+    records = [record for record in readable(path) if wanted(record)]
+    new = path.with_suffix(".new")
+    for file in _files(new):
+        file.unlink(missing_ok=True)
+    if any(record.kind != "about" for record in records):
+        segment = Segment.create(new)
+        try:
+            segment.put(records)
+            segment.seal()
+        finally:
+            segment.close()
+    for file in _files(path)[1:]:  # the log of one that was never sealed: it must not be taken for the new one's
+        file.unlink(missing_ok=True)
+    if new.exists():
+        os.replace(new, path)
+    else:
+        path.unlink()
+
+
+def link_or_copy(path: Path, there: Path) -> None:
+    """A second name for a file, which costs nothing; a copy where it lies on another file system. Raises OSError."""
+    there.unlink(missing_ok=True)
+    try:
+        os.link(path, there)
+    except OSError:
+        shutil.copyfile(path, there)
+
+
+def _seal_of(path: Path) -> JSON:
+    with path.open("rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))]
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
+def _locked(folder: Path) -> int:
+    """The folder's lock, which ends with its holder. Raises UserError where somebody has it, OSError."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(BUSY) from None
+    return lock
