@@ -123,7 +123,7 @@ class Engine:
         return work.state
 
     def between(self, deed: Callable[[], R]) -> R:
-        """What `deed` gives, done in a turn of its own, while the model neither watches nor writes: a packed state, say."""
+        """What `deed` gives, in a turn of its own, while the model neither watches nor writes: a packed state, say."""
         results: list[R] = []
         self._turns.run(Errand(lambda: results.append(deed())))
         return results[0]

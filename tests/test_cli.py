@@ -75,7 +75,7 @@ def test_json_is_one_document_with_every_figure(opened, capsys):
     assert len(captured.out.splitlines()) == 1
     assert document["answer"].startswith("I saw that at 0:4")
     assert (document["asked_at"], document["seen_until"], document["frames"]) == (119, 119, 120)
-    assert document["dropped"] == 0 and document["backend"] == ColourModel.backend
+    assert document["dropped"] == 0 and document["backend"] == ColourModel().backend
     best = document["evidence"][0]
     assert 41 <= best["time"] <= 42 and 0.9 < best["weight"] <= 1
     assert set(document["timings"]) == {"watch_s", "realtime_factor", "first_token_s", "tokens_per_s"}
