@@ -99,6 +99,7 @@ def answered(turn: Turn | None) -> dict[str, Any]:
         "done": answer.done,
         "stopped": answer.stopped,
         "seen_until": answer.seen_until,
+        "known_until": answer.known_until,
         "evidence": [
             {"time": one.time, "start": one.start, "end": one.end, "weight": one.weight} for one in answer.evidence
         ],

@@ -208,7 +208,8 @@ class Engine:
     def _answers(
         self, question: Question, state: StreamState, sampling: Sampling, stop: threading.Event, asked: float
     ) -> Iterator[Answer]:
-        answer, gaze, first = _empty_answer(question, state), Gaze(), None
+        known = self.model.known_until(question, state)
+        answer, gaze, first = _empty_answer(question, state, known), Gaze(), None
         writing = Writing(lambda: self.model.ask(question, state, sampling), stop, self._turns.forget)
         with closing(writing):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:
@@ -273,11 +274,11 @@ def _check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _empty_answer(question: Question, state: StreamState) -> Answer:
+def _empty_answer(question: Question, state: StreamState, known_until: float) -> Answer:
     """Held frames count as seen: the question flushes them."""
     seen_until = float(max([state.seen_until, *(frame.time for frame in state.held)]))
     asked_at = seen_until if question.at is None else question.at
-    return Answer(text="", asked_at=asked_at, seen_until=seen_until)
+    return Answer(text="", asked_at=asked_at, seen_until=seen_until, known_until=known_until)
 
 
 def _grown(answer: Answer, token: Token, evidence: tuple[Evidence, ...], first_s: float, since_s: float) -> Answer:

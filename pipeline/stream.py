@@ -120,6 +120,7 @@ class Answer:
     tokens_per_s: float | None = None
     done: bool = False
     stopped: bool = False
+    known_until: float | None = None  # newest second it could know of: before `asked_at` where an older state answered
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +204,10 @@ class Model(ABC, Generic[B]):
     def chunk_frames(self, backlog: int) -> int:
         """How many frames to watch in one go when `backlog` frames wait: whole units, one at least."""
         return max(1, min(backlog, LARGEST_CHUNK) // self.unit_frames) * self.unit_frames
+
+    def known_until(self, question: Question, state: StreamState[B]) -> float:
+        """The newest second that an answer can know of: where it is pinned to one, no later than that."""
+        return state.seen_until if question.at is None else min(question.at, state.seen_until)
 
     def is_finite(self, state: StreamState[B]) -> bool:
         """Whether what the state carries on are numbers: one NaN in a recurrent state stays for ever."""

@@ -156,6 +156,9 @@ def _reply(turn: Turn, card: Any) -> list[Any]:
 def foot(turn: Turn, answer: Answer) -> str:
     """Under a whole answer: what it had seen, how fast it came, and the moments it rests on."""
     pinned = f"about {mmss(turn.at)} · " if turn.at is not None else ""
+    known = answer.known_until
+    if turn.at is not None and known is not None and mmss(known) != mmss(min(turn.at, answer.seen_until)):
+        pinned += f"answered as of {mmss(known)} · "
     facts = [f"{pinned}seen until {mmss(answer.seen_until)}"]
     if answer.first_token_s is not None:
         first = answer.first_token_s

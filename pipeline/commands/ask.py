@@ -237,6 +237,7 @@ def document_of(viewer: Viewer, answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "asked_at": answer.asked_at,
         "seen_until": answer.seen_until,
+        "known_until": answer.known_until,
         "evidence": [asdict(moment) for moment in answer.evidence],
         "frames": state.frames,
         "dropped": state.dropped,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,12 @@ class Recorded(Protocol):
 
 
 Recording = TypeVar("Recording", bound=Recorded)
+
+
+def copy_all(to: Sequence[tuple[Tensor, ...]], of: Sequence[tuple[Tensor, ...]]) -> None:
+    """One launch for each place of the tuples: what stands at the same place has the same type."""
+    for ours, theirs in zip(zip(*to), zip(*of)):
+        torch._foreach_copy_(ours, theirs)
 
 
 class Tapes:

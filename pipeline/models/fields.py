@@ -30,3 +30,23 @@ def only(fields: dict[str, Any], where: str, known: Collection[str]) -> None:
             f"The model's config has fields in {where} that are not known here ({', '.join(unknown[:3])}), "
             "so the model was not loaded; use another checkpoint."
         )
+
+
+TEXT = (  # what transformers' configurations of text models call alike
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+)
+
+
+def text_fields(config: dict[str, Any], *more: str) -> dict[str, Any]:
+    """Those of TEXT, and more, that a config has: what is not there has the library's default."""
+    return {key: config[key] for key in (*TEXT, *more) if config.get(key) is not None}

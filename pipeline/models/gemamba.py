@@ -16,10 +16,11 @@ from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from pipeline.layers.rotary import rotary_tables
-from pipeline.models.fields import demand
+from pipeline.models.fields import demand, text_fields
 from pipeline.models.prompts import GemmaPrompt
-from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
+from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
 from pipeline.towers.videomamba import EPS, VideoMamba, VideoMambaConfig, clip_pixels
@@ -31,20 +32,6 @@ ABOUT = (
     "is more than it ever saw, and beyond its context the oldest are dropped."
 )
 CLIP = -200  # stands for a clip in golden ids
-_TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_parameters",
-)
 
 
 class ShiftedRMSNorm(nn.Module):
@@ -100,8 +87,7 @@ class Gemamba(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        fields = {key: config[key] for key in _TEXT_FIELDS if config.get(key) is not None}
-        self.config = GemmaConfig(**fields)
+        self.config = GemmaConfig(**text_fields(config, "head_dim"))
         self.config._attn_implementation = "pipeline_stream"
         self.model = Body(self.config, VideoMambaConfig.from_dict(config.get("vision_encoder") or {}))
 

@@ -23,8 +23,9 @@ from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
 from pipeline.models.fields import demand, only
 from pipeline.models.prompts import ZephyrPrompt
-from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
+from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
 from pipeline.stream import Frame, UserError
 from pipeline.towers.siglip_dino import NEVER_READ, Shapes, ViT, ViTConfig, tower_pixels

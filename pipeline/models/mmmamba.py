@@ -30,8 +30,9 @@ from pipeline.layers.rotary import rotary_tables
 from pipeline.layers.vamba import rotate
 from pipeline.models.fields import demand
 from pipeline.models.prompts import InternPrompt
-from pipeline.models.sequence import KeySizes, SequenceModel, View, tokenizer_of
+from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
+from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
 from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle, tile_pixels

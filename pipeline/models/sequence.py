@@ -26,43 +26,16 @@ from pipeline.gpu.dispatch import backend
 from pipeline.keeping import packing
 from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.streamed import Answering, Prefix, Watching
+from pipeline.layers.streamed import Prefix, Watching
 from pipeline.memory.memory import Memory
+from pipeline.models.sequence_reading import Conversation, TokenRecordings, embedded
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.weights.checkpoint import read_tokenizer
 
-View = Watching | Answering | None  # who knows the keys of earlier tokens; None where nothing attends
 TOKENS_PER_CALL = 4096  # of one pass through the layers
 BLOCK_SLOTS = 8192  # of the keys' storage
 KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
-TEXT_PER_CALL = 128  # question tokens of one pass: `Answering` writes out their scores over the whole video
 SNAPSHOT_UNITS, SNAPSHOTS_KEPT = 4, 8  # a snapshot every so many units; of each age's, about so many are kept
-
-
-class KeySizes(NamedTuple):
-    """Of the keys that a network's attention layers keep of every token."""
-
-    layers: int
-    heads: int
-    width: int
-
-
-class Net(Protocol):
-    """What the common face needs of a network."""
-
-    keys: KeySizes
-
-    def start(self) -> tuple[MixerState, ...]: ...
-
-    def embed(self, ids_T: Tensor) -> Tensor: ...
-
-    def normed(self, x: Tensor) -> Tensor: ...
-
-    def logits(self, x: Tensor) -> Tensor: ...
-
-    def __call__(
-        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
-    ) -> tuple[Tensor, tuple[MixerState, ...]]: ...
 
 
 class Eyes(Protocol):
@@ -157,6 +130,7 @@ class SequenceModel(Model[Told]):
         self.net, self.eyes, self.prompt, self.tokenizer = net.eval(), eyes, prompt, tokenizer
         self.name, self.about, self.limit = name, about, limit
         self.unit_frames, self.long_side = eyes.unit_frames, eyes.long_side
+        self._recordings = TokenRecordings(self.net, self.device)
         self.prefix, self._opened = self._read_opening()
 
     @property
@@ -204,7 +178,20 @@ class SequenceModel(Model[Told]):
         """
         told = self.told_at(state, question.at)
         ids = self.prompt.question(question, told.units)
-        return self._answer(Conversation(self, told, len(ids) + sampling.max_tokens), ids, sampling)
+        return self._answer(self.conversation(told, len(ids) + sampling.max_tokens), ids, sampling)
+
+    def conversation(self, told: Told, room: int) -> Conversation:
+        """On a fork of the stream, of at most `room` tokens."""
+        return Conversation(self._recordings, self.net, self.prefix, told.states, told.memory, told.length, room)
+
+    def known_until(self, question: Question, state: StreamState[Told]) -> float:
+        """A pinned question is answered from a snapshot or from whole units, which may end earlier."""
+        if question.at is None or question.at >= state.seen_until or not state.inner.units:
+            return super().known_until(question, state)
+        told = self.told_at(state, question.at)
+        if told.memory is not None:
+            return float(np.nanmax(told.memory.times))
+        return next(s.time for s in state.inner.snapshots if s.units == told.units)
 
     def told_at(self, state: StreamState[Told], second: float | None) -> Told:
         """The stream as it was at that second (None: now), at least its first unit.
@@ -275,7 +262,7 @@ class SequenceModel(Model[Told]):
         return Unit(torch.cat([before, tokens_LD[None].to(before.dtype), after], dim=1), times)
 
     def embedded(self, ids: Sequence[int]) -> Tensor:
-        return self.net.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
+        return embedded(self.net, ids, self.device)
 
     def _append(self, told: Told, run: list[Unit]) -> Told:
         if not run:
@@ -394,38 +381,6 @@ class SequenceModel(Model[Told]):
                     yield Token(token, rest, looked)
                 return
             yield Token(token, text.push(token) + ("" if left else text.flush()), looked)
-
-
-class Conversation:
-    """A question and its answer, read behind the video on a fork of it. room: the most tokens it may have."""
-
-    def __init__(self, model: SequenceModel, told: Told, room: int):
-        self._model, self._states, self._place = model, told.states, told.length
-        self._view = None if told.memory is None else Answering(model.prefix, told.memory, room)
-        self._times = np.zeros(0) if told.memory is None else told.memory.times
-        self._seen = ~np.isnan(self._times)
-
-    @torch.no_grad()
-    def feed(self, ids: list[int]) -> Tensor:
-        """Logits (V,) after the last of these tokens."""
-        net = self._model.net
-        for start in range(0, len(ids), TEXT_PER_CALL):
-            part = ids[start : start + TEXT_PER_CALL]
-            if self._view is not None:
-                self._view.gaze = None
-            x_1TD, self._states = net(self._model.embedded(part), self._states, self._place, self._view)
-            self._place += len(part)
-            if self._view is not None:
-                self._view.length += len(part)
-        return net.logits(x_1TD[0, -1])
-
-    def looked(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Where the newest token looked: the last layers' weights over visual tokens alone, scaled to sum to 1."""
-        if self._view is None or self._view.gaze is None:
-            return None
-        weights = self._view.gaze.double().cpu().numpy()[self._seen]
-        total = weights.sum()
-        return (self._times[self._seen], weights / total) if total > 0 else None
 
 
 def tokenizer_of(folder: Path) -> Any:

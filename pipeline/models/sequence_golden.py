@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Watching
 from pipeline.memory.memory import Memory
-from pipeline.models.sequence import Conversation, SequenceModel
+from pipeline.models.sequence import SequenceModel
 from pipeline.models.system import Golden, Sizes
 from pipeline.stream import Frame, Question, VideoChunk
 
@@ -163,7 +163,7 @@ class SequenceGolden(Golden):
         model, told = self._stream(script, sizes)
         out = self._named_state(told.states, _keys(told.memory, model.prefix), self.before_question)
         parts = [script.behind, *([token] for token in self._steps(script))]
-        conversation = Conversation(model, told, sum(map(len, parts)))
+        conversation = model.conversation(told, sum(map(len, parts)))
         return _named(script.name, out | _chosen([conversation.feed(part) for part in parts]))
 
     def _changed_by_asking(self, script: Script) -> int:
@@ -175,7 +175,7 @@ class SequenceGolden(Golden):
 
         before = {name: tensor.clone() for name, tensor in carried().items()}
         questions = [script.behind, script.behind[::-1], script.behind]
-        answers = [Conversation(model, told, len(ids)).feed(ids) for ids in questions]
+        answers = [model.conversation(told, len(ids)).feed(ids) for ids in questions]
         changed = sum(not torch.equal(before[name], tensor) for name, tensor in carried().items())
         return changed + (not torch.equal(answers[0], answers[2]))
 

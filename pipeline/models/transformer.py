@@ -25,6 +25,7 @@ from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.streamed import Answering, Prefix, Watching
 from pipeline.memory.memory import Memory
+from pipeline.models.fields import text_fields
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower, published_key
@@ -37,21 +38,6 @@ BLOCK_SLOTS = 8192  # of the keys' storage: 470 MB of the 7B model; an answer's 
 TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
 KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
 
-_TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-)
-
 
 class Qwen2VL(nn.Module):
     """The network, with the published checkpoint's key names: `visual.`, `model.`, `lm_head.`."""
@@ -59,7 +45,7 @@ class Qwen2VL(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         fields = config.get("text_config") or config
-        text = Qwen2VLTextConfig(**{key: fields[key] for key in _TEXT_FIELDS if fields.get(key) is not None})
+        text = Qwen2VLTextConfig(**text_fields(fields, "rope_scaling"))
         self.visual = build_tower(config["vision_config"])
         self.model = Qwen2VLTextModel._from_config(text, attn_implementation="pipeline_stream")
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)

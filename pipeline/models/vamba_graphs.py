@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.gpu.dispatch import attention_kernels, kernels_for
-from pipeline.gpu.graphs import Tape, Tapes, TapesByKind
+from pipeline.gpu.graphs import Tape, Tapes, TapesByKind, copy_all
 from pipeline.gpu.layout import Slots, book_room
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextCache, TextDecoder
@@ -210,18 +210,12 @@ class ChunkRecording:
         self.v.copy_(v_BTD)
         if positions is not None and self.positions is not None:
             self.positions.copy_(positions)
-        _copy(self.before, states)
+        copy_all(self.before, states)
         assert self.tape is not None  # a recording that was thrown away is nobody's
         self.tape.play()
         new = tuple(MixerState(*map(torch.empty_like, state)) for state in self.after)
-        _copy(new, self.after)
+        copy_all(new, self.after)
         return new
-
-
-def _copy(to: Sequence[MixerState], of: Sequence[MixerState]) -> None:
-    """In two launches: convolutions' rows and states differ in their type."""
-    for ours, theirs in zip(zip(*to), zip(*of)):
-        torch._foreach_copy_(ours, theirs)
 
 
 class ChunkRecordings(TapesByKind[ChunkRecording]):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.engine import Engine
+from pipeline.models import sequence_reading
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig, StackConfig
 from pipeline.models.sequence import SNAPSHOT_UNITS, SNAPSHOTS_KEPT, SequenceModel, Told, is_kept
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
@@ -19,12 +21,12 @@ class Colours:
 
     unit_frames, long_side = 1, 8
 
-    def __init__(self, width: int):
-        self.mix = torch.randn(3, 2 * width, generator=torch.Generator().manual_seed(1)).double()
+    def __init__(self, width: int, like: torch.Tensor):
+        self.mix = torch.randn(3, 2 * width, generator=torch.Generator().manual_seed(1)).to(like)
 
     def tokens(self, frames) -> torch.Tensor:
         colours = np.stack([frame.rgb.mean((0, 1)) / 64 for frame in frames])
-        return (torch.from_numpy(colours) @ self.mix).unflatten(1, (2, -1))
+        return (torch.from_numpy(colours).to(self.mix) @ self.mix).unflatten(1, (2, -1))
 
 
 class Marks:
@@ -42,11 +44,15 @@ class Marks:
         return [20 + units % 9, 30, 31]
 
 
-def model(kinds: tuple[str, ...], **options) -> SequenceModel:
+def model(kinds: tuple[str, ...], dtype=torch.float64, device="cpu", **options) -> SequenceModel:
     torch.manual_seed(0)
     stack = StackConfig(width=16, heads=4, kv_heads=2, hidden=24, eps=1e-5, rope_theta=1e4, kinds=kinds)
-    net = MMMamba(MMMambaConfig(stack, stack, vocab=96, image_token=95, side=28)).double().requires_grad_(False)
-    return SequenceModel(net, Colours(16), Marks(), Letters(), name="tiny", about="", **options)
+    net = (
+        MMMamba(MMMambaConfig(stack, stack, vocab=96, image_token=95, side=28)).to(device, dtype).requires_grad_(False)
+    )
+    return SequenceModel(
+        net, Colours(16, net.language_model.output.weight), Marks(), Letters(), name="tiny", about="", **options
+    )
 
 
 def film(count: int) -> list[Frame]:
@@ -98,6 +104,63 @@ def test_a_pinned_question_is_answered_from_the_stream_as_it_was(kinds) -> None:
             [token.id for token in tiny.ask(Question("?"), then, sampling)],
         ]
         assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kinds", [LINEAR, HYBRID, ATTENDING])
+def test_an_answer_names_the_second_it_knows_of(kinds) -> None:
+    """A snapshot's, where states are carried; where there are only keys, that of the last unit's last frame."""
+    tiny = model(kinds)
+    engine, state = Engine(tiny), watched(tiny, film(60), 7)
+    for at, second in ((None, 59.0), (75.0, 59.0), (58.9, 58.0), (30.2, 30.0), (0.4, 0.0)):
+        answer = list(engine.ask(Question("?", at=at), state, Sampling(max_tokens=1)))[-1]
+        assert answer.known_until == tiny.told_at(state, at).units - 1 <= second
+        assert answer.asked_at == (59.0 if at is None else at) and answer.seen_until == 59.0
+        assert answer.known_until == second or kinds != ATTENDING
+    kept = {snapshot.time for snapshot in state.inner.snapshots}
+    assert kinds == ATTENDING or tiny.known_until(Question("?", at=30.2), state) == max(t for t in kept if t <= 30.2)
+
+
+def recording(monkeypatch) -> list[int]:
+    """As if the kernels ran here: passes over single tokens take the recorded way, and are counted."""
+    played, play = [], sequence_reading.TokenPass.play
+
+    def counted(self, token, states):
+        played.append(token)
+        return play(self, token, states)
+
+    monkeypatch.setattr(sequence_reading, "kernels_for", lambda _: "some")
+    monkeypatch.setattr(sequence_reading.TokenPass, "play", counted)
+    return played
+
+
+@pytest.mark.parametrize("kinds", [LINEAR, HYBRID])
+def test_recorded_tokens_are_those_of_the_plain_code(kinds, monkeypatch) -> None:
+    """Also of two answers that take turns, as two visitors' do; what attends is not recorded."""
+    tiny = model(kinds)
+    streams = [watched(tiny, film(count), 8).inner for count in (20, 30)]
+    before = [tensor.clone() for told in streams for tensor in tensors(told)]
+
+    def said() -> torch.Tensor:
+        talks = [tiny.conversation(told, 9) for told in streams]
+        return torch.stack([talk.feed(ids) for ids in ([20, 30], [7], [8], [9]) for talk in talks])
+
+    want, played = said(), recording(monkeypatch)
+    got = said()
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert (want[::2] - want[1::2]).abs().amax(-1).min() > 1e-6, "two videos"
+    assert played == ([7, 7, 8, 8, 9, 9] if kinds == LINEAR else [])
+    for tensor, was in zip([tensor for told in streams for tensor in tensors(told)], before):
+        assert torch.equal(tensor.nan_to_num(), was.nan_to_num())
+
+
+def test_a_recording_that_fails_is_made_up_for(monkeypatch) -> None:
+    tiny, sampling = model(LINEAR), Sampling(max_tokens=4)
+    state = watched(tiny, film(9), 8)
+    want = [token.id for token in tiny.ask(Question("?"), state, sampling)]
+    monkeypatch.setattr(sequence_reading, "kernels_for", lambda _: "some")
+    monkeypatch.setattr(sequence_reading.TokenPass, "play", lambda *_: 1 / 0)
+    assert [token.id for token in tiny.ask(Question("?"), state, sampling)] == want
+    assert tiny._recordings.tapes.off
 
 
 def test_snapshots_are_few_and_dense_near_the_newest() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from app.live.view import Phase, Turn, View
@@ -35,3 +37,13 @@ def test_sizes_and_names_read_well():
     sizes = [0, 15_000, 290_000, 19_600_000, 123_400_000, 30_900_000_000]
     assert [panels.megabytes(size) for size in sizes] == ["0 kB", "15 kB", "290 kB", "19.6 MB", "123 MB", "30.9 GB"]
     assert panels.short("a\u202eb\nc.mp4") == "abc.mp4" and len(panels.short("x" * 300)) == 40
+
+
+def test_an_answer_from_an_earlier_state_says_so():
+    """A question about 0:40 may be answered by a state that knows of 0:32 and no more."""
+    turn = Turn(1, "what?", at=40.0)
+    answer = Answer("a dog", 40.0, 90.0, done=True, known_until=32.0)
+    assert "about 0:40 · answered as of 0:32 · seen until 1:30" in panels.foot(turn, answer)
+    for known in (40.0, 40.6, None):
+        assert "as of" not in panels.foot(turn, replace(answer, known_until=known))
+    assert "as of" not in panels.foot(Turn(1, "what?"), replace(answer, known_until=90.0))
