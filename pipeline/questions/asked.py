@@ -9,9 +9,14 @@ from pipeline.questions.language import is_english
 from pipeline.questions.router import Known, Router
 from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
-from pipeline.questions.wordings import asks_length, cues, points_back, wording_plan
+from pipeline.questions.wordings import cues, points_back, wording_kind, wording_plan
 
+# Kinds in which "it" is the weather, the video or nobody: "Is it raining?" names no thing and refers to none.
+OF_NOTHING = ("weather", "bw", "length", "sound", "describe", "list", "talk", "about_you", "command", "foreign")
+DESCRIBING = ("describe", "now", "at", "stretch")  # which of them is the parser's to say
 SURE_KIND = 0.35  # probability from which the router is believed
+
+Kinds = tuple[tuple[str, float], ...]  # kinds of question and how likely each is
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Asked:
     each: tuple[tuple[str, Things], ...] = ()  # the things one by one, in the question's words
     unnamed: tuple[str, ...] = ()  # words that ask for more than these things
     english: bool = True
-    kinds: tuple[tuple[str, float], ...] = ()  # what the router takes it for (router.py), the likeliest first
+    kinds: Kinds = ()  # what its wording or the router (router.py) takes it for, the likeliest first
 
     @property
     def kind(self) -> str | None:
@@ -61,7 +66,10 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
     heard, things = cues(rest), named_things(rest)
     back = when.shift is not None or (when == Named(when.rest) and points_back(text))
     known = Known(when.time is not None, when.stretch is not None, any(things), any(c.isdigit() for c in text))
-    kinds = tuple(router.kinds(text, known).items()) if router else ()
+    english = is_english(text)
+    sure = wording_kind(rest) if english else "foreign"
+    kinds = ((sure, 1.0),) if sure else tuple(router.kinds(text, known).items()) if router else ()
+    kinds = settled(kinds, when)
     return Asked(
         text=text,
         plan=wording_plan(rest),
@@ -69,13 +77,21 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
         things=things,
         wanted=named_things("person") if "who" in heard else things,
         cues=heard,
-        length=asks_length(text),
-        refers=back and not any(things),
-        english=is_english(text),
+        length=sure == "length",
+        refers=back and not any(things) and not (kinds and kinds[0][0] in OF_NOTHING),
+        english=english,
         each=tuple(each_thing(rest)),
         unnamed=unnamed(rest),
         kinds=kinds,
     )
+
+
+def settled(kinds: Kinds, when: Named) -> Kinds:
+    """The kinds where a time or a stretch is named: what is described then is that, whatever it sounds like."""
+    named_kind = "stretch" if when.stretch else "at" if when.time is not None else None
+    if named_kind and kinds and kinds[0][0] in DESCRIBING and (when.stretch or kinds[0][0] != "describe"):
+        return ((named_kind, kinds[0][1]), *((kind, chance) for kind, chance in kinds[1:] if kind != named_kind))
+    return kinds
 
 
 _NOTE = re.compile(r"\((?:yes|no|at|now|nothing|chat|\d+ scenes?)\b[^()]*\)", re.IGNORECASE)

@@ -28,7 +28,9 @@ ALIKE = 3.0  # how far below the best a score may lie and still be about the sam
 KIND_PLANS = {
     "describe": "list",
     "list": "list",
+    "stretch": "list",
     "now": "now",
+    "at": "now",
     "when": "find",
     "last": "find",
     "again": "find",
@@ -70,7 +72,6 @@ class Planner:
     def plan(self, asked: Asked, located: Located, index: Index, earlier: Earlier | None = None) -> Verdict:
         """earlier: what the question may refer to. Of a question about a stretch ("in the last minute"): as if there
         were nothing else."""
-        name = self._name(asked, located)
         when = asked.when
         if when.unclear or not asked.english:
             return self._now("chat", index)
@@ -78,12 +79,14 @@ class Planner:
             return self._two(when.both, index)
         if when.shift is not None and earlier and earlier.verdict.time is not None:
             return self._at(max(0.0, earlier.verdict.time + when.shift), index)
+        name = self._name(asked, located)
         if when.stretch:
             return self._within(name, asked, located, index)
-        if earlier and (found := self._referred(name, earlier.verdict, index)):
-            return found
-        if earlier and name in ("find", "about", "count_of"):
+        if earlier:
             asked = asked.of(earlier.asked)
+            name = self._name(asked, located)
+            if found := self._referred(name, earlier.verdict, index):
+                return found
         return self._planned(name, asked, located, index)
 
     @staticmethod

@@ -1,50 +1,61 @@
-"""What a question asks for, where its wording leaves no doubt, whatever the trained head makes of it. English."""
+"""What a question asks for, where its wording leaves no doubt, whatever the trained heads make of it. English.
+
+The wordings themselves are data: rules.toml, with examples of what each claims and what it leaves alone.
+"""
 
 from __future__ import annotations
 
 import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-_VIDEO = r"(it|this( one)?|that|the (video|clip|film))"
-_SEEN = "|".join(
-    (
-        "(did|have) (you|we|i) (see|seen|miss|missed)",
-        rf"(is|are|was|were)( there)? in {_VIDEO}",
-        "(has |have |did )?(appear(ed|s)?|happen(ed)?)",
-        "(was|were|has been|have been) (shown|seen|there)",
-        "went on",
+RULES = Path(__file__).with_name("rules.toml")
+
+
+class Rule(NamedTuple):
+    """One line of rules.toml: a wording, what it asks (kind) and where to look for it (plan), with its examples."""
+
+    pattern: re.Pattern
+    kind: str | None
+    plan: str | None
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+
+    def claims(self, text: str) -> bool:
+        return bool(self.pattern.search(plain(text)))
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    data = tomllib.loads(RULES.read_text(encoding="utf-8"))
+    return tuple(
+        Rule(
+            re.compile(_filled(each["pattern"], data["words"])),
+            each.get("kind"),
+            each.get("plan"),
+            tuple(each["yes"]),
+            tuple(each["no"]),
+        )
+        for each in data["rule"]
     )
-)
-_AND, _ONE = "and |so |okay,? ", "(it|that|this|he|she|they|them)"
-_CAME = "(came|comes|happened|happens|was|is|follows|followed)"
-_THERE = "(appear|come|happen|shown|seen|there)"
 
-_WORDINGS = (
-    (r"\b(when|what time|at which)\b.*\bfirst\b(?! (thing|scene|shot))", "find"),
-    (r"^(please |can you |could you |do you )*(find|locate|show me|jump to|go to)\b(?!.*\d)", "find"),
-    (r"\bhad been shown when\b|\b(right|just|what (came|comes|happened|was)) before\b", "before"),
-    (rf"^\W*({_AND})?(what (about )?)?({_CAME} )?before( {_ONE})?\W*$", "before"),
-    (rf"^\W*({_AND})?(what )?({_CAME} )?(then|next|after(wards)?( {_ONE})?)\W*$", "after"),
-    (rf"^\W*({_AND})?(when|at what time)( (is|was|did|does) {_ONE}( {_THERE})?)?\W*$", "find"),
-    (rf"^\W*({_AND})?what time (was|did) {_ONE}( {_THERE})?\W*$", "find"),
-    (r"^\W*(so,? |please,? |okay,? |hey,? |and )*describe (it|this|the (picture|scene|image|frame))\W*$", "now"),
-    (r"\b(vi?d(ie|e)o|clip|film)( is)?( all)? about\b|\babout (this|the) (video|clip|film)\b", "list"),
-    (r"\bfrom start to end\b|\bsummar|\brecap\b|\boverview\b|\bimportant scenes\b", "list"),
-    (r"\bhow many (scenes|shots|cuts)\b(?!.*\b(show|have|contain|with|is there|do you see|can you see)\b)", "count"),
-    (r"\bhow (often|many times)\b", "count_of"),
-    (
-        # "What did you see?", "What animals were in the video?": of all of it, not of now
-        rf"^\W*(so,? |and |okay,? )?(what|which|who)( (kinds?|sorts?|types?) of)?( (?!colou?r)\w+)?( else)? ({_SEEN})"
-        rf"( in {_VIDEO})?( (so far|until now|up to now|by now|already|overall|altogether|in total|at all))?\W*$",
-        "list",
-    ),
-    (r"\b(number of|how many) (?!scenes|shots|cuts|times|days|minutes|legs|of the)", "about"),
-    (r"^(what|which) (is the )?colou?r\b", "about"),
-    (
-        r"^\W*(how|what) (does|do|did) (it|this|that|the (video|clip|film))( one)? (open|begin|start)( with)?\W*$",
-        "first",
-    ),
-    (r"\b(when (it|this|the (video|clip|film)) ends|how (does|did) (it|this|the (video|clip|film)) end)\b", "last"),
-)
+
+def _filled(pattern: str, words: dict[str, str]) -> str:
+    """A pattern with the alternatives of [words] in the place of their names."""
+    for name, alternatives in reversed(words.items()):
+        pattern = pattern.replace(f"<{name}>", alternatives)
+    for name, alternatives in words.items():  # those that stand in other alternatives
+        pattern = pattern.replace(f"<{name}>", alternatives)
+    return pattern
+
+
+def plain(text: str) -> str:
+    """Small letters, "what's" in full."""
+    return re.sub(r"\b(what|who|when|where)['’]?s\b", r"\1 is", text.lower().strip())
+
+
 _REFERRING = {"it", "that", "they", "them", "he", "she", "there", "next", "then"}
 CUES = {
     "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
@@ -61,8 +72,12 @@ CUES = {
 
 def wording_plan(text: str) -> str | None:
     """The plan of a wording that leaves no doubt, or None."""
-    lowered = re.sub(r"\b(what|who)['’]s\b", r"\1 is", text.lower().strip())
-    return next((plan for pattern, plan in _WORDINGS if re.search(pattern, lowered)), None)
+    return next((rule.plan for rule in rules() if rule.plan and rule.claims(text)), None)
+
+
+def wording_kind(text: str) -> str | None:
+    """The kind of question that a wording without doubt is, or None."""
+    return next((rule.kind for rule in rules() if rule.kind and rule.claims(text)), None)
 
 
 def cues(text: str) -> frozenset[str]:
@@ -74,9 +89,3 @@ def points_back(text: str) -> bool:
     """Whether a question that names nothing itself may be about what the last one was about."""
     words_of = re.findall(r"[a-z']+", text.lower())
     return len(words_of) < 3 or any(word in _REFERRING for word in words_of)
-
-
-def asks_length(text: str) -> bool:
-    """Whether the question is how long the video is."""
-    pattern = rf"\bhow long (is|was) {_VIDEO}\b(?! (in|on|there))|\b(length|duration) of {_VIDEO}\b"
-    return bool(re.search(pattern, text, re.IGNORECASE))

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.questions.asked import parse
 from pipeline.questions.things import named_things
-from pipeline.questions.wordings import asks_length, wording_plan
+from pipeline.questions.wordings import wording_kind, wording_plan
 from tests.questions.made import COCO, IMAGENET, features
 
 
@@ -116,7 +116,7 @@ def test_wordings_without_doubt(text, expected):
     ],
 )
 def test_how_much_was_seen_is_asked(text, expected):
-    assert asks_length(text) == expected
+    assert (wording_kind(text) == "length") == expected
 
 
 @pytest.mark.parametrize(
