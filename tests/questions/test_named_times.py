@@ -49,6 +49,12 @@ def test_typed_notes_are_set_aside():
     assert without_notes("(at 0:05)") == "at 0:05" and without_notes("Who (the man) came?") == "Who the man came?"
 
 
+@pytest.mark.parametrize("line", (DATA / "languages.tsv").read_text(encoding="utf-8").splitlines())
+def test_other_languages_are_told_from_english_with_foreign_words(line):
+    language, text = line.split("\t")
+    assert is_english(text) == (language == "english")
+
+
 def test_languages():
     for text in ("Was ist in der Tasse?", "Que se passe-t-il ?", "第3分钟发生了什么?", "¿Qué hay en la mesa?"):
         assert not is_english(text), text
