@@ -20,17 +20,18 @@ class Thumbnails:
         self._limit, self._apart = limit, 0.0
         self._lock = threading.Lock()
 
-    def add(self, frame: Frame) -> None:
-        """Keeps the frame's picture, unless it is too near the newest one."""
-        if self._pictures and frame.time - self._pictures[-1].time < self._apart:
-            return
+    def add(self, frame: Frame) -> bytes:
+        """The frame's picture, kept unless it is too near the newest one."""
         picture = Picture(frame.time, thumbnail(frame, WIDTH))
+        if self._pictures and frame.time - self._pictures[-1].time < self._apart:
+            return picture.jpeg
         with self._lock:
             self._pictures.append(picture)
             if len(self._pictures) > self._limit:
                 self._pictures = self._pictures[::2]
                 span = self._pictures[-1].time - self._pictures[0].time
                 self._apart = 0.9 * span / max(len(self._pictures) - 1, 1)
+        return picture.jpeg
 
     def near(self, at: float) -> bytes | None:
         """The picture whose time is nearest to `at`, or None where nothing was seen yet."""
@@ -38,10 +39,3 @@ class Thumbnails:
             right = bisect.bisect(self._pictures, at, key=lambda picture: picture.time)
             around = self._pictures[max(right - 1, 0) : right + 1]
         return min(around, key=lambda picture: abs(picture.time - at)).jpeg if around else None
-
-    def spread(self, count: int) -> tuple[Picture, ...]:
-        """At most `count` pictures, evenly over everything seen, oldest first."""
-        with self._lock:
-            last = len(self._pictures) - 1
-            picked = {round(i * last / max(count - 1, 1)) for i in range(count)} if last >= 0 else set()
-            return tuple(self._pictures[index] for index in sorted(picked))

@@ -92,10 +92,10 @@ class View:
     """A stream at one moment; the default is a stream that has no source.
 
     upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
-    models that could, in the same order. conversations: the turns of each of them. film: pictures evenly over
-    everything seen. Times in seconds of the video; progress: share of the file read, 0 to 1; rate: seconds of video
-    per second of work; waiting and dropped: camera pictures; skipped: damaged pictures of a file; notes: what of it
-    was mended or left out, in sentences; silent: whether a camera has sent nothing for a while.
+    models that could, in the same order. conversations: the turns of each of them. film: the pictures that differ
+    most. Times in seconds of the video; progress: share of the file read, 0 to 1; rate: seconds of video per second
+    of work, over all that was watched; waiting and dropped: camera pictures; skipped: damaged pictures of a file;
+    notes: what of it was mended or left out, in sentences; silent: whether a camera has sent nothing for a while.
     """
 
     phase: Phase = Phase.IDLE

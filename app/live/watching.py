@@ -10,7 +10,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from app.live.film import Film
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, View
@@ -47,6 +47,7 @@ class Watch:
     def __init__(self, source: Source, engine: Engine, rival: Engine | None = None) -> None:
         self.source = source
         self.thumbnails = Thumbnails()
+        self.film = Film(FILM)
         self.viewings: tuple[Viewing, ...] = tuple(Viewing(one) for one in (engine, rival) if one)
         self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if source.path is None else None
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
@@ -59,7 +60,7 @@ class Watch:
         self._shown = 0  # frames given to the models
         self._offered_at = time.monotonic()
         self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
-        self._speeds: deque[tuple[float, float]] = deque(maxlen=24)  # (seconds of video, seconds it took)
+        self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them
         self._worker = threading.Thread(target=self._work, name="watch", daemon=True)
         self._worker.start()
 
@@ -85,13 +86,12 @@ class Watch:
                 notes=self._notes,
                 silent=time.monotonic() - self._offered_at > SILENT_S,
                 models=models,
-                film=self.thumbnails.spread(FILM),
+                film=self.film.pictures,
             )
 
     def _rate(self) -> float | None:
         """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""
-        worked = sum(took for _, took in self._speeds)
-        return sum(video for video, _ in self._speeds) / worked if worked > 0 and len(self._speeds) > 1 else None
+        return self._watched_s / self._worked_s if self._watched_s else None
 
     def viewing(self, model: int) -> Viewing | None:
         viewings = self.viewings
@@ -219,13 +219,14 @@ class Watch:
         """One chunk to every model."""
         before = self.viewings[0].state.seen_until
         for frame in chunk:
-            self.thumbnails.add(frame)
+            self.film.add(frame, self.thumbnails.add(frame))
         for viewing in self.viewings:
             self._feed(viewing, chunk)
         self._settle()
         with self._changed:
             self._shown += len(chunk)
-            self._speeds.append((max(chunk[-1].time - before, 0.0), time.perf_counter() - began))
+            self._watched_s += max(chunk[-1].time - before, 0.0)
+            self._worked_s += time.perf_counter() - began
 
     def _feed(self, viewing: Viewing, chunk: list[Frame]) -> None:
         """A model that cannot take the chunk stops everything until `resume`."""

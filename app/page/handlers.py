@@ -7,7 +7,7 @@ key alone; of a stream nothing is read but its `View`. Nothing here waits for a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.live.table import Sessions
 from app.live.view import EXAMPLE, UPLOAD, WEBCAM, Phase, View
 from app.page import panels
 from app.page.panels import NOTHING
+from app.page.plots import plots
 from app.page.shown import Shown
 from pipeline import UserError
 
@@ -39,45 +40,46 @@ class Events:
         return tuple(gr.update(visible=source == name) for name in (UPLOAD, WEBCAM, EXAMPLE))
 
     def uploaded(self, path: str, key: str | None, request: gr.Request) -> tuple:
-        """(key, state line) after a file has arrived: it is watched at once."""
-        return self._started(key, request, lambda session: session.open_file(path, UPLOAD, Path(path).name))
+        """(key, state line, main button) after a file has arrived: it is watched at once."""
+        return self._started(key, request, UPLOAD, lambda session: session.open_file(path, UPLOAD, Path(path).name))
 
     def camera(self, rgb: np.ndarray | None, key: str | None, request: gr.Request) -> tuple:
         """(key, state line) after a camera picture. The picture is queued or dropped; this returns at once."""
         if rgb is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
             session.offer(rgb)
         except UserError as error:
-            return key, panels.state_line(NOTHING, sentence=str(error))
-        return key, gr.skip()
+            return key, panels.state_line(NOTHING, sentence=str(error)), gr.skip()
+        return key, gr.skip(), gr.skip()
 
     def press(self, label: str, source: str, path: str | None, key: str | None, request: gr.Request) -> tuple:
-        """(key, state line) after the main button, which does what its label says."""
+        """(key, state line, main button) after the main button, which does what its label says."""
         session = self.sessions.get(key)
         if label == PAUSE and session:
             session.pause()
         elif label == RESUME and session:
             session.resume()
         elif label == AGAIN and session:
-            return self._started(key, request, LiveSession.again)
+            return self._started(key, request, source, LiveSession.again)
         elif source == EXAMPLE:
-            return self._started(key, request, lambda one: one.open_file(self.example, EXAMPLE))
+            return self._started(key, request, source, lambda one: one.open_file(self.example, EXAMPLE))
         elif source == WEBCAM:
-            return self._started(key, request, LiveSession.open_camera)
+            return self._started(key, request, source, LiveSession.open_camera)
         elif path:
             return self.uploaded(path, key, request)
         else:
-            return key, panels.state_line(_seen(session), sentence="There is no file yet, so choose one above.")
-        return key, panels.state_line(_seen(session))
+            sentence = "There is no file yet, so choose one above."
+            return key, panels.state_line(_seen(session), sentence=sentence), gr.skip()
+        return key, *_standing(_seen(session), source)
 
     def reset(self, key: str | None) -> tuple:
-        """(state line, both chats, upload) with everything forgotten."""
+        """(state line, main button, both chats, upload) with everything forgotten."""
         session = self.sessions.get(key)
         if session:
             session.reset()
-        return panels.state_line(_seen(session)), [], [], None
+        return *_standing(_seen(session), ""), [], [], None
 
     def restore(self, key: str, request: gr.Request) -> tuple:
         """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
@@ -90,7 +92,7 @@ class Events:
         return key, view.source or gr.skip(), view.comparing, *chats, view.upload or gr.skip()
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
-        """(key, second chat, plots, plot clock, state line)."""
+        """(key, second chat, what both cost, state line)."""
         view, sentence = NOTHING, ""
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
@@ -99,15 +101,15 @@ class Events:
         except UserError as error:
             sentence = str(error)
         shown = gr.update(visible=view.comparing)
-        return key, shown, shown, gr.Timer(active=view.comparing), panels.state_line(view, sentence=sentence)
+        return key, shown, shown, panels.state_line(view, sentence=sentence)
 
-    def _started(self, key: str | None, request: gr.Request, start) -> tuple:
+    def _started(self, key: str | None, request: gr.Request, source: str, start: Callable) -> tuple:
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
             start(session)
         except UserError as error:
-            return key, panels.state_line(NOTHING, sentence=str(error))
-        return key, panels.state_line(session.view())
+            return key, panels.state_line(NOTHING, sentence=str(error)), gr.skip()
+        return key, *_standing(session.view(), source)
 
     # The chat
 
@@ -162,10 +164,10 @@ class Events:
     # The clock
 
     def tick(self, player: float, source: str, key: str | None, request: gr.Request) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key), each only where this page shows another."""
+        """(state line, spoken state, metrics, film, main button, key, plots), where this page shows another."""
         session = self.sessions.get(key, request.session_hash)
         if session is None:
-            return (gr.skip(),) * 6 if not key or self.sessions.awaits(key) else self._gone(request.session_hash)
+            return (gr.skip(),) * 7 if not key or self.sessions.awaits(key) else self._gone(request.session_hash)
         view, shown = session.view(), self.shown.of(request.session_hash)
         player = (number(player) or 0.0) if source == view.source else 0.0
         kind, word, detail = view.told(player)
@@ -176,24 +178,18 @@ class Events:
             "film": _film(view, shown),
             "button": main_label(view, source),
         }
-        return *(_changed(shown, name, value) for name, value in values.items()), gr.skip()
+        return (
+            *(_changed(shown, name, value) for name, value in values.items()),
+            gr.skip(),
+            _changed(shown, "plots", plots(view)),
+        )
 
     def _gone(self, page: str | None) -> tuple:
         """What a page shows that slept for so long that its session is over."""
         self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."
         line = panels.state_line(NOTHING, sentence=sentence)
-        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), ""
-
-    def plots(self, key: str | None) -> tuple:
-        """The three plots, their axes from zero: a cut axis makes small differences look large."""
-        session = self.sessions.get(key)
-        if session is None:
-            return (gr.skip(),) * 3
-        tables = panels.plots(session.view())
-        return tuple(
-            gr.update(value=table, x_lim=[0, panels.top(table, 0)], y_lim=[0, panels.top(table, 1)]) for table in tables
-        )
+        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", ""
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""
@@ -208,6 +204,15 @@ def main_label(view: View, source: str) -> str:
     if view.phase is Phase.ENDED:
         return AGAIN if view.frames else START
     return RESUME if view.phase in (Phase.PAUSED, Phase.STOPPED) else PAUSE
+
+
+def _button(label: str) -> gr.Button:
+    return gr.Button(label, variant="secondary" if label == PAUSE else "primary")
+
+
+def _standing(view: View, source: str) -> tuple[str, gr.Button]:
+    """The state line and the main button, which never disagree. source: what the page has chosen."""
+    return panels.state_line(view), _button(main_label(view, source))
 
 
 def _seen(session: LiveSession | None) -> View:
@@ -228,4 +233,4 @@ def _changed(shown: dict[str, str], name: str, value: str) -> Any:
     if shown.get(name) == value:
         return gr.skip()
     shown[name] = value
-    return gr.Button(value, variant="secondary" if value == PAUSE else "primary") if name == "button" else value
+    return _button(value) if name == "button" else value

@@ -37,6 +37,16 @@
       }
   }).observe(document.body, { childList: true, subtree: true });
 
+  const names = { example: "The example video", upload: "Your video" };
+  new MutationObserver(() => {
+    for (const [id, name] of Object.entries(names)) {
+      const video = document.querySelector(`#${id} video`);
+      if (!video || video.controls) continue;
+      video.setAttribute("aria-label", name);
+      video.controls = true; // the browser's own: Gradio's show up only under a pointer, and are too small for a finger
+    }
+  }).observe(document.querySelector("#stage") ?? document.body, { childList: true, subtree: true });
+
   const spoken = document.querySelector("#spoken");
   spoken?.setAttribute("role", "status");
   spoken?.setAttribute("aria-live", "polite");

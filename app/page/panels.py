@@ -11,8 +11,6 @@ import html
 import re
 from typing import Any
 
-import pandas as pd
-
 from app.live.view import ModelView, Phase, Picture, Turn, View
 from pipeline import Answer, mmss
 
@@ -68,9 +66,10 @@ def short(name: str, limit: int = 40) -> str:
 
 def metrics(view: View) -> str:
     """The counters of every model, as tiles."""
+    left_out, why = (view.dropped, "to keep up") if view.live else (view.skipped, "damaged ones")
     tiles = [
         _tile("Frames seen", f"{view.frames:,}", "one a second"),
-        _tile("Dropped", f"{view.dropped:,}", _fate(view)),
+        _tile("Left out", f"{left_out:,}", why),
         _tile("Speed", f"×{view.rate:.1f}" if view.rate else "–", "of real time"),
     ]
     for index, model in enumerate(view.models):
@@ -78,12 +77,6 @@ def metrics(view: View) -> str:
     if not view.models:
         tiles += [_tile("State", "–", "stays constant"), _tile("Memory", "–", "grows with the video")]
     return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _fate(view: View) -> str:
-    if view.skipped:
-        return f"{view.skipped:,} damaged skipped"
-    return "the newest are kept" if view.live else "none skipped"
 
 
 def _cost_tiles(model: ModelView, index: int, many: bool) -> list[str]:
@@ -116,8 +109,9 @@ def megabytes(count: int) -> str:
 
 
 def film(pictures: tuple[Picture, ...]) -> str:
-    """A strip of pictures; a click seeks the player."""
-    return f'<div class="film">{"".join(_chip(at, jpeg) for at, jpeg in pictures)}</div>' if pictures else ""
+    """A strip of scenes; a click seeks the player."""
+    chips = "".join(_chip(at, jpeg) for at, jpeg in pictures)
+    return f'<h2 class="unseen">Scenes</h2><div class="film">{chips}</div>' if pictures else ""
 
 
 def _chip(at: float, jpeg: bytes | None, weight: float | None = None, span: str = "") -> str:
@@ -154,52 +148,29 @@ def _reply(turn: Turn, card: Any) -> list[Any]:
 
 
 def foot(turn: Turn, answer: Answer) -> str:
-    """Under a whole answer: what it had seen, how fast it came, and the moments it rests on."""
-    pinned = f"about {mmss(turn.at)} · " if turn.at is not None else ""
+    """Under a whole answer: the moments it rests on, what it had seen, and on demand how fast it came."""
+    facts = [f"about {mmss(turn.at)}"] if turn.at is not None else []
     known = answer.known_until
     if turn.at is not None and known is not None and mmss(known) != mmss(min(turn.at, answer.seen_until)):
-        pinned += f"answered as of {mmss(known)} · "
-    facts = [f"{pinned}seen until {mmss(answer.seen_until)}"]
-    if answer.first_token_s is not None:
-        first = answer.first_token_s
-        facts.append(f"first word after {first:.1f} s" if first >= 1 else f"first word after {first * 1000:.0f} ms")
-    if answer.tokens_per_s:
-        facts.append(f"{answer.tokens_per_s:.0f} tokens/s")
-    if answer.stopped:
-        facts.append("stopped")
+        facts.append(f"answered as of {mmss(known)}")
+    facts += [f"seen until {mmss(answer.seen_until)}", *(["stopped"] if answer.stopped else [])]
     pictures = turn.pictures or (None,) * len(answer.evidence)
     chips = "".join(
-        _chip(one.time, jpeg, one.weight, f"{mmss(one.start)} to {mmss(one.end)}, {one.weight:.0%} of the weight")
+        _chip(one.time, jpeg, one.weight, f"{mmss(one.start)} to {mmss(one.end)}, {one.weight:.0%} of the look")
         for one, jpeg in zip(answer.evidence, pictures)
     )
     chips = f'<div class="moments">{chips}</div>' if chips else ""
-    return f'{chips}<p class="facts">{html.escape(" · ".join(facts))}</p>'
+    seen = html.escape(" · ".join(facts))
+    return f'{chips}<details class="facts"><summary>{seen}</summary>{_pace(answer)}</details>'
 
 
-# The plots
-
-
-def plots(view: View) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Tables over the second of the video: ms per frame, MB held, seconds to the first token; one line a model."""
-    cost, held, first = [], [], []
-    for model in view.models:
-        name = brief(model.name)
-        for sample in model.samples:
-            cost.append((round(sample.at, 1), sample.ms, name))
-            held.append((round(sample.at, 1), (sample.state_bytes + sample.memory_bytes) / 1e6, name))
-        first += [(round(at, 1), seconds, name) for at, seconds in model.first_tokens]
-    names = [brief(name) for name in view.names]
-    return _table(cost, "ms", names), _table(held, "MB", names), _table(first, "s", names)
-
-
-def _table(rows: list[tuple[float, float, str]], unit: str, names: list[str]) -> pd.DataFrame:
-    """Typed even when empty (what has no type is plotted as categories), and with every name from the start (the
-    plot takes its colours from the first table it gets)."""
-    typed = [*rows, *((None, None, name) for name in names)]
-    return pd.DataFrame(typed, columns=["second", unit, "model"]).astype({"second": float, unit: float, "model": str})
-
-
-def top(table: pd.DataFrame, column: int) -> float:
-    """Where a plot's axis ends: a little above the largest value."""
-    largest = table.iloc[:, column].max()
-    return 1.1 * float(largest) if largest > 0 else 1.0
+def _pace(answer: Answer) -> str:
+    """How fast an answer came, in words."""
+    first, pace = answer.first_token_s, answer.tokens_per_s
+    parts = (
+        []
+        if first is None
+        else [f"first word after {first:.1f} s" if first >= 1 else f"first word after {first * 1000:.0f} ms"]
+    )
+    parts += [f"then {pace:.0f} tokens a second"] if pace else []
+    return ", ".join(parts) or "nothing was written"

@@ -24,16 +24,9 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-OWN, RIVAL = "#0d9488", "#d97706"  # teal: the state-space model; amber: the transformer beside it
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
-)
-
-PLOTS = (
-    (gr.LinePlot, "Time per frame", "ms"),
-    (gr.LinePlot, "State and memory held", "MB"),
-    (gr.ScatterPlot, "First word of an answer after", "s"),
 )
 
 START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(); return values; }'
@@ -65,9 +58,11 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         _top(ui, sessions)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
+                _heading("Video")
                 _stage(ui, example)
                 _controls(ui)
             with gr.Column(elem_id="right", scale=5, min_width=320):
+                _heading("Conversation")
                 _conversation(ui, sessions)
         _strip(ui, sessions)
         _wire_source(ui, do)
@@ -90,6 +85,11 @@ def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
         )
         label = f"Compare with {brief(rival.name)}" if rival else "Compare"
         ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
+
+
+def _heading(words: str) -> None:
+    """For who moves by headings; those who see the page need none."""
+    gr.HTML(f"<h2>{words}</h2>", elem_classes="unseen")
 
 
 def _stage(ui: SimpleNamespace, example: Path) -> None:
@@ -171,36 +171,26 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
 def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
     ui.film = gr.HTML(film(()), elem_id="film")
     ui.metrics = gr.HTML(metrics(NOTHING), elem_id="strip")
-    colours = {
-        brief(engine.name): colour for engine, colour in ((sessions.engine, OWN), (sessions.rival, RIVAL)) if engine
-    }
     with gr.Column(visible=False, elem_id="costs") as ui.costs:
         if sessions.rival:
             name, about = escape(brief(sessions.rival.name)), escape(sessions.rival.about)
-            gr.HTML(f"<p><strong>{name}</strong> {about}</p>", elem_id="about-rival")
-        with gr.Row(elem_id="plots"):
-            ui.curves = [_plot(kind, title, unit, colours) for kind, title, unit in PLOTS]
-
-
-def _plot(kind: type, title: str, unit: str, colours: dict[str, str]) -> gr.LinePlot | gr.ScatterPlot:
-    axes = {"x": "second", "x_title": "second of the video", "y": unit, "y_title": unit, "y_lim": [0, None]}
-    return kind(**axes, color="model", color_map=colours, title=title, height=220, buttons=[])
+            gr.HTML(f"<h2>{name}</h2><p>{about}</p>", elem_id="about-rival")
+        ui.plots = gr.HTML("", elem_id="plots")
 
 
 # The wiring
 
 
 def _wire_source(ui: SimpleNamespace, do: Events) -> None:
-    started = [ui.key, ui.line]
+    started = [ui.key, ui.line, ui.main]
     ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
     ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
     # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
     ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
     ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)
-    forgotten = [ui.line, ui.chat, ui.second, ui.upload]
+    forgotten = [ui.line, ui.main, ui.chat, ui.second, ui.upload]
     gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
-    clock = ui.plot_clock = gr.Timer(2.0, active=False)
-    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, clock, ui.line], **AT_ONCE)
+    ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, ui.line], **AT_ONCE)
 
 
 def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
@@ -229,9 +219,8 @@ def _wire_answers(ui: SimpleNamespace, do: Events, asked: Dependency) -> None:
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key]
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots]
     ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
-    ui.plot_clock.tick(do.plots, ui.key, ui.curves, **AT_ONCE)
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
     ticking.then(None, ui.key, None, js=REMEMBER)

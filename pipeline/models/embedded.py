@@ -67,8 +67,8 @@ class EmbeddedModel(Model[EmbeddedInner]):
     unit_frames, long_side = 1, 416
     name = "Vamba small (embedded)"
     about = (
-        "A 135 M language model with a small Mamba-2 video column, trained on a few thousand stills: it names everyday "
-        "things and finds moments; it misses small objects, fine actions and text."
+        "A small model, taught by a few thousand stills and often unsure: it names everyday things and finds moments, "
+        "but misses small objects, fine actions and text. Ask in English."
     )
 
     def __init__(

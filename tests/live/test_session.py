@@ -11,7 +11,6 @@ import pytest
 from app.live import uploads
 from app.live.session import LiveSession
 from app.live.view import Phase
-from app.page import panels
 from pipeline import Engine, UserError
 from tests.fake_model import BLUE, RED, FakeModel, asked, ended, fake_engine, picture, seen, until, whole
 
@@ -180,8 +179,7 @@ def test_a_second_engine_that_joins_late_sees_the_same_frames(made, clip):
     session.compare(True)
     until(lambda: ended(session))
     assert seen(session, 1) == seen(session, 0) and len(seen(session, 0)) == 12
-    cost, held, _ = panels.plots(session.view())
-    assert set(cost.dropna()["model"]) == set(held.dropna()["model"]) == {"Fake Vamba", "Twin"}
+    assert [len(model.samples) > 0 for model in session.view().models] == [True, True]
 
 
 def test_a_second_engine_that_joins_in_the_middle_of_a_chunk_sees_it_once(made, clip):

@@ -146,8 +146,7 @@ def test_compare_shows_both_and_what_they_cost(visitor, clip):
     page.wait_for_selector("#strip .tile.rival b:has-text('480 kB')")  # it has caught up
     ask(page, "And you?")
     page.wait_for_selector("#second .message-row:has-text('12 frames')")
-    page.wait_for_selector("#plots canvas, #plots svg.marks")
-    until(lambda: page.locator("#plots canvas, #plots svg.marks").count() == 3)
+    until(lambda: page.locator("#plots svg :is(polyline, circle).rival").count() == 3)
 
 
 def test_a_reload_finds_the_stream_and_the_words_again(visitor):
