@@ -31,6 +31,8 @@ class FakeModel(Model):
         self.gate = threading.Event()  # cleared: watching waits
         self.gate.set()
         self.watching = False
+        self.speaks = threading.Event()  # cleared: answering waits
+        self.speaks.set()
 
     def start(self) -> StreamState:
         return StreamState((), state_bytes=self.constant)
@@ -65,6 +67,7 @@ class FakeModel(Model):
         last, turns = state.inner[-1][1], len(question.history)
         words = f"{state.frames} frames, last {last}, {turns} turns before: {question.text}"
         for index, word in enumerate(words.split(" ")):
+            self.speaks.wait()
             time.sleep(self.token_s)
             yield Token(index, word if index == 0 else f" {word}", (times, weights / weights.sum()))
 

@@ -10,19 +10,36 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from app.live import uploads
-from app.live.conversation import BUSY, TURNS, Answering, Conversation, clean
+from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
 from app.live.uploads import Source
-from app.live.view import UPLOAD, WEBCAM, Turn, View
+from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, Phase, Turn, View
 from app.live.viewing import Viewing
 from app.live.watching import Watch
 from pipeline import Answer, Engine, UserError
 
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
+UNDO_S = 30.0  # Clear and Reset can be taken back for so long
+POLL_S = 0.05  # a question looks so often whether there is a first picture
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What Clear or Reset took away, until it is forgotten for good. A stream is held still meanwhile, and keeps its
+    visitor's place; at_work: whether it was watching."""
+
+    deed: str
+    words: tuple[tuple[Turn, ...], ...]
+    since: float
+    watch: Watch | None = None
+    at_work: bool = False
+    upload: Source | None = None
 
 
 class LiveSession:
@@ -31,10 +48,11 @@ class LiveSession:
     def __init__(self, engine: Engine, rival: Engine | None = None) -> None:
         self.engine, self.rival = engine, rival
         self.watch: Watch | None = None
-        self.conversations = (Conversation(), Conversation())
+        self.conversations = tuple(Conversation(partial(self._subject, model)) for model in (0, 1))
         self._upload: Source | None = None  # the visitor's file; stays while something else is watched
         self._comparing = False
-        self._answerings: dict[int, Answering] = {}  # by question, oldest first
+        self._stream = 0  # the number of the stream being watched; watching it again keeps it
+        self._kept: Kept | None = None
         self._questions = itertools.count(1)
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
@@ -51,13 +69,19 @@ class LiveSession:
             answering=any(conversation.busy for conversation in self.conversations),
             names=tuple(engine.name for engine in engines),
             conversations=tuple(conversation.turns for conversation in self.conversations),
+            stream=self._stream,
+            forgotten=self.conversations[0].forgotten,
+            undo=kept.deed if (kept := self._kept) else "",
         )
         return watch.view(about) if watch else about
 
     # The source
 
     def open_file(self, path: str | Path, source: str = UPLOAD, name: str = "") -> None:
-        """Watches a file from its start, in a new conversation; an upload through our own copy. name: for the page."""
+        """Watches a file from its start; an upload through our own copy. name: for the page.
+
+        What was said about another stream stays, but is not carried along to the questions about this one.
+        """
         self._check_open()
         path = Path(path)
         opened = uploads.take_over(path, name) if source == UPLOAD else Source(source, name, path)
@@ -65,20 +89,16 @@ class LiveSession:
             if self._closed:
                 uploads.let_go(opened)
             self._check_open()
-            self._end_watch()
-            self.clear_chat()
             if opened.upload:
                 self._forget_upload()
                 self._upload = opened
-            self._start(opened)
+            self._start_another(opened)
 
     def open_camera(self) -> None:
-        """Watches what is offered from now on, in a new conversation."""
+        """Watches what is offered from now on."""
         with self._commands:
             self._check_open()
-            self._end_watch()
-            self.clear_chat()
-            self._start(Source(WEBCAM))
+            self._start_another(Source(WEBCAM))
 
     def offer(self, rgb: np.ndarray) -> None:
         """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs.
@@ -110,12 +130,15 @@ class LiveSession:
                 self._start(watch.source)
 
     def reset(self) -> None:
-        """Forgets what was seen, the conversation and the file."""
+        """Forgets what was seen, the conversation and the file; `undo` brings them back for a while."""
         with self._commands:
             self._reset_at = time.monotonic()
-            self._end_watch()
-            self.clear_chat()
-            self._forget_upload()
+            words, watch, upload = self._take_words(), self.watch, self._upload
+            at_work = watch is not None and self.has_file and watch.view(View()).phase is Phase.WATCHING
+            if watch:
+                watch.pause()
+            self.watch = self._upload = None
+            self._keep_for_undo(Kept(RESET, words, self._reset_at, watch, at_work, upload))
 
     def compare(self, on: bool) -> None:
         """Adds or removes the second model. For a file it first sees what the other has seen."""
@@ -130,11 +153,29 @@ class LiveSession:
         watch = self.watch
         return watch is not None and watch.camera is None
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether nothing would be lost with it: no stream (or one of what was no video), no words, nothing to undo."""
+        watch = self.watch
+        empty = watch is None or watch.came_to_nothing
+        return empty and self._kept is None and not any(conversation.turns for conversation in self.conversations)
+
     def close(self) -> None:
         """Ends everything and deletes the visitor's file, pictures and words. May be called twice."""
         with self._commands:
             self._closed = True
-            self.reset()
+            self._take_words()
+            self._forget_kept()
+            self._end_watch()
+            self._forget_upload()
+
+    def _start_another(self, source: Source) -> None:
+        """What was reset cannot be brought back beside it: a visitor has one stream."""
+        self._end_watch()
+        if self._kept and self._kept.deed == RESET:
+            self._forget_kept()
+        self._stream += 1
+        self._start(source)
 
     def _start(self, source: Source) -> None:
         self.watch = Watch(source, self.engine, self.rival if self._comparing else None)
@@ -158,57 +199,143 @@ class LiveSession:
     # Asking
 
     def ask(self, text: str, at: float | None = None) -> int:
-        """The number of a new question to every model that is compared; `answer` then writes.
+        """The number of a new question to every model that is compared. It is answered when its turn has come, and
+        what is asked in the first moment waits for the first picture.
 
-        at: second of the video it is about, None for "as of now". Raises UserError while an answer is being written
-        that was not stopped.
+        at: second of the video it is about, None for "as of now". Raises UserError where too many wait already.
         """
         with self._commands:
-            if any(conversation.busy for conversation in self.conversations):
-                raise UserError(BUSY)
-            return self._put(Turn(next(self._questions), clean(text), at))
+            self._check_open()
+            if any(conversation.full() for conversation in self.conversations):
+                raise UserError(FULL)
+            return self._put(Answering(self._turn(clean(text), at), self._models))
 
     def retry(self) -> int | None:
-        """The number of a new question: the newest one once more, in its place as soon as its answer begins."""
+        """The number of a new question: the newest one that was begun, once more. An answer to it that is being
+        written ends; its turn stays until the new answer begins."""
         with self._commands:
-            self.stop_answer()
-            turns = self.conversations[0].turns
-            if not turns:
+            begun = [turn for turn in self.conversations[0].turns if not turn.place]
+            if not begun or begun[-1].again:
                 return None
-            last = turns[-1]
-            again = Turn(next(self._questions), last.question, last.at, last.repeats + 1)
-            return self._put(again, instead_of=last.id)
+            last = begun[-1]
+            self._stop(last.id)
+            at = last.at if last.stream == self._stream else None
+            again = replace(self._turn(last.question, at), repeats=last.repeats + 1)
+            return self._put(Answering(again, self._models, instead_of=last.id))
 
-    def answer(self, question: int, model: int = 0) -> Iterator[Answer]:
-        """Grows a model's turn of the question and yields its Answer, token by token; watching goes on meanwhile.
-
-        Yields nothing for a question that is not known (any more) or was not put to this model.
-        """
-        answering = self._answerings.get(question)
-        if answering is None or model >= answering.models:
-            return
-        watch = self.watch
-        engine = self.rival if model and self.rival else self.engine
-        viewing = (watch.viewing(model) if watch else None) or Viewing(engine)
-        picture = watch.thumbnails.near if watch else lambda at: None
-        yield from self.conversations[model].answer(answering, viewing, picture)
+    def withdraw(self, question: int) -> None:
+        """Takes a question back; where its answer was begun, it stays."""
+        for conversation in self.conversations:
+            conversation.withdraw(question)
 
     def stop_answer(self) -> None:
-        """Ends every answer being written, by whichever model, within one token; and those that have not begun."""
-        with self._commands:
-            for answering in self._answerings.values():
-                answering.stopped.set()
+        """Ends every answer being written, by whichever model, within one token. Questions that wait stay in line."""
+        for conversation in self.conversations:
+            conversation.stop()
+
+    def mark(self, question: int, model: int, wrong: bool) -> None:
+        """The visitor says that a model's answer is wrong, or takes that back. Kept with the turn and sent nowhere."""
+        if model in range(len(self.conversations)):
+            self.conversations[model].mark(question, wrong)
+
+    def follow(self, model: int = 0) -> Iterator[None]:
+        """At once and whenever something of a model's conversation changes, until all is answered."""
+        return self.conversations[model].follow()
+
+    def answer(self, question: int, model: int = 0) -> Iterator[Answer]:
+        """A model's Answer to the question as it grows, from the empty one on; watching goes on meanwhile.
+
+        Yields nothing for a question that is not known (any more) or was not put to this model, and no more where it
+        ends in an error.
+        """
+        conversation, before = self.conversations[model], None
+        for _ in conversation.follow():
+            turn = conversation.turn(question)
+            if turn is None and conversation.expects(question):
+                continue
+            if turn is None or turn.error:
+                return
+            answer = turn.answer or Answer("", 0.0, 0.0)
+            if answer != before:
+                yield answer
+            before = answer
+            if answer.done:
+                return
+
+    # Clearing, and taking that back
 
     def clear_chat(self) -> None:
-        """Forgets the conversations, not what was seen."""
+        """Forgets the conversations, not what was seen. `undo` brings them back for a while."""
         with self._commands:
-            self.stop_answer()
-            self._answerings.clear()
-            for conversation in self.conversations:
-                conversation.forget()
+            if any(conversation.turns for conversation in self.conversations):
+                self._keep_for_undo(Kept(CLEAR, self._take_words(), time.monotonic()))
 
-    def _put(self, turn: Turn, instead_of: int | None = None) -> int:
-        self._answerings[turn.id] = Answering(turn, 2 if self._comparing else 1, instead_of)
-        while len(self._answerings) > TURNS:
-            del self._answerings[next(iter(self._answerings))]
-        return turn.id
+    def undo(self) -> bool:
+        """Takes the newest Clear or Reset back; whether there was one."""
+        with self._commands:
+            kept, self._kept = self._kept, None
+            if kept is None:
+                return False
+            if kept.deed == RESET:
+                self.watch, self._upload = kept.watch or self.watch, kept.upload or self._upload
+            if kept.watch and kept.at_work:
+                kept.watch.resume()
+            for conversation, turns in zip(self.conversations, kept.words):
+                conversation.put_back(turns)
+            return True
+
+    def let_go_of_kept(self, older_than: float = UNDO_S) -> None:
+        """Forgets for good what was cleared or reset so many seconds ago."""
+        with self._commands:
+            if self._kept and time.monotonic() - self._kept.since >= older_than:
+                self._forget_kept()
+
+    def _keep_for_undo(self, kept: Kept) -> None:
+        """Together with what was cleared or reset a moment before."""
+        if before := self._kept:
+            words = tuple((*old, *new) for old, new in zip(before.words, kept.words))
+            kept = replace(kept, words=words, deed=RESET if RESET in (before.deed, kept.deed) else CLEAR)
+            if before.watch or before.upload:
+                kept = replace(kept, watch=before.watch, at_work=before.at_work, upload=before.upload)
+        self._kept = kept
+
+    def _forget_kept(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept and kept.watch:
+            kept.watch.close()
+        if kept and kept.upload:
+            uploads.let_go(kept.upload)
+
+    def _take_words(self) -> tuple[tuple[Turn, ...], ...]:
+        return tuple(conversation.take_out() for conversation in self.conversations)
+
+    # Within
+
+    @property
+    def _models(self) -> int:
+        return 2 if self._comparing else 1
+
+    def _turn(self, text: str, at: float | None) -> Turn:
+        return Turn(next(self._questions), text, at, stream=self._stream)
+
+    def _put(self, answering: Answering) -> int:
+        for conversation in self.conversations[: answering.models]:
+            conversation.put(answering)
+        return answering.turn.id
+
+    def _stop(self, question: int) -> None:
+        for conversation in self.conversations:
+            conversation.stop(question)
+
+    def _subject(self, model: int, answering: Answering) -> Subject:
+        """What a question is put to, once there is a first picture. Raises UserError where its stream is over."""
+        engine = self.rival if model and self.rival else self.engine
+        while True:
+            watch = self.watch
+            opening = watch is not None and watch.opening(model)
+            if answering.turn.stream != self._stream or (opening and answering.stopped.is_set()):
+                raise UserError(PUT_ASIDE)
+            if not opening:
+                picture = watch.thumbnails.near if watch else lambda at: None
+                return Subject((watch.viewing(model) if watch else None) or Viewing(engine), picture)
+            time.sleep(POLL_S)

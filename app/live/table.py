@@ -140,12 +140,15 @@ class Sessions:
             place.session.close()
 
     def reap(self, now: float | None = None) -> int:
-        """Closes what is overdue; returns how many."""
+        """Closes what is overdue, and lets go of what was cleared or reset a while ago; returns how many it closed."""
         now = time.monotonic() if now is None else now
         with self._lock:
+            places = list(self._by_key.values())
             overdue = [key for key, place in self._by_key.items() if place.overdue(now)]
         for key in overdue:
             self.close(key)
+        for place in places:
+            place.session.let_go_of_kept()
         with self._lock:
             self._pages = {page: key for page, key in self._pages.items() if key in self._by_key}
         return len(overdue)

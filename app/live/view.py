@@ -5,6 +5,7 @@ Panels, handlers and endpoints read nothing else of a stream, so a stream may as
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -12,8 +13,12 @@ from typing import NamedTuple
 from pipeline import Answer, mmss
 
 UPLOAD, WEBCAM, EXAMPLE = "Upload", "Webcam", "Example"  # the kinds of source, as the visitor reads them
+CLEAR, RESET = "Clear", "Reset"  # what can be taken back for a while
 FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
 AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
+
+
+TIME = re.compile(r"(?<![\d:.])(?:(\d{1,3}):)?(\d{1,2}):([0-5]\d)(?![\d:])", re.ASCII)  # as `mmss` writes it
 
 
 class Phase(StrEnum):
@@ -57,7 +62,9 @@ class Turn:
 
     id: of the question, the same for every model it was put to. at: the second of the video it is about, or None.
     repeats: how often it was asked before. pictures: JPEGs of the answer's moments, kept with it so that they outlive
-    the stream's own thumbnails.
+    the stream's own thumbnails; said: those of the other times its words say. stream: which of the session's streams
+    it is about. place: 2 for the next one that waits, 3 for the one after it; 0 for what does not wait. again: it is
+    being asked once more, and this turn stays until that answer begins. wrong: the visitor says the answer is.
     """
 
     id: int
@@ -67,6 +74,16 @@ class Turn:
     answer: Answer | None = None
     error: str = ""
     pictures: tuple[bytes | None, ...] = ()
+    said: tuple[Picture, ...] = ()
+    stream: int = 0
+    place: int = 0
+    again: bool = False
+    wrong: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether no more of it will come."""
+        return bool(self.error) or (self.answer is not None and self.answer.done)
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,8 @@ class View:
     most. Times in seconds of the video; progress: share of the file read, 0 to 1; rate: seconds of video per second
     of work, over all that was watched; waiting and dropped: camera pictures; skipped: damaged pictures of a file;
     notes: what of it was mended or left out, in sentences; silent: whether a camera has sent nothing for a while.
+    stream: the number of this stream among the session's own; forgotten: turns that are not kept any more; undo: what
+    could be taken back now ("Clear", "Reset" or "").
     """
 
     phase: Phase = Phase.IDLE
@@ -118,6 +137,9 @@ class View:
     names: tuple[str, ...] = ()
     conversations: tuple[tuple[Turn, ...], ...] = ((), ())
     film: tuple[Picture, ...] = ()
+    stream: int = 0
+    forgotten: int = 0
+    undo: str = ""
 
     @property
     def frames(self) -> int:
@@ -159,3 +181,15 @@ class View:
         length = self.duration or 0.0  # the header's, which knows of no track that follows the first
         of = f"of {mmss(length)}" if self.seen_until <= length else ("live" if self.live else "")
         return Told("watching", f"Watching {mmss(self.seen_until)}", of)
+
+
+def seconds(time: re.Match[str]) -> float:
+    """The second of the video that a match of `TIME` says."""
+    hours, minutes, rest = (int(part or 0) for part in time.groups())
+    return 3600.0 * hours + 60 * minutes + rest
+
+
+def times_said(answer: Answer) -> tuple[float, ...]:
+    """The seconds that the words of an answer say and the stream had seen by then, in order, each once."""
+    said = {seconds(match) for match in TIME.finditer(answer.text)}
+    return tuple(sorted(at for at in said if at <= answer.seen_until))

@@ -97,6 +97,21 @@ class Watch:
         viewings = self.viewings
         return viewings[model] if model < len(viewings) else None
 
+    def opening(self, model: int) -> bool:
+        """Whether a model has seen nothing yet, but is about to."""
+        with self._changed:
+            viewing = self.viewing(model)
+            if viewing and (viewing.settled.frames or viewing.settled.held):
+                return False
+            late = self._missing_rival() if viewing is None else viewing.behind
+            held_file = self._phase is Phase.PAUSED and self.camera is None
+            return self._phase is Phase.WATCHING or held_file or (late and self._phase is not Phase.CLOSED)
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the source is over and no picture of it was seen: it was no video."""
+        return self._phase is Phase.ENDED and not self._shown
+
     # Commands
 
     def offer(self, rgb: np.ndarray) -> None:

@@ -6,6 +6,7 @@ key alone; of a stream nothing is read but its `View`. Nothing here waits for a 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from app.live.conversation import clean, number
+from app.live.conversation import clean, number, refusal
 from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, UPLOAD, WEBCAM, Phase, View
-from app.page import panels
-from app.page.panels import NOTHING
+from app.page import chat, panels, saved
+from app.page.panels import NOTHING, said
 from app.page.plots import plots
 from app.page.shown import Shown
 from pipeline import UserError
@@ -75,11 +76,11 @@ class Events:
         return key, *_standing(_seen(session), source)
 
     def reset(self, key: str | None) -> tuple:
-        """(state line, main button, both chats, upload) with everything forgotten."""
+        """(state line, main button, both chats, upload, undo button, its timer) with everything forgotten."""
         session = self.sessions.get(key)
         if session:
             session.reset()
-        return *_standing(_seen(session), ""), [], [], None
+        return *_standing(_seen(session), ""), [], [], None, *self.undoable(key)
 
     def restore(self, key: str, request: gr.Request) -> tuple:
         """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
@@ -88,8 +89,7 @@ class Events:
             return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 5
         view = session.view()
         self.shown.forget(request.session_hash)
-        chats = [panels.messages(turns, gr.HTML) for turns in view.conversations]
-        return key, view.source or gr.skip(), view.comparing, *chats, view.upload or gr.skip()
+        return key, view.source or gr.skip(), view.comparing, *self.chats(session), view.upload or gr.skip()
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
         """(key, second chat, what both cost, state line)."""
@@ -114,35 +114,41 @@ class Events:
     # The chat
 
     def accept(self, text: str, pinned: bool, player: float, key: str | None, request: gr.Request) -> tuple:
-        """(key, question box, number of the question in hand) for a question that was sent."""
+        """(key, question box, sentence) for a question that was sent. What is not taken stays in the box."""
         text = clean(text)
-        if not text:
-            return gr.skip(), gr.skip(), ""
-        try:
-            key, session = self.sessions.ensure(key, request.session_hash)
-            at = number(player) if pinned and session.view().source != WEBCAM else None
-            return key, "", str(session.ask(text, at))
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        sentence = refusal(text)
+        if not sentence:
+            try:
+                key, session = self.sessions.ensure(key, request.session_hash)
+                at = number(player) if pinned and session.view().source != WEBCAM else None
+                session.ask(text, at)
+                return key, "", ""
+            except UserError as error:
+                sentence = str(error)
+        return key, gr.skip(), said(sentence)
 
-    def answer(self, model: int, question: str, key: str | None) -> Iterator:
-        """Yields the chat of a model while its answer to the question of that number grows."""
-        session, asked = self.sessions.get(key), number(question)
-        if session is None or asked is None:
+    def follow(self, model: int, key: str | None, request: gr.Request) -> Iterator:
+        """Yields the chat of a model while something is being written or waits. Of several that follow for one page
+        the newest goes on alone."""
+        session, shown = self.sessions.get(key), self.shown.of(request.session_hash)
+        if session is None:
             yield gr.skip()
             return
+        mine = shown[f"follows {model}"] = secrets.token_hex(4)
         sent = 0.0
-        try:
-            for _ in session.answer(int(asked), model):
-                if time.monotonic() - sent > 0.08:  # a slow line gets fewer, longer steps
-                    sent = time.monotonic()
-                    yield self.chat(session, model)
-            yield self.chat(session, model)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        for _ in session.follow(model):
+            if shown.get(f"follows {model}") != mine:
+                return
+            if time.monotonic() - sent > 0.08:  # a slow line gets fewer, longer steps
+                sent = time.monotonic()
+                yield self.chat(session, model)
+        yield self.chat(session, model)
 
     def chat(self, session: LiveSession, model: int) -> list[dict]:
-        return panels.messages(session.view().conversations[model], gr.HTML)
+        return chat.messages(session.view(), model, gr.HTML)
+
+    def chats(self, session: LiveSession) -> tuple:
+        return self.chat(session, 0), self.chat(session, 1)
 
     def stop(self, key: str | None) -> None:
         session = self.sessions.get(key)
@@ -150,16 +156,55 @@ class Events:
             session.stop_answer()
 
     def retry(self, key: str | None) -> str:
-        """The number of the newest question, asked once more; its old turn stays until the new answer begins."""
+        """A sentence where there is nothing to ask again."""
         session = self.sessions.get(key)
-        asked = session.retry() if session else None
-        return "" if asked is None else str(asked)
+        if session and session.retry() is not None:
+            return ""
+        if session and session.view().answering:
+            return said("This question is being asked again already; wait for its answer, or press Stop.")
+        return said("Nothing was asked yet, so there is nothing to ask again.")
+
+    def deed(self, words: str, key: str | None) -> tuple:
+        """(both chats) after a button within the conversation: "withdraw 3", "wrong 3 0" or "right 3 0"."""
+        session, deed = self.sessions.get(key), str(words).split(" ")
+        numbers = [int(part) for part in deed[1:3] if part.isdecimal() and part.isascii() and len(part) < 10]
+        if session is None:
+            return gr.skip(), gr.skip()
+        if deed[0] == "withdraw" and len(numbers) == 1:
+            session.withdraw(numbers[0])
+        elif deed[0] in ("wrong", "right") and len(numbers) == 2:
+            session.mark(numbers[0], numbers[1], deed[0] == "wrong")
+        return self.chats(session)
 
     def clear(self, key: str | None) -> tuple:
+        """(both chats, undo button, its timer)."""
         session = self.sessions.get(key)
         if session:
             session.clear_chat()
-        return [], []
+        return [], [], *self.undoable(key)
+
+    def undo(self, key: str | None) -> tuple:
+        """(state line, both chats, upload, source, sentence, undo button, its timer)."""
+        session = self.sessions.get(key)
+        done = session is not None and session.undo()
+        if session is None or not done:
+            sentence = "It was too long ago to be taken back, or something else was started since."
+            return *(gr.skip(),) * 5, said(sentence), *self.undoable(key)
+        view = session.view()
+        source = view.source or gr.skip()
+        return panels.state_line(view), *self.chats(session), view.upload, source, "", *self.undoable(key)
+
+    def undoable(self, key: str | None) -> tuple:
+        """(undo button, its timer): there while something can be taken back."""
+        session = self.sessions.get(key)
+        deed = session.view().undo if session else ""
+        return gr.update(value=f"Undo {deed}", visible=bool(deed)), gr.Timer(active=bool(deed))
+
+    def markdown(self, key: str | None) -> str:
+        return saved.as_markdown(_seen(self.sessions.get(key)))
+
+    def json(self, key: str | None) -> str:
+        return saved.as_json(_seen(self.sessions.get(key)))
 
     # The clock
 

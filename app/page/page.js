@@ -28,6 +28,22 @@
     else chip.classList.toggle("large");
   });
 
+  // Buttons within the conversation ("withdraw 3", "wrong 3 0") press a hidden one, which takes the words along.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-deed]");
+    if (event.target.closest?.("[data-close]")) event.target.closest("#said p").remove();
+    if (!button) return;
+    window.vambaDeed = button.dataset.deed;
+    document.querySelector("#deed").click();
+  });
+  window.vambaSave = (text, name, type) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(URL.revokeObjectURL, 10_000, link.href);
+  };
+
   // The browser plays fewer formats than the model can watch; Gradio calls that an error.
   new MutationObserver(() => {
     for (const toast of document.querySelectorAll("[data-testid=toast-text]"))

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 import html
-import re
-from typing import Any
 
-from app.live.view import ModelView, Phase, Picture, Turn, View
-from pipeline import Answer, mmss
+from app.live.view import ModelView, Phase, Picture, View
+from pipeline import mmss
 
 SUGGESTIONS = (
     "What is happening now?",
@@ -24,13 +22,15 @@ SUGGESTIONS = (
 NOTHING = View()  # what a page shows that has no stream
 
 
-def plain(text: str) -> str:
-    """A model's words without markup: images and links keep their words, tags go."""
-    text = re.sub(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)", r"\1", text)
-    return re.sub(r"</?[a-zA-Z!][^>]*>", "", text)
-
-
 # The state line
+
+
+def said(sentence: str) -> str:
+    """What could not be done, or was, in a sentence that stays until the next deed; nothing where it is empty."""
+    if not sentence:
+        return ""
+    close = '<button type="button" data-close aria-label="Close">×</button>'
+    return f'<p role="alert">{html.escape(sentence)}{close}</p>'
 
 
 def state_line(view: View, player: float = 0.0, sentence: str = "") -> str:
@@ -110,67 +110,17 @@ def megabytes(count: int) -> str:
 
 def film(pictures: tuple[Picture, ...]) -> str:
     """A strip of scenes; a click seeks the player."""
-    chips = "".join(_chip(at, jpeg) for at, jpeg in pictures)
+    chips = "".join(chip(at, jpeg) for at, jpeg in pictures)
     return f'<h2 class="unseen">Scenes</h2><div class="film">{chips}</div>' if pictures else ""
 
 
-def _chip(at: float, jpeg: bytes | None, weight: float | None = None, span: str = "") -> str:
+def chip(at: float, jpeg: bytes | None, weight: float | None = None, span: str = "", seek: bool = True) -> str:
+    """A picture with its time, which seeks the player there; seek: not where the player shows another video."""
     picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' if jpeg else ""
     meter = f'<i style="width:{min(max(weight, 0), 1) * 100:.0f}%"></i>' if weight is not None else ""
-    return (
-        f'<button type="button" class="chip" data-seek="{at:.3f}" aria-label="Go to {mmss(at)}" title="{span}">'
-        f"{picture}<span>{mmss(at)}</span>{meter}</button>"
-    )
-
-
-# The chat
-
-
-def messages(chat: tuple[Turn, ...], card: Any) -> list[dict[str, Any]]:
-    """Chatbot messages of a conversation. card: makes the page's HTML component of an answer's foot.
-
-    The Chatbot renders HTML even where it renders no Markdown, remote images included, so words are escaped here.
-    """
-    shown: list[dict[str, Any]] = []
-    for turn in chat:
-        shown.append({"role": "user", "content": html.escape(turn.question, quote=False)})
-        shown.append({"role": "assistant", "content": _reply(turn, card)})
-    return shown
-
-
-def _reply(turn: Turn, card: Any) -> list[Any]:
-    if turn.error:
-        return [card(f'<p class="sorry" role="alert">{html.escape(turn.error)}</p>')]
-    if turn.answer is None:
-        return [card('<p class="thinking" aria-label="Reading what was seen"><i></i><i></i><i></i></p>')]
-    text = html.escape(plain(turn.answer.text), quote=False) or "…"
-    return [text, card(foot(turn, turn.answer))] if turn.answer.done else [text]
-
-
-def foot(turn: Turn, answer: Answer) -> str:
-    """Under a whole answer: the moments it rests on, what it had seen, and on demand how fast it came."""
-    facts = [f"about {mmss(turn.at)}"] if turn.at is not None else []
-    known = answer.known_until
-    if turn.at is not None and known is not None and mmss(known) != mmss(min(turn.at, answer.seen_until)):
-        facts.append(f"answered as of {mmss(known)}")
-    facts += [f"seen until {mmss(answer.seen_until)}", *(["stopped"] if answer.stopped else [])]
-    pictures = turn.pictures or (None,) * len(answer.evidence)
-    chips = "".join(
-        _chip(one.time, jpeg, one.weight, f"{mmss(one.start)} to {mmss(one.end)}, {one.weight:.0%} of the look")
-        for one, jpeg in zip(answer.evidence, pictures)
-    )
-    chips = f'<div class="moments">{chips}</div>' if chips else ""
-    seen = html.escape(" · ".join(facts))
-    return f'{chips}<details class="facts"><summary>{seen}</summary>{_pace(answer)}</details>'
-
-
-def _pace(answer: Answer) -> str:
-    """How fast an answer came, in words."""
-    first, pace = answer.first_token_s, answer.tokens_per_s
-    parts = (
-        []
-        if first is None
-        else [f"first word after {first:.1f} s" if first >= 1 else f"first word after {first * 1000:.0f} ms"]
-    )
-    parts += [f"then {pace:.0f} tokens a second"] if pace else []
-    return ", ".join(parts) or "nothing was written"
+    inside = f"{picture}<span>{mmss(at)}</span>{meter}"
+    if not seek:
+        return f'<span class="chip">{inside}</span>'
+    title = f' title="{span}"' if span else ""
+    named = f'aria-label="Go to {mmss(at)}"{title}'
+    return f'<button type="button" class="chip" data-seek="{at:.3f}" {named}>{inside}</button>'

@@ -32,6 +32,8 @@ WELCOME = (
 START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(); return values; }'
 RESET = "(...values) => { window.vambaReset?.(); return values; }"
 REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
+DEED = "(...values) => { values[0] = window.vambaDeed; return values; }"
+SAVE = "(text) => window.vambaSave(text, {name!r}, {kind!r})"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
@@ -53,8 +55,10 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
         # The page itself carries the key of its session. In a gr.State whoever guesses Gradio's short session hash
         # could use it.
-        ui.key, ui.asked = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        ui.key, ui.saved = gr.Textbox(visible=False), gr.Textbox(visible=False)
         ui.player = gr.Number(0, visible=False)
+        ui.deed = gr.Button("Within the conversation", visible="hidden", elem_id="deed")  # pressed by page.js alone
+        ui.said = gr.HTML("", elem_id="said")
         _top(ui, sessions)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
@@ -120,7 +124,7 @@ def _controls(ui: SimpleNamespace) -> None:
     with gr.Row(elem_id="controls"):
         ui.main = gr.Button(START, variant="primary", elem_id="go", scale=0, min_width=140)
         ui.reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
-        limits = f"Files up to {MAX_UPLOAD[:-2]} GB, deleted on Reset or an hour after you leave."
+        limits = f"Files up to {MAX_UPLOAD[:-2]} GB, deleted half a minute after Reset, or an hour after you leave."
         gr.HTML(limits, elem_id="limits")
 
 
@@ -137,20 +141,24 @@ def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
         container=False,
         lines=1,
         max_lines=4,
-        max_length=2000,
         submit_btn=True,
         elem_id="question",
     )
     with gr.Row(elem_id="chatbar"):
         ui.pinned = gr.Checkbox(label="At the player's time", container=False, elem_id="pinned", scale=1)
-        ui.stop, ui.retry, ui.clear = (
-            gr.Button(word, size="sm", elem_id=word.lower(), scale=0, min_width=64)
-            for word in ("Stop", "Retry", "Clear")
-        )
+        ui.stop, ui.retry, ui.clear = (_small(word) for word in ("Stop", "Retry", "Clear"))
+        ui.undo, ui.undo_clock = _small("Undo", visible=False), gr.Timer(2.0, active=False)
+    with gr.Row(elem_id="saving"):
+        ui.markdown, ui.json = _small("Save as text"), _small("Save as JSON")
+
+
+def _small(word: str, visible: bool = True) -> gr.Button:
+    elem_id = word.lower().replace(" ", "-")
+    return gr.Button(word, size="sm", elem_id=elem_id, scale=0, min_width=64, visible=visible)
 
 
 def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
-    """Renders no Markdown: a model's words are words (and `panels.messages` escapes its HTML)."""
+    """Renders no Markdown: a model's words are words (and `chat.messages` escapes its HTML)."""
     return gr.Chatbot(
         label=name,
         elem_id=elem_id,
@@ -188,34 +196,46 @@ def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
     ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
     ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)
-    forgotten = [ui.line, ui.main, ui.chat, ui.second, ui.upload]
+    forgotten = [ui.line, ui.main, ui.chat, ui.second, ui.upload, ui.undo, ui.undo_clock]
     gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
     ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, ui.line], **AT_ONCE)
 
 
 def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
     for trigger, words in [(ui.question.submit, ui.question), *((button.click, button) for button in ui.suggested)]:
-        taken = [ui.key, ui.question, ui.asked]
+        taken = [ui.key, ui.question, ui.said]
         sent = trigger(do.accept, [words, ui.pinned, ui.player, ui.key], taken, js=_with_time(2), **AT_ONCE)
-        _wire_answers(ui, do, sent)
-    again = ui.retry.click(do.retry, ui.key, ui.asked, **AT_ONCE)
-    _wire_answers(ui, do, again)
+        _wire_following(ui, do, sent)
+    again = ui.retry.click(do.retry, ui.key, ui.said, **AT_ONCE)
+    _wire_following(ui, do, again)
     ui.stop.click(do.stop, ui.key, None, **AT_ONCE)
-    ui.clear.click(do.clear, ui.key, [ui.chat, ui.second], **AT_ONCE)
+    both = [ui.chat, ui.second]
+    ui.deed.click(do.deed, [ui.deed, ui.key], both, js=DEED, trigger_mode="multiple", **AT_ONCE)
+    undoing = [ui.undo, ui.undo_clock]
+    ui.clear.click(do.clear, ui.key, [ui.chat, ui.second, *undoing], **AT_ONCE)
+    back = [ui.line, ui.chat, ui.second, ui.upload, ui.source, ui.said, *undoing]
+    ui.undo.click(do.undo, ui.key, back, **AT_ONCE)
+    ui.undo_clock.tick(do.undoable, ui.key, undoing, **AT_ONCE)
+    for button, told, name, kind in (
+        (ui.markdown, do.markdown, "conversation.md", "text/markdown"),
+        (ui.json, do.json, "conversation.json", "application/json"),
+    ):
+        told_now = button.click(told, ui.key, ui.saved, **AT_ONCE)
+        told_now.then(None, ui.saved, None, js=SAVE.format(name=name, kind=kind))
 
 
-def _wire_answers(ui: SimpleNamespace, do: Events, asked: Dependency) -> None:
-    """Both models answer at the same time, each in an event of its own.
+def _wire_following(ui: SimpleNamespace, do: Events, before: Dependency) -> None:
+    """Afterwards the page follows both conversations, each in an event of its own.
 
-    trigger_mode: Gradio otherwise drops an event while its like is running, so a Retry in mid-answer would get lost.
+    trigger_mode: Gradio otherwise drops an event while its like is running, so what was asked meanwhile stayed unseen.
     """
     at_any_time = {**PRIVATE, "concurrency_limit": None, "trigger_mode": "multiple"}
     for model, box in enumerate((ui.chat, ui.second)):
 
-        def grow(question: str, key: str | None, model: int = model) -> Iterator[Any]:
-            yield from do.answer(model, question, key)
+        def follow(key: str | None, request: gr.Request, model: int = model) -> Iterator[Any]:
+            yield from do.follow(model, key, request)
 
-        asked.success(grow, [ui.asked, ui.key], box, **at_any_time)
+        before.then(follow, ui.key, box, **at_any_time)
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
@@ -225,7 +245,9 @@ def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
     ticking.then(None, ui.key, None, js=REMEMBER)
     restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second, ui.upload]
-    page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
+    loaded = page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
+    loaded.then(do.undoable, ui.key, [ui.undo, ui.undo_clock], **AT_ONCE)
+    _wire_following(ui, do, loaded)
 
 
 def _with_time(index: int) -> str:

@@ -201,7 +201,8 @@ def test_both_are_asked_after_the_same_frames(made, clip):
     session.open_file(clip)
     until(lambda: session.watch.viewing(1).state.frames >= 4)
     until(lambda: session.watch.viewing(0).state.frames > session.watch.viewing(1).state.frames)
-    one, two = whole(asked(session, "and?")), whole(asked(session, "and?", model=1))
+    question = session.ask("and?")
+    one, two = (whole(session.answer(question, model)) for model in (0, 1))
     assert one.seen_until == two.seen_until and one.text.split(",")[0] == two.text.split(",")[0] == "4 frames"
 
 
@@ -261,12 +262,16 @@ def test_an_upload_is_deleted_by_its_last_user_and_nothing_else_is(made, clip, t
     one.open_file(upload)
     two.open_file(upload)
     one.reset()
+    one.let_go_of_kept(older_than=0)
     assert upload.exists(), "somebody else still plays it"
     two.reset()
+    assert upload.exists(), "Reset can be taken back"
+    two.let_go_of_kept(older_than=0)
     assert not upload.exists()
     outside = made()
     outside.open_file(clip)
     outside.reset()
+    outside.let_go_of_kept(older_than=0)
     assert clip.exists(), "a file outside the uploads is not ours"
 
 

@@ -69,7 +69,7 @@ def test_a_view_tells_the_story_of_its_stream(made, clip):
     assert [round(at) for at, _ in over.film] == list(range(12)) and over.film[0].jpeg.startswith(b"\xff\xd8")
     assert over.conversations == ((), ()) and [len(turns) for turns in answered.conversations] == [1, 1]
     assert [len(one.first_tokens) for one in answered.models] == [1, 1]
-    assert reset == View(names=idle.names, comparing=True)
+    assert reset == View(names=idle.names, comparing=True, stream=1, undo="Reset")
 
 
 def test_nothing_but_values_is_in_a_view(made, clip):

@@ -126,7 +126,11 @@ def test_hostile_words_stay_words(visitor):
     page.on("request", lambda request: foreign.append(request.url) if "evil" in request.url else None)
     page.click("#go")
     page.wait_for_selector("#film .chip")
-    for words in ("<img src=x onerror=alert(1)>", "![a](https://evil.example/x.png)", "<b onclick=alert(1)>bold</b>"):
+    for words in (
+        "See <img src=x onerror=alert(1)>",
+        "![a](https://evil.example/x.png)",
+        "<b onclick=alert(1)>bold</b>",
+    ):
         ask(page, words)
         page.wait_for_timeout(150)
     left = (

@@ -13,7 +13,8 @@ import pytest
 from app.live.table import Sessions
 from app.page.handlers import PAUSE, Events
 from app.page.shown import Shown
-from tests.fake_model import ended, fake_engine, until, write_clip
+from pipeline import Engine
+from tests.fake_model import FakeModel, ended, fake_engine, until, write_clip
 
 APP = Path(__file__).parents[2] / "app"
 COMMANDS = {
@@ -30,6 +31,10 @@ COMMANDS = {
     "retry",
     "stop_answer",
     "clear_chat",
+    "follow",
+    "withdraw",
+    "mark",
+    "undo",
 }
 
 
@@ -96,17 +101,25 @@ def test_a_page_needs_no_more_than_commands_and_views(table, clip):
     line, spoken, metrics, film, button, _, costs = do.tick(0, "Example", key, page("one"))
     assert "Ended" in line and spoken == "ended" and "12" in metrics and "chip" in film and costs.count("<svg") == 3
     assert button.value == "Watch again"
-    _, box, asked = do.accept("what?", False, 0, key, page("one"))
-    chats = [list(do.answer(model, asked, key))[-1] for model in (0, 1)]
-    assert box == "" and all(chat[0]["content"] == "what?" and "12 frames" in chat[1]["content"][0] for chat in chats)
-    again = do.retry(key)
-    assert len(list(do.answer(0, again, key))[-1]) == 2
+    _, box, sentence = do.accept("what?", False, 0, key, page("one"))
+    chats = [list(do.follow(model, key, page("one")))[-1] for model in (0, 1)]
+    assert box == sentence == "" and all(
+        chat[0]["content"] == "what?" and "12 frames" in chat[1]["content"][0] for chat in chats
+    )
+    assert do.retry(key) == ""
+    assert len(list(do.follow(0, key, page("one")))[-1]) == 2
+    do.deed("wrong 2 0 1", key)
+    assert table.get(key).view().turn(2).wrong
     assert do.restore(key, page("two"))[1] == "Example"
     do.stop(key)
-    assert do.clear(key) == ([], []) and "Idle" in do.reset(key)[0]
+    assert do.clear(key)[:2] == ([], []) and "Idle" in do.reset(key)[0]
+    line, first, *_ = do.undo(key)
+    assert "Ended" in line and first[0]["content"] == "what?" and do.json(key) and do.markdown(key)
 
 
-@pytest.mark.parametrize("name", ["page/panels.py", "page/handlers.py", "page/shown.py", "api.py"])
+@pytest.mark.parametrize(
+    "name", ["page/panels.py", "page/chat.py", "page/saved.py", "page/handlers.py", "page/shown.py", "api.py"]
+)
 def test_a_page_reads_no_more_than_views(name):
     """Of the rooms behind it: values of view.py, the table of keys, commands, and what makes a visitor's input safe."""
     allowed = {"app.live.view": None}
@@ -114,7 +127,7 @@ def test_a_page_reads_no_more_than_views(name):
         allowed |= {
             "app.live.table": {"Sessions"},
             "app.live.session": {"LiveSession"},
-            "app.live.conversation": {"clean", "number"},
+            "app.live.conversation": {"clean", "number", "refusal"},
         }
     tree = ast.parse((APP / name).read_text())
     for node in ast.walk(tree):
@@ -176,10 +189,56 @@ def test_the_page_that_was_not_looked_at_for_longest_is_forgotten():
         assert shown.of("one") == {"line": "one"} and len(shown._by_page) == 2
 
 
-@pytest.mark.parametrize("question", ["", "x", "-1", "999999", "1e400", "nan", None, 7.5])
-def test_numbers_that_are_no_question_write_nothing(table, clip, question):
+WORDS = [
+    "",
+    "wrong",
+    "wrong x y",
+    "wrong 1",
+    "wrong -1 0",
+    "wrong 1 99",
+    "withdraw 1e9",
+    "withdraw \u0661",
+    "drop 1 0",
+]
+
+
+@pytest.mark.parametrize("words", [*WORDS, None, 7.5, "withdraw " + "9" * 5000])
+def test_words_that_are_no_deed_do_nothing(table, clip, words):
     do = Events(table, clip)
     key = do.restore("", page("one"))[0]
     do.press("Start", "Example", None, key, page("one"))
-    list(do.answer(0, question, key))
-    assert table.get(key).view().conversations == ((), ())
+    do.accept("what?", False, 0, key, page("one"))
+    list(do.follow(0, key, page("one")))
+    before = table.get(key).view().conversations
+    do.deed(words, key)
+    do.deed("wrong 1 0", "a foreign key")
+    assert table.get(key).view().conversations == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("   ", "type one first"), ("x" * 2001, "2,001"), (None, "type one first")]
+)
+def test_what_is_no_question_stays_in_the_box_and_is_said(table, clip, text, words):
+    do = Events(table, clip)
+    _, box, sentence = do.accept(text, False, 0, do.restore("", page("one"))[0], page("one"))
+    assert box == gr.skip() and words in sentence and len(table) == 0
+
+
+def test_of_several_that_follow_for_one_page_the_newest_goes_on_alone(clip):
+    model = FakeModel()
+    table = Sessions(Engine(model))
+    do = Events(table, clip)
+    key = do.restore("", page("one"))[0]
+    do.press("Start", "Example", None, key, page("one"))
+    until(lambda: ended(table.get(key)))
+    model.speaks.clear()
+    do.accept("first", False, 0, key, page("one"))
+    first, other = do.follow(0, key, page("one")), do.follow(0, key, page("another tab"))
+    next(first), next(other)
+    do.accept("second", False, 0, key, page("one"))
+    second = do.follow(0, key, page("one"))
+    next(second)
+    assert list(first) == []
+    model.speaks.set()
+    assert len(list(second)[-1]) == len(list(other)[-1]) == len(list(do.follow(0, key, page("one")))[-1]) == 4
+    table.shut()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.live.view import Phase, Turn, View
-from app.page import panels
+from app.page import chat, panels
 from app.page.panels import NOTHING
 from pipeline import Answer, Evidence
 
@@ -21,16 +21,14 @@ def test_words_are_never_markup(words):
         assert "<img" not in shown and "<script" not in shown and 'onclick="' not in shown.replace("&quot;", "")
     answer = Answer(words, 1.0, 2.0, (Evidence(1.0, 0.5, 0.0, 2.0),), done=True)
     turns = [Turn(1, words, answer=answer), Turn(1, words, error=words)]
-    for message in panels.messages(turns, card=str):
+    for message in chat.messages(View(conversations=(tuple(turns), ())), 0, card=str):
         parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
         assert not any("<img src=x" in part or "<script" in part for part in parts)
 
 
 def test_markup_of_a_model_is_taken_out():
-    assert (
-        panels.plain("see ![a cat](http://x/y.png) and [this](javascript:f(1)) <b>now</b>") == "see a cat and this now"
-    )
-    assert panels.plain("1 < 2 and 3 > 2") == "1 < 2 and 3 > 2"
+    assert chat.plain("see ![a cat](http://x/y.png) and [this](javascript:f(1)) <b>now</b>") == "see a cat and this now"
+    assert chat.plain("1 < 2 and 3 > 2") == "1 < 2 and 3 > 2"
 
 
 def test_sizes_and_names_read_well():
@@ -43,7 +41,7 @@ def test_an_answer_from_an_earlier_state_says_so():
     """A question about 0:40 may be answered by a state that knows of 0:32 and no more."""
     turn = Turn(1, "what?", at=40.0)
     answer = Answer("a dog", 40.0, 90.0, done=True, known_until=32.0)
-    assert "about 0:40 · answered as of 0:32 · seen until 1:30" in panels.foot(turn, answer)
+    assert "about 0:40 · answered as of 0:32 · seen until 1:30" in chat.foot(turn, answer, 0, True)
     for known in (40.0, 40.6, None):
-        assert "as of" not in panels.foot(turn, replace(answer, known_until=known))
-    assert "as of" not in panels.foot(Turn(1, "what?"), replace(answer, known_until=90.0))
+        assert "as of" not in chat.foot(turn, replace(answer, known_until=known), 0, True)
+    assert "as of" not in chat.foot(Turn(1, "what?"), replace(answer, known_until=90.0), 0, True)

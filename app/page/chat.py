@@ -1,0 +1,153 @@
+"""The conversation as the page shows it: a `View` in, Chatbot messages out.
+
+The Chatbot renders HTML even where it renders no Markdown, remote images included, so every word that a visitor or a
+model wrote is escaped here; what is markup is ours.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from app.live.view import TIME, Turn, View, seconds
+from app.page.panels import chip
+from pipeline import Answer, mmss
+
+Card = Callable[[str], Any]  # makes the page's HTML component of a piece of markup
+
+ANOTHER = "Another video from here on. What was said before is not about this one."
+GONE = "The earliest questions are not kept any more; this many are missing here:"
+
+
+def messages(view: View, model: int, card: Card) -> list[dict[str, Any]]:
+    """Chatbot messages of one model's conversation, oldest first."""
+    turns, shown, stream = view.conversations[model], [], 0
+    if view.forgotten:
+        shown.append(_note(f"{GONE} {view.forgotten:,}.", card))
+    for turn in turns:
+        if stream and turn.stream != stream:
+            shown.append(_note(ANOTHER, card))
+        stream = turn.stream
+        shown.append({"role": "user", "content": html.escape(turn.question, quote=False)})
+        shown.append({"role": "assistant", "content": _reply(turn, view, model, card)})
+    if stream and view.stream != stream:
+        shown.append(_note(ANOTHER, card))
+    return shown
+
+
+def _note(words: str, card: Card) -> dict[str, Any]:
+    return {"role": "assistant", "content": [card(f'<p class="note">{words}</p>')]}
+
+
+def _reply(turn: Turn, view: View, model: int, card: Card) -> list[Any]:
+    if turn.error:
+        return [card(f'<p class="sorry" role="alert">{html.escape(turn.error)}</p>')]
+    if turn.place:
+        return [card(_waiting(turn))]
+    answer = turn.answer
+    if answer is None or not (answer.text or answer.done):
+        return [card(_thinking("" if view.frames else "Waiting for the first picture"))]
+    words = html.escape(plain(answer.text), quote=False) or "…"
+    if not answer.done:
+        return [words]
+    here = turn.stream == view.stream  # the player shows what the answer is about
+    foot_of = foot(turn, answer, model, here) + (_thinking("Asking again") if turn.again else "")
+    words = linked(words, answer) if here else words
+    return [card(f'<p class="words">{words}</p>') if "<button" in words else words, card(foot_of)]
+
+
+def plain(text: str) -> str:
+    """A model's words without markup: images and links keep their words, tags go."""
+    text = re.sub(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)", r"\1", text)
+    return re.sub(r"</?[a-zA-Z!][^>]*>", "", text)
+
+
+def linked(words: str, answer: Answer) -> str:
+    """Escaped words with their times as buttons that seek the player. What was not seen yet is no moment to go to.
+
+    They need a card: of a message's own text the Chatbot reads the markup out aloud, and takes the seconds away.
+    """
+    exact = {mmss(moment.time): moment.time for moment in answer.evidence}
+
+    def button(match: re.Match[str]) -> str:
+        at = exact.get(match[0], seconds(match))
+        if at > answer.seen_until:
+            return match[0]
+        return f'<button type="button" class="time" data-seek="{at:.3f}">{match[0]}</button>'
+
+    return TIME.sub(button, words)
+
+
+def _waiting(turn: Turn) -> str:
+    """Where a question stands in line; the one being answered is the first."""
+    withdraw = f'<button type="button" data-deed="withdraw {turn.id}">Withdraw</button>'
+    return f'<p class="waiting">Waiting, {ordinal(turn.place)} {withdraw}</p>'
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st."""
+    tens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if tens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _thinking(words: str) -> str:
+    label = words or "Reading what was seen"
+    return f'<p class="thinking" aria-label="{label}"><i></i><i></i><i></i><span>{words}</span></p>'
+
+
+class Moment(NamedTuple):
+    """What an answer rests on or says. weight: its share, None where the words alone name it."""
+
+    time: float
+    jpeg: bytes | None
+    weight: float | None = None
+    span: str = ""
+
+
+def moments(turn: Turn, answer: Answer) -> list[Moment]:
+    """In order of time, like the text beside them."""
+    pictures = turn.pictures or (None,) * len(answer.evidence)
+    rests_on = [
+        Moment(one.time, jpeg, one.weight, f"{mmss(one.start)} to {mmss(one.end)}")
+        for one, jpeg in zip(answer.evidence, pictures)
+    ]
+    return sorted([*rests_on, *(Moment(at, jpeg) for at, jpeg in turn.said)], key=lambda moment: moment.time)
+
+
+def foot(turn: Turn, answer: Answer, model: int, here: bool) -> str:
+    """Under a whole answer: its moments, what it had seen, and on demand how fast it came."""
+    facts = [*_pinned(turn, answer), f"seen until {mmss(answer.seen_until)}", *(["stopped"] if answer.stopped else [])]
+    chips = "".join(chip(one.time, one.jpeg, one.weight, one.span, seek=here) for one in moments(turn, answer))
+    chips = f'<div class="moments">{chips}</div>' if chips else ""
+    seen = f'<details class="facts"><summary>{" · ".join(facts)}</summary><span>{_pace(answer)}</span></details>'
+    return f'{chips}<div class="foot">{seen}{_judge(turn, model)}</div>'
+
+
+def _pinned(turn: Turn, answer: Answer) -> list[str]:
+    """The second the question is about, and the one the answer is of where that is another."""
+    if turn.at is None:
+        return []
+    known = answer.known_until
+    other = known is not None and mmss(known) != mmss(min(turn.at, answer.seen_until))
+    return [f"about {mmss(turn.at)}", *([f"answered as of {mmss(known)}"] if known is not None and other else [])]
+
+
+def _pace(answer: Answer) -> str:
+    """How fast an answer came, in words."""
+    first, pace = answer.first_token_s, answer.tokens_per_s
+    parts = []
+    if first is not None:
+        parts.append(f"first word after {first:.1f} s" if first >= 1 else f"first word after {first * 1000:.0f} ms")
+    if pace:
+        parts.append(f"then {pace:.0f} tokens a second")
+    return ", ".join(parts) or "nothing was written"
+
+
+def _judge(turn: Turn, model: int) -> str:
+    """The visitor's own mark. Pressed once more it is taken back."""
+    words = "Marked as wrong" if turn.wrong else "This answer is wrong"
+    pressed = "true" if turn.wrong else "false"
+    deed = f"{'right' if turn.wrong else 'wrong'} {turn.id} {model}"
+    return f'<button type="button" class="judge" data-deed="{deed}" aria-pressed="{pressed}">{words}</button>'

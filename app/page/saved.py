@@ -1,0 +1,70 @@
+"""A visitor's conversation as a file of their own: Markdown to read, JSON for programs. Nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from app.live.view import Turn, View
+from pipeline import mmss
+
+MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")  # what Markdown would read as markup
+
+
+def as_json(view: View) -> str:
+    """Every question with every model's answer to it, the marks included; times in seconds."""
+    models = {name: [_turn(turn) for turn in turns] for name, turns in zip(view.names, view.conversations)}
+    return json.dumps({"video": view.file_name, "conversations": models}, indent=2, ensure_ascii=False)
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    answer = turn.answer
+    told: dict[str, Any] = {
+        "question": turn.question,
+        "about": turn.at,
+        "video": turn.stream,
+        "marked_wrong": turn.wrong,
+    }
+    if turn.error:
+        return {**told, "error": turn.error}
+    if answer is None:
+        return {**told, "answer": None}
+    evidence = [{"time": one.time, "start": one.start, "end": one.end, "weight": one.weight} for one in answer.evidence]
+    return {
+        **told,
+        "answer": answer.text,
+        "stopped": answer.stopped,
+        "seen_until": answer.seen_until,
+        "evidence": sorted(evidence, key=lambda one: one["time"]),
+    }
+
+
+def as_markdown(view: View) -> str:
+    """The same to read."""
+    parts = [f"# Vamba Live: {_words(view.file_name)}" if view.file_name else "# Vamba Live"]
+    for name, turns in zip(view.names, view.conversations):
+        if turns:
+            parts += [f"## {_words(name)}", *map(_told, turns)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(turn: Turn) -> str:
+    about = f" (about {mmss(turn.at)})" if turn.at is not None else ""
+    lines = [f"**{_words(turn.question)}**{about}"]
+    answer = turn.answer
+    if turn.error:
+        lines.append(_words(turn.error))
+    elif answer is None:
+        lines.append("Not answered yet.")
+    else:
+        times = ", ".join(mmss(one.time) for one in sorted(answer.evidence, key=lambda one: one.time))
+        facts = [f"seen until {mmss(answer.seen_until)}", *([f"rests on {times}"] if times else [])]
+        facts += ["stopped"] if answer.stopped else []
+        lines += [_words(answer.text) or "…", f"_{'; '.join(facts)}_"]
+    return "\n\n".join([*lines, *(["Marked as wrong."] if turn.wrong else [])])
+
+
+def _words(text: str) -> str:
+    """Words on one line that no reader of Markdown takes for markup."""
+    return MARKS.sub(r"\\\1", " ".join(text.split()))
