@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba import VambaModel
 from pipeline.options import ModelOptions
 from pipeline.stream import Model, Sampling, StreamState, VideoChunk
-from pipeline.towers.qwen import Patching, QwenVision, build_tower
+from pipeline.towers.qwen import Patching, QwenVision, as_tower, build_tower
 
 LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` that catches up
 ANSWER_TOKENS = 16
@@ -312,14 +313,25 @@ def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None
     return torch.stack(logits), led
 
 
+def published_model(shapes: Shapes, device: torch.device, dtype: torch.dtype, options: ModelOptions) -> VambaModel:
+    """The published size with random weights, tower included, as a visitor would meet it."""
+    machine = Machine(device, dtype, math.inf, math.inf)
+    return _with_eyes(shapes, machine, options.model_dump(exclude={"int8", "kernels"}), options.int8)
+
+
+def _with_eyes(shapes: Shapes, machine: Machine, saving: dict[str, Any], int8: bool) -> VambaModel:
+    tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
+    net = built(machine, lambda: Vamba(shapes.vamba, tower), int8)
+    eyes = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"]))
+    return VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
+
+
 def measure_all_in(
     shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], int8: bool
 ) -> dict[str, Any]:
     """Pictures in, memory out: the tower, the column and the memory over the whole video, each picture uploaded."""
-    tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
-    net = built(machine, lambda: Vamba(shapes.vamba, tower), int8)
-    patching = Patching(shapes.baseline["vision_config"]["patch_size"])
-    model = VambaModel(net, QwenVision(tower, patching), None, **saving)
+    model = _with_eyes(shapes, machine, saving, int8)
+    net, tower = model.net, as_tower(model.net.visual)
     pictures = pictures_of(shapes, per_chunk)
     model.watch(VideoChunk(frames_of(shapes, 0, per_chunk, pictures)), model.start())
     seconds, state = watch_to(model, model.start(), shapes, frames, per_chunk, pictures)

@@ -1,6 +1,7 @@
 """`python -m pipeline bench`: what an hour of video costs. The only file that knows both sizes; see README.md.
 
-The readable table comes first; the last line of stdout is one JSON document.
+With `--file` it measures how long a visitor waits for one (visit.py). The readable table comes first; the last line of
+stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine import Engine
 from pipeline.options import ModelOptions
+from pipeline.sources.readers import check_readers
 from pipeline.stream import UserError
 
 MODEL, BASELINE = "embedded", "embedded-twin"
@@ -24,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=int, nargs="+", default=[1, 15, 60], help="when to measure (default: 1 15 60)"
     )
+    parser.add_argument(
+        "--file", metavar="VIDEO", help="only measure from this file to the moment it can be asked about"
+    )
+    parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
     group = parser.add_argument_group("published size only")
     group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
     choose_kernels(ModelOptions.from_flags(args).given().get("kernels"))
+    if args.readers is not None:
+        check_readers(args.readers)
     document, shown = _published(args) if args.size == "published" else _embedded(args)
     print(shown, file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
@@ -51,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if args.file:
+        import pipeline
+
+        return _visit(Engine(pipeline.load(args.model)), args)
     from pipeline.bench.embedded import PER_CHUNK, measure_pair
     from pipeline.bench.tables import embedded_table
 
@@ -61,12 +74,19 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return document, embedded_table(document)
 
 
+def _visit(engine: Engine, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from pipeline.bench.visit import measure_file, visit_table
+
+    document = measure_file(engine, Path(args.file), args.readers)
+    return document, visit_table(document)
+
+
 def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """UserError without a GPU, or where the options cannot be measured."""
     import torch
 
     from pipeline.bench.loading import measure_loading
-    from pipeline.bench.published import measure_mixers_alone, measure_published
+    from pipeline.bench.published import measure_mixers_alone, measure_published, published_model
     from pipeline.bench.shapes import PUBLISHED
     from pipeline.bench.tables import loading_table, mixers_table, published_table
 
@@ -75,6 +95,8 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if any(n is not None and (n < 2 or n % 2) for n in (args.frames, args.baseline_frames)):
         raise UserError("The tower takes pictures in pairs, so this cannot be measured; choose even numbers of frames.")
     options, device = ModelOptions.from_flags(args), torch.device("cuda", torch.cuda.current_device())
+    if args.file:
+        return _visit(Engine(published_model(PUBLISHED, device, torch.bfloat16, options)), args)
     if args.loading:
         document = measure_loading(Path(args.loading), PUBLISHED.config, device, options.int8)
         return document, loading_table(document)

@@ -73,6 +73,10 @@ class Limits:
     pixels of one stored picture; streams in a file; bytes of the file; seconds the decoder may work (time spent waiting
     for whoever takes the frames is free); stall, seconds without a sign of life; cpu, processor seconds; memory, bytes
     of address space; threads of the decoder. skim: allow the two savings that VideoFile describes.
+
+    readers: processes that may share a file (None: one for each core). together: bytes of memory for which their number
+    is chosen, taking `reader` and twenty pictures for each. ahead: bytes of pictures that may wait to be taken.
+    segment: packets that a reader gets at a time, at least. alone: pixels up to which a file is read by one.
     """
 
     pixels: int = MAX_PIXELS
@@ -84,6 +88,12 @@ class Limits:
     memory: int = 2 << 30
     threads: int = 2
     skim: bool = True
+    readers: int | None = None
+    together: int = 8 << 30
+    reader: int = 80 << 20
+    ahead: int = 256 << 20
+    segment: int = 240
+    alone: float = 1.5e9
 
 
 def sentence(kind: str, facts: dict[str, Any], limits: Limits) -> VideoError:

@@ -170,7 +170,16 @@ def test_savings_save(tmp_path):
     path = render(tmp_path / "long.mp4", [i / 30 for i in range(900)], gop=15, options={"preset": "ultrafast"})
     fed = []
     with path.open("rb") as file:
-        job = {"pixels": 10**7, "streams": 9, "seconds": 60, "threads": 1, "fps": 0.5, "skim": True, "long_side": 64}
+        job = {
+            "pixels": 10**7,
+            "streams": 9,
+            "seconds": 60,
+            "threads": 1,
+            "fps": 0.5,
+            "skim": True,
+            "long_side": 64,
+            "share": False,
+        }
         reader = Reader(file.fileno(), job, lambda _: None)
         decode = reader.decode
         reader.decode = lambda packet: (fed.append(packet), decode(packet))[1]

@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.sources.file import Limits, VideoError, open_video
+from pipeline.sources.process import Budget, Process
 from tests.sources.test_corpus import clean
 from tests.sources.test_video import X264, render
 
@@ -24,7 +26,7 @@ def minute(tmp_path):
 def test_the_process_is_confined(minute, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "canary-of-a-secret")
     with open_video(minute, fps=None) as source:
-        proc = Path(f"/proc/{source._child.pid}")
+        proc = Path(f"/proc/{source.processes[0].pid}")
         limits = {line[:26].strip(): line[26:47].strip() for line in (proc / "limits").read_text().splitlines()}
         assert limits["Max open files"] == limits["Max file size"] == limits["Max core file size"] == "0"
         assert limits["Max address space"] == str(Limits().memory) and limits["Max cpu time"] == str(Limits().cpu)
@@ -38,13 +40,13 @@ def test_the_process_is_confined(minute, monkeypatch):
 
 
 def test_frames_wait_in_a_bounded_pipe(minute):
-    """A slow taker stops the decoder; nothing piles up on either side."""
-    with open_video(minute, fps=None, long_side=320) as source:
+    """A slow taker stops the decoder; no more piles up than may run ahead."""
+    with open_video(minute, fps=None, long_side=320, limits=Limits(ahead=1 << 20)) as source:
         next(source)
         time.sleep(0.5)
-        before = cpu_seconds(source._child.pid)
+        before = cpu_seconds(source.processes[0].pid)
         time.sleep(0.5)
-        assert cpu_seconds(source._child.pid) == before
+        assert cpu_seconds(source.processes[0].pid) == before
         assert len(list(source)) == 299
 
 
@@ -53,13 +55,16 @@ def cpu_seconds(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_a_killed_process_ends_in_a_sentence_and_keeps_its_frames(minute):
-    with open_video(minute, fps=None, long_side=320) as source:
+def test_a_process_killed_twice_ends_in_a_sentence_and_keeps_its_frames(minute):
+    with open_video(minute, fps=None, long_side=320, limits=Limits(ahead=1 << 20)) as source:
         frames = [next(source) for _ in range(3)]
-        os.kill(source._child.pid, 11)
+        os.kill(source.processes[0].pid, 11)
+        frames += [next(source) for _ in range(60)]
+        os.kill(source.processes[0].pid, 11)
         with pytest.raises(VideoError) as error:
             frames.extend(source)
-        assert error.value.kind == "crashed" and clean(str(error.value)) and len(frames) >= 3
+        assert error.value.kind == "crashed" and clean(str(error.value)) and 63 <= len(frames) < 300
+        assert [f.time for f in frames] == pytest.approx([i / 5 for i in range(len(frames))])
         with pytest.raises(StopIteration):
             next(source)
 
@@ -74,7 +79,7 @@ def test_close_from_another_thread_ends_the_iteration(minute):
         seen += 1
     assert seen < 290 and time.monotonic() - start < 5
     source.close()
-    assert source._child.poll() is not None and list(source) == []
+    assert source.processes == [] and list(source) == []
 
 
 @pytest.mark.parametrize(
@@ -88,11 +93,14 @@ def test_close_from_another_thread_ends_the_iteration(minute):
 )
 def test_a_decoder_gone_wild_is_not_believed(minute, monkeypatch, message):
     """Whatever arrives on the pipe ends in one error; nothing is allocated on its word."""
+    limits = Limits()
     with open_video(minute, fps=None) as source:
-        answer = iter(message + bytes(100))
-        monkeypatch.setattr(source, "_bytes", lambda n: bytearray(next(answer) for _ in range(min(n, 90))))
+        job = source._job | {"after": -1.0}
+        process, answer = Process(job, limits, Budget(limits)), iter(message + bytes(100))
+        monkeypatch.setattr(process, "_bytes", lambda n: np.array([next(answer) for _ in range(min(n, 90))], np.uint8))
         with pytest.raises(VideoError) as error:
-            next(source)
+            process.message()
+        process.discard()
         assert error.value.kind == "crashed"
 
 
@@ -111,6 +119,6 @@ def test_a_decoder_gone_wild_is_not_believed(minute, monkeypatch, message):
 def test_a_frame_that_cannot_be_is_not_shown(minute, monkeypatch, change):
     head = {"type": "frame", "time": 1.0, "width": 8, "height": 8} | change
     with open_video(minute) as source:
-        monkeypatch.setattr(source, "_message", lambda: (head, bytearray(192)))
+        monkeypatch.setattr(source, "_message", lambda: (head, np.zeros(192, np.uint8)))
         with pytest.raises(VideoError):
             next(source)

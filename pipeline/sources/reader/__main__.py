@@ -5,6 +5,9 @@ folder: a codec bug takes this process and nothing else. Before looking at the f
 nothing: no new file descriptors at all (no playlist, data reference or socket can be opened, whatever a demuxer tries),
 no file writes, bounded memory and processor time. It gets the video as an open descriptor and never learns a path.
 
+One process, the scout, goes through the whole file; where parts of it can be decoded alone (segments.py), others help
+it. What they are to read comes in on standard input.
+
 Wire format, one message after the other: two little-endian uint32 (length of a JSON header, length of a payload), the
 header, the payload (rgb24 rows of a picture). Standard output is a pipe: a full one blocks us, which bounds memory.
 """
@@ -20,11 +23,16 @@ import struct
 import sys
 import time
 import traceback
+from dataclasses import asdict
+from typing import Any
 
 import av
 import cv2
+import numpy as np
 
+from .container import check_size
 from .reader import CannotSkim, Reader
+from .segments import Segment, SegmentReader, Strayed, Ticket
 from .sniff import Refused
 
 
@@ -48,9 +56,10 @@ def confine(job: dict) -> None:
 class Teller:
     """Sends what a Reader finds. A second pass over the same file goes on where the first one stopped."""
 
-    def __init__(self) -> None:
-        self.described, self.last, self.spoke = False, -1.0, time.monotonic()
+    def __init__(self, after: float) -> None:
+        self.described, self.last, self.spoke = False, after, time.monotonic()
         self.newest: tuple[dict, bytes] | None = None  # kept back, until it is known whether it is the last one
+        self.segment: Segment | None = None  # likewise, and until it is known what is wanted of it
 
     def report(self, reader: Reader) -> None:
         """A sign of life every half second, however long no picture is wanted."""
@@ -61,18 +70,28 @@ class Teller:
     def tell(self, job: dict) -> None:
         """Everything from the first picture to the end."""
         reader = Reader(job["fd"], job, self.report)
-        for frame, at in reader.sampled():
-            if not self.described:
-                self.describe(reader, frame)
-            if at > self.last:
-                self.picture(reader, frame, at)
-                self.last = at
-        if self.newest and self.last + 1.5 / (job["fps"] or 1.0) < reader.end:
-            self.newest[0]["until"] = reader.end
-        self.give()
+        for found, at in reader.sampled():
+            if not isinstance(found, Ticket):
+                self.shown(reader, found, at)
+            elif at > self.last:
+                self.ticket(reader, found, at)
+            self.last = max(self.last, at)
+        self.give(reader.end if self.last + 1.5 / (job["fps"] or 1.0) < reader.end else None)
         clock = reader.clock
-        told = {"seconds": reader.end, "lone": clock.lone, "joined": clock.joined, "untimed": reader.untimed}
-        send({"type": "end", "skipped": reader.skipped, "unread": reader.tracks.unread} | told)
+        told: dict[str, Any] = {
+            "seconds": reader.end,
+            "lone": clock.lone,
+            "joined": clock.joined,
+            "untimed": reader.untimed,
+        }
+        told |= {"skipped": reader.skipped, "unread": reader.tracks.unread, "unsplit": reader.unsplit}
+        send({"type": "end"} | told)
+
+    def shown(self, reader: Reader, frame: av.VideoFrame, at: float) -> None:
+        if not self.described:
+            self.describe(reader, frame)
+        if at > self.last:
+            self.picture(reader, frame, at)
 
     def describe(self, reader: Reader, frame: av.VideoFrame) -> None:
         width, height = reader.painter.size(frame)
@@ -83,32 +102,72 @@ class Teller:
 
     def picture(self, reader: Reader, frame: av.VideoFrame, at: float) -> None:
         try:
-            rgb = reader.painter.paint(frame)
-        except MemoryError:
-            raise Refused("too_large", width=frame.width, height=frame.height) from None
-        except (av.FFmpegError, OSError, ValueError, cv2.error):  # seen in fuzzing: decoded, yet not convertible
+            rgb = painted(reader, frame)
+        except UNPAINTABLE:  # seen in fuzzing: decoded, yet not convertible
             reader.skipped += 1
             return
-        height, width = rgb.shape[:2]
-        header = {"type": "frame", "time": at, "width": width, "height": height}
         self.give()
-        self.newest = header | {"skipped": reader.skipped, "progress": reader.progress()}, rgb.tobytes()
+        self.newest = framed(rgb, time=at, skipped=reader.skipped, progress=reader.progress())
 
-    def give(self) -> None:
-        """Sends the picture that was kept back."""
+    def ticket(self, reader: Reader, ticket: Ticket, at: float) -> None:
+        """Once something later is wanted, all that is wanted of a segment is known."""
+        if ticket.segment is not self.segment:
+            self.give()
+            self.segment = ticket.segment
+        ticket.segment.wanted.append((ticket.pts, at, reader.progress()))
+
+    def give(self, until: float | None = None) -> None:
+        """Sends what was kept back. until: where its last picture ends, if it is the last of all."""
         if self.newest:
-            newest, self.newest = self.newest, None
-            send(*newest)
+            head, rows = self.newest
+            send(head if until is None else head | {"until": until}, rows)
+        if self.segment:
+            send({"type": "segment", "until": until} | asdict(self.segment))
+        self.newest = self.segment = None
+
+
+UNPAINTABLE = (av.FFmpegError, OSError, ValueError, cv2.error)
+
+
+def painted(reader: Reader, frame: av.VideoFrame) -> np.ndarray:
+    """Raises one of UNPAINTABLE, or Refused where it is too large."""
+    try:
+        return reader.painter.paint(frame)
+    except MemoryError:
+        raise Refused("too_large", width=frame.width, height=frame.height) from None
+
+
+def framed(rgb: np.ndarray, **facts: Any) -> tuple[dict, bytes]:
+    """A picture as a message."""
+    height, width = rgb.shape[:2]
+    return {"type": "frame", "width": width, "height": height} | facts, rgb.tobytes()
 
 
 def watch(job: dict) -> None:
-    teller = Teller()
+    """The scout: all of the file, but for what it gives away."""
+    teller = Teller(job["after"])
     try:
         teller.tell(job)
     except CannotSkim:
-        teller.tell(job | {"skim": False})
+        teller.tell(job | {"skim": False, "share": False})
     finally:
         teller.give()
+
+
+def help_out(job: dict) -> None:
+    """Another reader: segments come in on standard input, one JSON line each; their pictures go out."""
+    teller = Teller(-1.0)
+    reader = Reader(job["fd"], job, teller.report)
+    segments = SegmentReader(reader, lambda frame: check_size(frame, job["pixels"]))
+    for line in sys.stdin:
+        about = json.loads(line)
+        try:
+            for frame, place in segments.frames(Segment(**about)):
+                send(*framed(painted(reader, frame), place=place))
+        except (Strayed, Refused, MemoryError, *UNPAINTABLE):
+            send({"type": "strayed"})  # what is wrong with the file, whoever reads it in order will say
+            return
+        send({"type": "done"})
 
 
 def main() -> None:
@@ -117,7 +176,7 @@ def main() -> None:
     confine(job)
     gc.freeze()  # collections look at our few objects only, not at the libraries'
     try:
-        watch(job)
+        help_out(job) if job["helps"] else watch(job)
     except Refused as refused:
         send({"type": "error", "kind": refused.kind, "facts": refused.facts})
     except MemoryError:

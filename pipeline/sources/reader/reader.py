@@ -23,6 +23,7 @@ from .container import (
 )
 from .pictures import Painter
 from .savings import Group, Plan, Saver, grouped, with_neighbours
+from .segments import SHARED, Sharing, Ticket
 from .sniff import Refused, prescan_mov, sniff
 from .timing import Clock, Sampler
 from .tracks import Changed, Tracks
@@ -35,7 +36,7 @@ NONREF = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
 REORDERED = ("h264", "hevc", "mpeg4")  # may store pictures in another order than they are shown
 AHEAD = 8  # pictures held to sort the stamps of a container that counts them as they are stored
 
-Shown = tuple[Any, int | None, int | None]  # a picture (None: left out), its stamp, its duration
+Shown = tuple[Any, int | None, int | None]  # a picture (Ticket: another's; None: left out), its stamp, its duration
 
 
 class CannotSkim(Exception):
@@ -67,7 +68,8 @@ class Reader:
         self.tracks = Tracks(fd, self.demuxer, job)
         self.left_out: list[tuple[int, int]] = []  # (stamp, duration) of pictures that were not decoded, a heap
         self.due: list[int] = []  # stamps of wanted pictures that are in the decoder, a heap
-        self.empty = self.expects_key = self.hurt = False
+        self.empty = self.expects_key = self.hurt = self.gave = False
+        self.worked = 0.0  # pixels of all packets so far
         self.enter(source, container, stream)
 
     def enter(self, source: Source, container: av.container.InputContainer, stream: av.VideoStream) -> None:
@@ -85,6 +87,14 @@ class Reader:
         self.spares, cuts = codec in NONREF, codec in CUTTABLE
         saves = self.job["skim"] and self.job["fps"] and (self.spares or cuts) and not self.counted
         self.saver = Saver(float(1 / unit(stream)), self.on_a_tick, cuts) if saves else None
+        shares = self.job["share"] and self.demuxer in SHARED and cuts and not self.counted
+        self.sharing = Sharing(stream, self.job["segment"], self.alone()) if shares else None
+
+    def alone(self) -> float:
+        """Pixels to decode before sharing is worth other processes: none where the header promises many."""
+        assert self.stream.codec_context is not None
+        rate, size = self.stream.guessed_rate or 25, self.context.width * self.context.height
+        return 0.0 if float(rate) * size * (self.duration or 0.0) > self.job["alone"] else self.job["alone"]
 
     def on_a_tick(self, start: int, end: int) -> bool:
         """Whether a picture shown between these stamps is on the screen at a tick."""
@@ -104,6 +114,7 @@ class Reader:
                     if packet.has_sidedata("encryption_info"):
                         self.pass_encrypted()
                     elif packet.size:
+                        self.worked += self.context.width * self.context.height
                         if self.tracks.interrupted(self, packet):
                             return
                         yield packet
@@ -153,9 +164,12 @@ class Reader:
 
     def track(self) -> Iterator[Shown]:
         """The pictures of one track."""
-        if self.saver:
+        if self.saver or self.sharing:
             for before, group, after in with_neighbours(grouped(self.packets())):
-                plan = self.saver.plan(before, group, after) if self.clock.started else None
+                if self.sharing and self.sharing.gives(group, after) and self.clock.started:
+                    yield from self.given(self.sharing, group)
+                    continue
+                plan = self.saver.plan(before, group, after) if self.saver and self.clock.started else None
                 yield from self.whole(group) if plan is None else self.saved(group, plan)
         else:
             for packet in self.packets():
@@ -188,11 +202,23 @@ class Reader:
         for packet in rest:
             heapq.heappush(self.left_out, (packet.pts, packet.duration or 0))
         if plan.feed < len(group.packets):
-            if not self.empty:
-                yield from self.completed(self.decode(None))
-                self.context.flush_buffers()
-            yield from self.settled()
-            self.empty = True
+            yield from self.emptied()
+
+    def emptied(self) -> Iterator[Shown]:
+        """What is still in the decoder, which then starts anew."""
+        if not self.empty:
+            yield from self.completed(self.decode(None))
+            self.context.flush_buffers()
+        yield from self.settled()
+        self.empty = True
+
+    def given(self, sharing: Sharing, group: Group) -> Iterator[Shown]:
+        """Tickets for the pictures of a group that another reader decodes."""
+        yield from self.emptied()
+        self.gave = True
+        durations = {packet.pts: packet.duration for packet in group.packets}
+        for ticket in sharing.tickets(group):
+            yield ticket, ticket.pts, durations[ticket.pts] or 0
 
     def completed(self, frames: list[av.VideoFrame]) -> Iterator[Shown]:
         """Decoded pictures, with those that were left out in their places."""
@@ -239,10 +265,13 @@ class Reader:
         for picture, duration in waiting:
             yield picture, heapq.heappop(counts) if counts else None, duration
 
-    def sampled(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        """The wanted pictures with their seconds. Raises Refused where one is too large or none comes at all."""
+    def sampled(self) -> Iterator[tuple[av.VideoFrame | Ticket, float]]:
+        """The wanted pictures, or tickets for them, with their seconds.
+
+        Raises Refused where one is too large or none comes at all.
+        """
         for frame, pts, duration in self.in_order():
-            if frame is not None:
+            if isinstance(frame, av.VideoFrame):
                 check_size(frame, self.job["pixels"])
             yield from self.chosen(self.clock.offer(frame, pts, duration))
         yield from self.chosen(self.clock.finish())
@@ -250,7 +279,7 @@ class Reader:
             raise self.explained(Refused("drm" if self.encrypted else "cannot_decode" if self.skipped else "no_frames"))
         yield from decoded(self.sampler.finish(self.end))
 
-    def chosen(self, settled: list[tuple[Any, float]]) -> Iterator[tuple[av.VideoFrame, float]]:
+    def chosen(self, settled: list[tuple[Any, float]]) -> Iterator[tuple[av.VideoFrame | Ticket, float]]:
         for picture, at in settled:
             yield from decoded(self.sampler.offer(picture, at))
 
@@ -263,6 +292,11 @@ class Reader:
         if self.duration and self.duration > end + 1 and self.clock.timeline.player and self.clock.shift == 0:
             return self.duration
         return end
+
+    @property
+    def unsplit(self) -> bool:
+        """Whether others were to help with a long file, and could not."""
+        return self.job["share"] and self.worked > self.job["alone"] and not self.gave
 
     @property
     def untimed(self) -> bool:
@@ -282,7 +316,7 @@ class Reader:
         return min(1.0, (self.position or self.source.start + self.source.at) / max(1, self.size))
 
 
-def decoded(chosen: list[tuple[Any, float]]) -> list[tuple[av.VideoFrame, float]]:
+def decoded(chosen: list[tuple[Any, float]]) -> list[tuple[av.VideoFrame | Ticket, float]]:
     """The same pictures; raises CannotSkim where one that is wanted was left out."""
     if any(picture is None for picture, _ in chosen):
         raise CannotSkim

@@ -1,19 +1,21 @@
 """Which packets need not be decoded, decided for one group of pictures at a time, before it is decoded.
 
 Nothing that is on the screen at a tick is ever left out: the packets' own stamps say what is on the screen when. So
-where stamps are missing, uneven or out of order, a group and its neighbours are decoded whole. Standard library only.
+where stamps are missing, uneven or out of order, a group and its neighbours are decoded whole. What is decided of a
+group follows from the group and its neighbours alone, not from all that came before. Standard library only.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MAX_PACKETS, MAX_BYTES = 500, 32 << 20  # of a group held back; a longer one is cut there
-UNSURE = 24  # packets decoded whole after something odd, while the clock makes up its mind
+SETTLED = 24  # pictures before a group that must be even too: the clock may take so many to make up its mind
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,22 @@ def group(packets: list[Any]) -> Group:
     return Group(packets, packets[0].is_keyframe, sorted(stamps) if known else None)
 
 
-def with_neighbours(groups: Iterable[Group]) -> Iterator[tuple[Group | None, Group, Group | None]]:
-    """(the one before, group, the one after)."""
-    before, held = None, None
+def needed(group: Group, wanted: Iterable[int]) -> int:
+    """How many packets of a group to decode, so that the wanted stamps come; all where little would be saved."""
+    stamps, count = set(wanted), len(group.packets)
+    least = max((i + 1 for i, p in enumerate(group.packets) if p.pts in stamps), default=0)
+    return least if count - least >= max(2, count // 8) or not least else count
+
+
+def with_neighbours(groups: Iterable[Group]) -> Iterator[tuple[tuple[int | None, ...], Group, Group | None]]:
+    """(stamps of the SETTLED pictures before it, None for an unknown one; the group; the one after)."""
+    before: deque[int | None] = deque(maxlen=SETTLED)
+    held: Group | None = None
     for following in itertools.chain(groups, [None]):
         if held:
-            yield before, held, following
-        before, held = held, following
+            yield tuple(before), held, following
+            before.extend(held.stamps or [None])
+        held = following
 
 
 class Saver:
@@ -74,32 +85,25 @@ class Saver:
     """
 
     def __init__(self, second: float, wants: Callable[[int, int], bool], cuts: bool) -> None:
-        self.second, self.wants, self.cuts, self.unsure = second, wants, cuts, UNSURE
+        self.second, self.wants, self.cuts = second, wants, cuts
 
-    def plan(self, before: Group | None, group: Group, after: Group | None) -> Plan | None:
+    def plan(self, before: Sequence[int | None], group: Group, after: Group | None) -> Plan | None:
         """What of `group` to decode; None: all of it, nothing left out."""
-        if not (before and after and self.even(before, group, after)):
-            self.unsure = UNSURE
-            return None
-        if self.unsure > 0:
-            self.unsure -= len(group.packets)
+        if not (after and len(before) >= SETTLED and self.even(before, group.stamps or [None], after.stamps or [None])):
             return None
         wanted = self.wanted(group, after)
-        feed = len(group.packets)
-        if self.cuts and group.keyed and after.keyed and not self.needs_previous(after):
-            needed = max((i + 1 for i, p in enumerate(group.packets) if p.pts in wanted), default=0)
-            feed = needed if feed - needed >= max(2, feed // 8) or not needed else feed
-        return Plan(feed, frozenset(wanted))
+        whole = not (self.cuts and group.keyed and after.keyed and not self.needs_previous(after))
+        return Plan(len(group.packets) if whole else needed(group, wanted), frozenset(wanted))
 
-    def even(self, *groups: Group) -> bool:
-        """Whether the stamps of these groups, one after the other, are evenly spaced and no more than a second apart.
+    def even(self, *stamps: Sequence[int | None]) -> bool:
+        """Whether these stamps, one after the other, are evenly spaced and no more than a second apart.
 
         A stamp that is not where its picture is shown lies close to another one, or beyond its group.
         """
-        stamps = [g.stamps or [] for g in groups]
-        if not all(stamps):
+        known = [stamp for stamp in itertools.chain.from_iterable(stamps) if stamp is not None]
+        if len(known) < sum(map(len, stamps)):
             return False
-        steps = [b - a for a, b in itertools.pairwise(itertools.chain.from_iterable(stamps))]
+        steps = [b - a for a, b in itertools.pairwise(known)]
         return 0 < max(steps) <= self.second and min(steps) >= 0.5 * statistics.median_low(steps) > 0
 
     def wanted(self, group: Group, after: Group) -> set[int]:
