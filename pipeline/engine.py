@@ -23,11 +23,12 @@ from pipeline.stream import (
     Evidence,
     Frame,
     Model,
+    Pass,
     Question,
     Sampling,
+    Steps,
     StreamState,
     Token,
-    Tokens,
     UserError,
     VideoChunk,
 )
@@ -49,28 +50,46 @@ class Chunk(Work):
 
 
 class Writing:
-    """An answer that is being written: its tokens, made when it is first its turn, and whether it is to stop.
+    """An answer that is being written, in the model's steps, begun when it is first its turn.
 
-    left: told when nobody will ask for its tokens any more.
+    needs: the pass it waits for; given: what that pass gave. left: told when nobody will ask for its words any more.
     """
 
-    def __init__(self, begin: Callable[[], Tokens], stop: threading.Event, left: Callable[[Writing], None]):
+    def __init__(self, begin: Callable[[], Steps], stop: threading.Event, left: Callable[[Writing], None]):
         self._begin, self._left, self.stop = begin, left, stop
-        self.tokens: Tokens | None = None
+        self._steps: Steps | None = None
+        self.needs: Pass | None = None
+        self.given: object = None
         self.stopped = False
 
+    @property
+    def long(self) -> bool:
+        """Whether its next turn is more than a word's: a question to be read."""
+        return self._steps is None or (self.needs is not None and not self.needs.shared)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it cannot go on before its pass was made."""
+        return self.needs is not None and not self.stop.is_set()
+
     def next(self) -> Token | None:
-        """None at the end."""
+        """The next token, None at the end; or, where `needs` is set afterwards, None until that pass was made."""
         if self.stop.is_set():  # looked at inside the turn: it may have been set while waiting for it
-            self.stopped = True
+            self.stopped, self.needs = True, None
             return None
-        self.tokens = self.tokens or self._begin()
-        return next(self.tokens, None)
+        self._steps = self._steps or self._begin()
+        given, self.given = self.given, None
+        try:
+            step = next(self._steps) if given is None else self._steps.send(given)
+        except StopIteration:
+            return None
+        self.needs = step if isinstance(step, Pass) else None
+        return None if isinstance(step, Pass) else step
 
     def close(self) -> None:
         self._left(self)
-        if self.tokens is not None:
-            self.tokens.close()
+        if self._steps is not None:
+            self._steps.close()
 
 
 class Word(Work):
@@ -97,7 +116,7 @@ class Engine:
         self.model, self._clock = model, clock
         self.name, self.about, self.backend = model.name, model.about, model.backend
         self.unit_frames, self.long_side = model.unit_frames, model.long_side
-        self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(), clock)
+        self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(self._together, model.answers_together), clock)
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -128,17 +147,55 @@ class Engine:
         self._turns.run(Errand(lambda: results.append(deed())))
         return results[0]
 
+    def _together(self, waiting: Sequence[Chunk | Word | Errand]) -> Sequence[Chunk | Word | Errand]:
+        """Of those who wait, who go in one turn: all words that may share a pass, and one question to be read."""
+        if not isinstance(waiting[0], Word):
+            return waiting[:1]
+        words = [work for work in waiting if isinstance(work, Word)][: self.model.answers_together]
+        long = next((word for word in words if word.writing.long), None)
+        return [word for word in words if word is long or not word.writing.long]
+
     def _do(self, works: Sequence[Chunk | Word | Errand]) -> None:
         """One turn."""
+        self._write([work for work in works if isinstance(work, Word)])
         for work in works:
-            if isinstance(work, Word):
-                work.token = self._drawn(work.writing)
-                work.done, work.returns = True, work.token is not None
-            elif isinstance(work, Errand):
+            if isinstance(work, Errand):
                 work.deed()
                 work.done = True
-            else:
+            elif isinstance(work, Chunk):
                 self._see(work)
+
+    def _write(self, words: Sequence[Word]) -> None:
+        """A word of each answer, or a piece of its question."""
+        going = [word for word in words if word.writing.waits or self._advanced(word)]
+        for one, given in zip(going, self._passed(going)):
+            if isinstance(given, Exception):
+                one.error = given
+            else:
+                one.writing.needs, one.writing.given = None, given
+                self._advanced(one)
+
+    def _advanced(self, word: Word) -> bool:
+        """Goes on with an answer as far as it can; whether it now needs a pass."""
+        found = _caught(word.writing.next)
+        if isinstance(found, Exception):
+            word.error = found
+        elif word.writing.needs is None:
+            word.token, word.done, word.returns = found, True, found is not None
+        return not word.over
+
+    def _passed(self, words: Sequence[Word]) -> list[object]:
+        """What each one's pass gives, or the error it ends in. What cannot be shared, for want of memory, is not."""
+        shared = [word for word in words if word.writing.needs is not None and word.writing.needs.shared]
+        found: dict[Word, object] = {}
+        if len(shared) > 1:
+            gave = _caught(lambda: self.model.passed([word.writing.needs for word in shared if word.writing.needs]))
+            if not isinstance(gave, Exception):
+                found = dict(zip(shared, gave))
+        return [found[word] if word in found else self._passed_alone(word.writing) for word in words]
+
+    def _passed_alone(self, writing: Writing) -> object:
+        return _caught(lambda: self.model.passed([writing.needs] if writing.needs else [])[0])
 
     def _see(self, work: Chunk) -> None:
         """A slice of a chunk. Memory that runs out halves what is tried in the next turn."""
@@ -210,7 +267,7 @@ class Engine:
     ) -> Iterator[Answer]:
         known = self.model.known_until(question, state)
         answer, gaze, first = _empty_answer(question, state, known), Gaze(), None
-        writing = Writing(lambda: self.model.ask(question, state, sampling), stop, self._turns.forget)
+        writing = Writing(lambda: self.model.steps(question, state, sampling), stop, self._turns.forget)
         with closing(writing):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:
                 token = self._draw(writing)
@@ -229,13 +286,18 @@ class Engine:
         self._turns.run(word)
         return word.token
 
-    def _drawn(self, writing: Writing) -> Token | None:
-        try:
-            return writing.next()
-        except Exception as error:
-            if not _out_of_memory(error):
-                raise
-        raise UserError("Memory ran out while answering, so the answer is cut short; ask again when it is quieter.")
+
+T = TypeVar("T")
+
+
+def _caught(call: Callable[[], T]) -> T | Exception:
+    """What it returns, or the error that whoever asked is to get."""
+    try:
+        return call()
+    except Exception as error:
+        if not _out_of_memory(error):
+            return error
+    return UserError("Memory ran out while answering, so the answer is cut short; ask again when it is quieter.")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -16,9 +16,9 @@ decoder may look at, *cache* is the text decoder's own keys and values inside on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
     import numpy as np
@@ -170,7 +170,24 @@ class Packed:
     growing: dict[str, Growing] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass through the network that an answer needs to go on. One of a single token may share it with other answers.
+
+    reader: who reads the ids, a system's own. spans: parts of the ids whose gaze is wanted; None: of all, as one.
+    """
+
+    reader: Any
+    ids: Sequence[int]
+    spans: Sequence[range] | None = None
+
+    @property
+    def shared(self) -> bool:
+        return len(self.ids) == 1
+
+
 Tokens: TypeAlias = Generator[Token, None, None]  # of one answer; closing it ends the answer
+Steps: TypeAlias = Generator[Token | Pass, Any, None]  # the same; what a pass gives is sent back in
 
 
 class Model(ABC, Generic[B]):
@@ -183,6 +200,7 @@ class Model(ABC, Generic[B]):
     about: str = ""  # a sentence or two for the visitor: what it is, and what it cannot do
     unit_frames: int = 1  # frames the tower encodes together: 2 for Qwen2-VL's pairs
     long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
+    answers_together: int = 1  # how many answers may share a pass
 
     @property
     def backend(self) -> str:
@@ -200,6 +218,17 @@ class Model(ABC, Generic[B]):
     @abstractmethod
     def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Tokens:
         """Tokens of the answer, as far as `state` has seen (held frames included). The caller may stop at any token."""
+
+    def steps(self, question: Question, state: StreamState[B], sampling: Sampling) -> Steps:
+        """`ask`, with the passes it needs handed out, so that several answers can share them."""
+        return self.ask(question, state, sampling)
+
+    def passed(self, passes: Sequence[Pass]) -> Sequence[Any]:
+        """What passes of `steps` give: one, or at most `answers_together` that may be shared.
+
+        A failure leaves all their readers as they were.
+        """
+        raise NotImplementedError(f"{self.name} hands out no passes")
 
     def chunk_frames(self, backlog: int) -> int:
         """How many frames to watch in one go when `backlog` frames wait: whole units, one at least."""

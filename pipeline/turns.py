@@ -23,6 +23,7 @@ from enum import IntEnum
 from typing import Generic, TypeVar
 
 PATIENCE_S = 0.01  # how long somebody who was just handed a word is waited for
+GATHER_S = 0.004  # how long other answers' words wait for theirs: the next pass can then be shared
 READING_S = 1.0  # how long they are taken for somebody who goes on reading
 
 
@@ -76,10 +77,13 @@ class Line(Generic[W]):
     """Who waits, and who is next. Knows neither threads nor a clock: times are told.
 
     together: of the waiting works of one flow, in order of arrival, those that go in one turn; the first at least.
+    most: of answers in one turn. Where others can go with them, a turn of fewer waits a moment for readers to be back.
     """
 
-    def __init__(self, together: Callable[[Sequence[W]], Sequence[W]] = lambda waiting: waiting[:1]) -> None:
-        self._together = together
+    def __init__(
+        self, together: Callable[[Sequence[W]], Sequence[W]] = lambda waiting: waiting[:1], most: int = 1
+    ) -> None:
+        self._together, self._most = together, most
         self._waiting: list[W] = []
         self._readers: dict[object, float] = {}  # who were handed a word and did not come back yet: when that was
         self._shares = Shares()
@@ -108,7 +112,8 @@ class Line(Generic[W]):
             return ()
         flow = self._shares.first(flows | ({Flow.ANSWERS} if self._handed_since(now - PATIENCE_S) else set()))
         waiting = [work for work in self._waiting if work.flow is flow]
-        return self._together(waiting) if waiting else ()
+        few = flow is Flow.ANSWERS and len(waiting) < self._most and self._handed_since(now - GATHER_S)
+        return () if few or not waiting else self._together(waiting)
 
     def finish(self, began: float, now: float) -> None:
         """The turn is over. What is not waits for another one, behind the others."""
@@ -170,7 +175,7 @@ class Turns(Generic[W]):
                 if works and works[0] is work:
                     self._line.doing = works
                     return works
-                self._moved.wait(None if self._line.doing else PATIENCE_S)
+                self._moved.wait(None if self._line.doing else GATHER_S)
         return ()
 
     def _take(self, works: Sequence[W]) -> None:

@@ -39,8 +39,11 @@ def attend(
     count: Tensor | None = None,
     spans: Tensor | None = None,
     weights: Tensor | None = None,
+    each: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries (H, Q, P) to one layer's slots: (H, Q, P) and, if wanted, weights (S,) or one row a span.
+
+    each: the queries are words of several answers: weights (Q, S), whose scores are kept, so that keys are read once.
 
     `want_weights` keeps the scores of a few rows (4 bytes per slot, head and query while it runs); of many it computes
     them again, because the keys are then less to read than the scores.
@@ -49,10 +52,10 @@ def attend(
     from .. to, for each of which there is a row of weights. weights (n, room): where they go; what lies behind the real
     slots stays as it was.
     """
-    keep = want_weights and spans is None and keeps_scores(slots, q_HQP)
+    keep = want_weights and (each or (spans is None and keeps_scores(slots, q_HQP)))
     parts, sums, scores = scan(slots, layer, q_HQP, keep, count)
     out, total = merge_queries(parts, sums, q_HQP, count)
-    return out, slot_weights(slots, layer, q_HQP, total, scores, spans, weights) if want_weights else None
+    return out, slot_weights(slots, layer, q_HQP, total, scores, spans, weights, each) if want_weights else None
 
 
 def keeps_scores(slots: Slots, q_HQP: Tensor) -> bool:
@@ -68,13 +71,15 @@ def slot_weights(
     scores: Tensor | None,
     spans: Tensor | None = None,
     weights: Tensor | None = None,
+    each: bool = False,
 ) -> Tensor:
-    """(S,) fp32: the mean over all rows of exp(score - total), from the scores if they were kept; or one per span."""
+    """(S,) fp32: the mean over all rows of exp(score - total), from the scores if they were kept; or one per span, or
+    one for each query, from its kept scores."""
     (H, Q, P), q = q_HQP.shape, contiguous_rows(q_HQP)
-    K, n = slots.heads, 1 if spans is None else len(spans)
+    K, n = slots.heads, Q if each else 1 if spans is None else len(spans)
     weights = q.new_empty(n, slots.room, dtype=torch.float32) if weights is None else weights
     if scores is not None:
-        _weights[(triton.cdiv(slots.room, 256),)](scores, total, weights, slots.book, Q * H, slots.room, 256)
+        _weights[(triton.cdiv(slots.room, 256), n)](scores, total, weights, slots.book, Q * H // n, slots.room, 256)
     else:
         by_head, (rows, speed), digits = weights.new_empty(n, K, slots.room), tile_shape(q, Q * H // K), precision(q)
         _weights_again[(n, splits_of(q, K), K)](
@@ -99,18 +104,19 @@ def slot_weights(
             **speed,
         )
         torch.sum(by_head, 1, out=weights)  # heads apart until here, so that no order of threads can change the sum
-    return weights[0] if spans is None else weights
+    return weights if each or spans is not None else weights[0]
 
 
 @triton.jit(do_not_specialize=["rows", "room"])
 def _weights(scores, sums, weights, book, rows, room, SLOTS: tl.constexpr):
-    """The mean over all rows of exp(score - sum)."""
+    """The mean of exp(score - sum) over every n-th row from this one on: a query's heads, or all rows where n is 1."""
     slot, S = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.load(book + LENGTH)
-    total, place = tl.zeros([SLOTS], tl.float32), scores + slot
+    one, n = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    total, place = tl.zeros([SLOTS], tl.float32), scores + one * room + slot
     for row in range(rows):
-        total += tl.exp(tl.load(place, slot < S, float("-inf")) - tl.load(sums + row))
-        place += room
-    tl.store(weights + slot, total / rows, slot < S)
+        total += tl.exp(tl.load(place, slot < S, float("-inf")) - tl.load(sums + one + row * n))
+        place += room * n
+    tl.store(weights + one * room + slot, total / rows, slot < S)
 
 
 @triton.jit(do_not_specialize=["layer", "Q", "room"])

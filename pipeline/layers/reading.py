@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Protocol
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
+from pipeline.stream import Pass
 
 # cuDNN's attention, which torch prefers on an H100, prepares a plan for every new length, and every token of an answer
 # is a new length. Measured there: 106 ms for a token of a new length, 37 ms for one of a length met before.
 UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+T = TypeVar("T")
 LEAST_ROOM = 256  # tokens
+PIECE = 128  # tokens of a prompt in one pass, between which other answers get their words
 QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 
 
@@ -110,9 +114,22 @@ class TextDecoder:
 
         opening: the beginning that every prompt shares; where its words look is taken for usual.
         """
+        return served(self.question_in_pieces(opening, ids))
+
+    def question_in_pieces(self, opening: Sequence[int], ids: Sequence[int]) -> Generator[Pass, Tensor, Tensor]:
+        """`question`, its passes handed out: of a long prompt there are several, so that others' words come between."""
         prompt = [*opening, *ids]
         asking = range(max(len(opening), len(prompt) - QUESTION_END), len(prompt))
-        logits = self.feed(prompt, [range(len(opening)), asking])
+        spans = [range(len(opening)), asking]
+        found: dict[int, Tensor] = {}  # gazes by span
+        for part in even_parts(len(prompt), PIECE):
+            inside = {i: both for i, span in enumerate(spans) if (both := overlap(span, part))}
+            wanted = [range(both.start - part.start, both.stop - part.start) for both in inside.values()]
+            logits = yield Pass(self, prompt[part.start : part.stop], wanted or None)
+            if self.gazes is not None:
+                for gaze, (i, both) in zip(self.gazes, inside.items()):
+                    found[i] = found.get(i, 0) + gaze * (len(both) / len(spans[i]))
+        self.gazes = torch.stack([found[0], found[1]]) if len(found) == len(spans) else None
         self.usual = None if self.gazes is None else self.gazes[0]
         return logits
 
@@ -145,6 +162,11 @@ class TextDecoder:
         looks += [] if weights is None else [weights]
         return out[None]
 
+    def looked_at(self, looks: Sequence[Tensor]) -> None:
+        """Takes the weights (slots,) of one token that was read in a shared pass, at each watched place in order."""
+        self.cache.length += 1
+        self.gazes = self.instants.sums(torch.stack(list(looks))[None]) if self.instants is not None and looks else None
+
     @property
     def looked(self) -> Tensor | None:
         """Where the newest pass looked more than usual: (instants,) weights >= 0, or None where nothing was watched.
@@ -158,6 +180,28 @@ class TextDecoder:
         if self.gazes is None or self.instants is None:
             return None
         return self.instants.raised(self.gazes[-1], self.usual)
+
+
+def served(reading: Generator[Pass, Tensor, T]) -> T:
+    """What a reading in passes of `TextDecoder`s comes to, each pass made at once."""
+    given: Tensor | None = None
+    while True:
+        try:
+            one = next(reading) if given is None else reading.send(given)
+        except StopIteration as end:
+            return end.value
+        given = one.reader.feed(one.ids, one.spans)
+
+
+def even_parts(count: int, most: int) -> list[range]:
+    """0 .. count in as few parts of at most so many as can be, of about the same length."""
+    parts = -(-count // most)
+    return [range(a, b) for a, b in pairwise(count * i // parts for i in range(parts + 1))]
+
+
+def overlap(a: range, b: range) -> range:
+    start = max(a.start, b.start)
+    return range(start, max(start, min(a.stop, b.stop)))
 
 
 class Instants:

@@ -60,6 +60,19 @@ def attend(log: Log, layer: int, q_HQP: Tensor, want_weights: bool = False) -> t
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), weights
 
 
+def attend_each(log: Log, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """`attend` for words of several answers, at most QUERIES_PER_PASS: weights (Q, slots), each over its own heads.
+
+    The keys are read once for all of them.
+    """
+    if kernels := attention_kernels(q_HQP, len(log), log.block_slots):
+        return kernels.attend(log.slots, layer, q_HQP, want_weights, each=want_weights)
+    if not len(log):
+        return torch.zeros_like(q_HQP), None
+    out, total_HQ, scores = plain_scan(log, layer, q_HQP, want_weights)
+    return out.to(q_HQP.dtype), None if scores is None else (scores - total_HQ[..., None]).exp().mean(0)
+
+
 def scan(log: Log, layer: int, q_HQP: Tensor, keep_scores: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weighted values (H, Q, P), their log-sum-exp (H, Q) and, if kept, scores (H, Q, slots), in fp32 or fp64."""
     if (kernels := attention_kernels(q_HQP, len(log), log.block_slots)) is None:

@@ -154,6 +154,13 @@ class Memory:
             return out, None if weights is None else weights[0]
         return attention.attend(self.log, layer, q_HQP, want_weights)
 
+    def attend_each(self, layer: int, q_HQP: Tensor, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """`attend` for words of several answers: weights (Q, slots), a row for each."""
+        if self.tier is not None and self.host_slots:
+            spans = [range(i, i + 1) for i in range(q_HQP.shape[1])] if want_weights else []
+            return tiers.attend(self.tier, self.log, layer, q_HQP, spans)
+        return attention.attend_each(self.log, layer, q_HQP, want_weights)
+
     def attend_spans(self, layer: int, q_HQP: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
         """`attend` with weights (spans, slots): a row for each span of queries, or None. Spans ascend, disjoint."""
         if self.tier is not None and self.host_slots:

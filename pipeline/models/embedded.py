@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.clock import mmss
@@ -30,7 +29,8 @@ from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextCache
 from pipeline.memory.log import Log
 from pipeline.memory.memory import Memory, Policy
-from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet
+from pipeline.models.answering import SteppedModel, passed_by_readings
+from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet, novelty_of
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.composer import Composer, summary
 from pipeline.questions.index import SENSED, index_log, read_index
@@ -38,7 +38,7 @@ from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.questions.router import Router
 from pipeline.senses.sensed import Senses
-from pipeline.stream import Model, Packed, Question, Sampling, StreamState, Token, Tokens, VideoChunk
+from pipeline.stream import Packed, Pass, Question, Sampling, Steps, StreamState, Token, VideoChunk
 from pipeline.towers.frame_tower import FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
@@ -61,7 +61,7 @@ class EmbeddedInner:
     index: Log
 
 
-class EmbeddedModel(Model[EmbeddedInner]):
+class EmbeddedModel(SteppedModel[EmbeddedInner]):
     """The small Vamba behind `stream.Model`. See the module's docstring for how it answers."""
 
     unit_frames, long_side = 1, 416
@@ -121,7 +121,7 @@ class EmbeddedModel(Model[EmbeddedInner]):
         times = torch.tensor([frame.time for frame in chunk.frames], dtype=torch.float64)
         tokens = self.net.frames(features, times.to(self.device)).flatten(0, 1)[None]
         memory, states, keys = self._see(tokens, times, state)
-        novelty, newest = _novelty(features.pooled, state.inner.newest)
+        novelty, newest = novelty_of(features.pooled, state.inner.newest)
         sensed = self.senses.see([frame.rgb for frame in chunk.frames], features)
         index = state.inner.index.append(
             time=times,
@@ -197,7 +197,10 @@ class EmbeddedModel(Model[EmbeddedInner]):
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)
 
-    def ask(self, question: Question, state: StreamState[EmbeddedInner], sampling: Sampling) -> Tokens:
+    def passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
+        return passed_by_readings(self.net.vamba, passes)
+
+    def steps(self, question: Question, state: StreamState[EmbeddedInner], sampling: Sampling) -> Steps:
         reading = Reading(self, question, state)
         chance, stream, left = generator(sampling), TextStream(self.tokenizer), sampling.max_tokens
         for i, moment in enumerate(reading.moments()):
@@ -205,16 +208,20 @@ class EmbeddedModel(Model[EmbeddedInner]):
             if composed := reading.composed(moment):
                 yield Token(self.end_id, gap + composed, reading.looked)  # not written, so it has no speed
                 continue
-            logits, looked = reading.feed(reading.prompt(moment)), reading.looked
+            logits, looked = (yield Pass(reading, reading.prompt(moment))), reading.looked
             if reading.verdict.listed and moment.time is not None:
                 yield Token(self.end_id, gap + (begun := mmss(moment.time)), looked)
-                logits, gap, looked = reading.feed(reading.tokens(begun)), "", None  # every moment weighs the same
+                logits, gap, looked = (
+                    (yield Pass(reading, reading.tokens(begun))),
+                    "",
+                    None,
+                )  # every moment weighs the same
             while left > 0:
                 token, left = sample(logits, sampling, chance), left - 1
                 if token == self.end_id:
                     break
                 yield Token(token, gap + stream.push(token), looked)
-                logits, gap = reading.feed([token]), ""
+                logits, gap = (yield Pass(reading, [token])), ""
         if rest := stream.flush():
             yield Token(self.end_id, rest, reading.looked)
 
@@ -379,12 +386,3 @@ class Reading:
 def _whole_frames(policy: Policy) -> Policy:
     """A budget holds whole frames: the index beside the memory has one row for each."""
     return replace(policy, amount=max(1, policy.amount // TOKENS) * TOKENS) if policy.kind == "budget" else policy
-
-
-def _novelty(pooled_FC: Tensor, before_C: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(F,) one minus the cosine to the frame before (1 for a stream's first frame), and the newest frame's features."""
-    first = pooled_FC[:1] if before_C is None else before_C[None]
-    novelty = 1 - F.cosine_similarity(pooled_FC, torch.cat([first, pooled_FC[:-1]]), dim=-1)
-    if before_C is None:
-        novelty[0] = 1.0
-    return novelty, pooled_FC[-1].clone()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.layers.norms import RMSNorm
@@ -74,3 +75,12 @@ class EmbeddedNet(nn.Module):
         self.cfg = cfg
         self.vamba, self.frames = Vamba(cfg.vamba), FrameTokens(cfg.vamba.d_model)
         self.locator = Locator(cfg.vamba.d_model)
+
+
+def novelty_of(pooled_FC: Tensor, before_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(F,) one minus the cosine to the frame before (1 for a stream's first frame), and the newest frame's features."""
+    first = pooled_FC[:1] if before_C is None else before_C[None]
+    novelty = 1 - F.cosine_similarity(pooled_FC, torch.cat([first, pooled_FC[:-1]]), dim=-1)
+    if before_C is None:
+        novelty[0] = 1.0
+    return novelty, pooled_FC[-1].clone()

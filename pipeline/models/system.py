@@ -26,7 +26,8 @@ where a tensor that it needs is missing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -84,6 +85,26 @@ class Golden(ABC):
     @abstractmethod
     def cut(self, kind: str, sizes: Sizes) -> dict[str, Tensor]:
         """The same (some of it) with the video in pieces, state carried between; `sizes` draws how long they are."""
+
+
+@contextmanager
+def outputs_of(modules: Sequence[nn.Module | None]) -> Iterator[dict[int, Tensor]]:
+    """While it lasts: the first output of each of these modules that ran, by its number."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int, out: tuple[Tensor, ...]) -> None:
+        found[number] = out[0]
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, number=number: keep(number, out))
+        for number, module in enumerate(modules)
+        if module is not None
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _same(key: str) -> str | None:

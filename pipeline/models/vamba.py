@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import backend, has_kernels
@@ -18,14 +17,15 @@ from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.int8 import Int8Linear
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import TextDecoder, shares, until
+from pipeline.layers.reading import TextDecoder, served, shares, until
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
-from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
+from pipeline.models.answering import DecoderModel
+from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System, outputs_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.options import ModelOptions
-from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
+from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, as_tower, build_tower, encode_pairs, published_key
 from pipeline.towers.seen import Seen, Vision
 from pipeline.weights.checkpoint import read_tokenizer
@@ -40,7 +40,7 @@ class VambaInner:
     units: int = 0
 
 
-class VambaModel(Model[VambaInner]):
+class VambaModel(DecoderModel[VambaInner]):
     """The published Vamba behind the common face (`stream.Model`).
 
     vision: what turns whole units of frames into tokens.
@@ -78,6 +78,8 @@ class VambaModel(Model[VambaInner]):
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
         # and not for what the question means. How layers are weighed against each other: `TextDecoder.looked`.
         self.watch_layers = range(n // 2, n)
+        if self.device.type == "cuda":  # a recorded pass is one answer's, and quicker than an unrecorded one of several
+            self.answers_together = 1
         self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
 
     @property
@@ -177,13 +179,13 @@ class VambaModel(Model[VambaInner]):
     def _maker(self) -> str:
         return packing.fingerprint("vamba", self.net)
 
-    def ask(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Tokens:
+    def steps(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Steps:
         if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
         memory = self._flushed(state).inner.memory
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
-        decoder, logits = self._read(question, memory)
+        decoder, logits = yield from self._reading(question, memory)
         assert decoder.instants is not None  # `watch_layers` names some
         times, stream, chance = decoder.instants.times, TextStream(self.tokenizer), generator(sampling)
         looked = decoder.looked
@@ -192,7 +194,7 @@ class VambaModel(Model[VambaInner]):
             if token in self._prompt.stops:
                 break
             yield Token(token, stream.push(token), shares(times, looked))
-            logits = decoder.feed([token])
+            logits = yield Pass(decoder, [token])
             # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
             newest = None if looked is None else decoder.looked
             looked = None if looked is None or newest is None else looked + newest
@@ -200,18 +202,22 @@ class VambaModel(Model[VambaInner]):
             yield Token(token, rest)
 
     def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:
+        """`_reading` by itself."""
+        return served(self._reading(question, memory))
+
+    def _reading(self, question: Question, memory: Memory) -> Generator[Pass, Tensor, tuple[TextDecoder, Tensor]]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         assert self._prompt is not None  # or `ask` has refused
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
         decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
-        logits = decoder.question(opening, ids)
+        logits = yield from decoder.question_in_pieces(opening, ids)
         instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if count is not None and instants is not None and count < len(instants):
             looked = decoder.looked
             assert looked is not None  # a question was just read
             memory = memory.select(instants.best(looked, count))
             decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
-            logits = decoder.question(opening, ids)
+            logits = yield from decoder.question_in_pieces(opening, ids)
         return decoder, logits
 
     def _flushed(self, state: StreamState[VambaInner]) -> StreamState[VambaInner]:
@@ -427,23 +433,3 @@ VAMBA = System(
         ),
     ),
 )
-
-
-@contextmanager
-def outputs_of(modules: Sequence[nn.Module | None]) -> Iterator[dict[int, Tensor]]:
-    """While it lasts: the first output of each of these modules that ran, by its number."""
-    found: dict[int, Tensor] = {}
-
-    def keep(number: int, out: tuple[Tensor, ...]) -> None:
-        found[number] = out[0]
-
-    hooks = [
-        module.register_forward_hook(lambda _, __, out, number=number: keep(number, out))
-        for number, module in enumerate(modules)
-        if module is not None
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

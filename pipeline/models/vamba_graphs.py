@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from threading import Lock
 
 import torch
@@ -25,7 +24,7 @@ from pipeline.gpu.dispatch import attention_kernels, kernels_for
 from pipeline.gpu.graphs import Tape, Tapes, TapesByKind, copy_all
 from pipeline.gpu.layout import Slots, book_room
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import TextCache, TextDecoder
+from pipeline.layers.reading import TextCache, TextDecoder, even_parts, overlap
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 
@@ -148,9 +147,9 @@ class TextRecordings:
         gazes: dict[int, Tensor] = {}
         like = self.net.model.embed_tokens.weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
         passes = self._room_for(memory)
-        for part in _parts(len(ids)):
+        for part in even_parts(len(ids), ROWS[-1]):
             cache.reserve(cache.length + len(part), like)
-            seen = {i: both for i, span in enumerate(spans) if (both := _overlap(span, part))}
+            seen = {i: both for i, span in enumerate(spans) if (both := overlap(span, part))}
             inside = [(both.start - part.start, both.stop - part.start) for both in seen.values()]
             passes.set([ids[i] for i in part], inside, cache, memory)
             passes.tapes[next(rows for rows in ROWS if rows >= len(part))].play()
@@ -169,17 +168,6 @@ class TextRecordings:
                 self._passes = None
             self._passes = TextPasses(self.net, self.places, memory, self.tapes)
         return self._passes
-
-
-def _parts(count: int) -> list[range]:
-    """0 .. count in as few passes as can be, of about the same length."""
-    passes = -(-count // ROWS[-1])
-    return [range(a, b) for a, b in pairwise(count * i // passes for i in range(passes + 1))]
-
-
-def _overlap(a: range, b: range) -> range:
-    start = max(a.start, b.start)
-    return range(start, max(start, min(a.stop, b.stop)))
 
 
 # --- the video column ------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_prompt_in_one_pass_looks_as_in_three(length, tiny_vamba):
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300, 1000])
 def test_a_long_prompt_is_cut_evenly(count):
-    parts = recordings._parts(count)
+    parts = reading.even_parts(count, recordings.ROWS[-1])
     assert [i for part in parts for i in part] == list(range(count))
     assert max(map(len, parts)) <= recordings.ROWS[-1] and max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -1,0 +1,206 @@
+"""Answers that share their passes are the answers each would be alone: any mix of visitors, joins and stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.layers.reading import TextDecoder
+from pipeline.layers.together import Row, read_together
+from pipeline.memory.memory import Memory
+from pipeline.memory.tiers import Tier
+from pipeline.models.answering import alone
+from pipeline.stream import Pass, Question, Sampling, Token, VideoChunk
+from tests.conftest import gap
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+PLACES = (1, 3)
+
+
+def remembered(slots: int, dtype: torch.dtype, seed: int, eight_bit: bool = False, tier: Tier | None = None) -> Memory:
+    made = torch.Generator().manual_seed(seed)
+    memory = Memory.empty(4, 2, 8, dtype, block_slots=16, eight_bit=eight_bit, tier=tier)
+    memory, write = memory.append((torch.arange(slots) // 3).double())
+    write(slice(None), *torch.randn(2, 4, 2, slots, 8, generator=made, dtype=torch.float64).to(dtype))
+    return memory.applied()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["plain", "eight_bit", "host"])
+def test_a_word_of_each_in_one_pass_is_a_word_of_each_alone(kind, dtype, tiny_vamba):
+    """Conversations of different lengths over different memories, two of them over the same one."""
+    net = tiny_vamba(dtype)
+    tier = Tier(3000, piece_bytes=500) if kind == "host" else None
+    memories = [remembered(n, dtype, n, kind == "eight_bit", tier) for n in (50, 7, 90)]
+    memories.append(replace(memories[0]))  # another value, the same slots
+    memories.append(replace(memories[2], log=memories[2].log.until(31)))
+    if tier:
+        assert memories[0].host_slots
+    ours, plain = ([TextDecoder(net, memory, PLACES) for memory in memories] for _ in range(2))
+    for n, pair in enumerate(zip(ours, plain)):
+        for decoder in pair:
+            decoder.question([5, 6, 7], list(range(10, 12 + 9 * n)))
+    for step in range(6):
+        tokens = [(7 * step + 3 * n) % 90 + 1 for n in range(len(ours))]
+        rows = [Row(t, d.cache.length, d.cache, d.memory, d.watch_layers) for t, d in zip(tokens, ours)]
+        logits = read_together(net, rows)
+        for row, one, other, found in zip(rows, ours, plain, logits):
+            one.looked_at(row.looks)
+            assert gap(found, other.feed([row.token])) < TOLERANCE[dtype]
+            assert gap(one.gazes, other.gazes) < TOLERANCE[dtype] and gap(one.looked, other.looked) < 1e-2
+            assert one.cache.length == other.cache.length and one.cache.used == other.cache.used
+
+
+def test_the_keys_of_one_memory_are_read_once(tiny_vamba, monkeypatch):
+    net, reads = tiny_vamba(torch.float32), []
+    memory = remembered(40, torch.float32, 1)
+    was = Memory.attend_each
+    monkeypatch.setattr(
+        Memory, "attend_each", lambda self, place, q, want: reads.append(q.shape[1]) or was(self, place, q, want)
+    )
+    decoders = [TextDecoder(net, m, PLACES) for m in (memory, replace(memory), remembered(9, torch.float32, 2), memory)]
+    read_together(net, [Row(3, 0, d.cache, d.memory) for d in decoders])
+    assert sorted(reads) == [1] * 4 + [3] * 4  # four layers
+
+
+def test_a_pass_that_fails_leaves_every_conversation_as_it_was(tiny_vamba, monkeypatch):
+    net = tiny_vamba(torch.float32)
+    decoders = [TextDecoder(net, remembered(n, torch.float32, n), PLACES) for n in (20, 30)]
+    for decoder in decoders:
+        decoder.question([5, 6], [7, 8, 9])
+    kept = [decoder.feed([3]) for decoder in decoders]
+    for decoder in decoders:
+        decoder.cache.rewind([5] * 4)
+        decoder.cache.length = 5
+    with monkeypatch.context() as broken:
+        broken.setattr(Memory, "attend_each", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            read_together(net, [Row(3, d.cache.length, d.cache, d.memory) for d in decoders])
+    assert all(torch.equal(decoder.feed([3]), before) for decoder, before in zip(decoders, kept))
+
+
+# Whole answers, with joins and stops
+
+
+def said(steps) -> list[Token]:
+    return list(steps)
+
+
+def together(model, asked, begin: list[int], end: list[int]) -> list[list[Token]]:
+    """The tokens of all these answers; the n-th joins in round begin[n] and is left after end[n] tokens."""
+    found: list[list[Token]] = [[] for _ in asked]
+    going: dict[int, tuple] = {}
+    for turn in range(200):
+        for n, one in enumerate(asked):
+            if begin[n] == turn:
+                going[n] = (model.steps(*one), None)
+        needs = {}
+        for n, (steps, sent) in list(going.items()):
+            step = next(steps, None) if sent is None else steps.send(sent)
+            while isinstance(step, Token) and len(found[n]) < end[n]:
+                found[n].append(step)
+                step = next(steps, None)
+            if isinstance(step, Pass) and len(found[n]) < end[n]:
+                needs[n] = step
+            else:
+                steps.close()
+                del going[n]
+        shared = [n for n, one in needs.items() if one.shared]
+        logits = dict(zip(shared, model.passed([needs[n] for n in shared]))) if shared else {}
+        for n, one in needs.items():
+            sent = logits[n] if n in logits else model.passed([one])[0]
+            going[n] = (going[n][0], sent)
+        if not going and turn > max(begin):
+            return found
+    raise AssertionError("the answers do not end")
+
+
+visitors = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # which of the streams, at which length
+        st.text("abcdef ?", min_size=1, max_size=150),
+        st.sampled_from([None, 2.0, 5.0]),
+        st.integers(0, 8),  # joins in this round
+        st.integers(1, 6),  # stops after so many words
+        st.sampled_from([0.0, 0.8]),
+    ),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(visitors=visitors, retrieve=st.sampled_from([None, 4]), eight_bit=st.booleans())
+def test_answers_together_are_the_answers_alone(visitors, retrieve, eight_bit):
+    """fp64: the same tokens, greedy or drawn, and the same evidence, whoever else is served, joins or stops."""
+    model = MODELS[retrieve, eight_bit]
+    states = STATES[retrieve, eight_bit]
+    asked = [
+        (Question(text, (), at), states[which], Sampling(max_tokens=6, temperature=warmth, seed=n))
+        for n, (which, text, at, _, _, warmth) in enumerate(visitors)
+    ]
+    ends = [end for *_, end, _ in visitors]
+    found = together(model, asked, [begin for *_, begin, _, _ in visitors], ends)
+    for one, end, ours in zip(asked, ends, found):
+        want = said(model.ask(*one))[:end]
+        assert [t.id for t in ours] == [t.id for t in want]
+        for a, b in zip(ours, want):
+            assert a.text == b.text and (a.looked is None) == (b.looked is None)
+            if a.looked is not None:
+                assert np.array_equal(a.looked[0], b.looked[0]) and np.allclose(a.looked[1], b.looked[1], atol=1e-6)
+
+
+MODELS: dict = {}
+STATES: dict = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def streams():
+    """Models and states of four lengths, one with an odd frame, made once: hypothesis draws among them."""
+    from pipeline.layers.vamba import Vamba
+    from pipeline.models.vamba import VambaModel
+    from pipeline.stream import Frame
+    from tests.conftest import TINY, Letters, PairEyes
+
+    torch.manual_seed(0)
+    net = Vamba(TINY).to(torch.float64).requires_grad_(False).eval()
+    for name, p in net.named_parameters():
+        if name.endswith("proj.weight"):
+            torch.nn.init.normal_(p, std=2 * p.shape[1] ** -0.5)
+    rng = np.random.default_rng(7)
+    frames = [Frame(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8), 0.5 * i) for i in range(24)]
+    for retrieve in (None, 4):
+        for eight_bit in (False, True):
+            model = VambaModel(
+                net,
+                PairEyes(TINY.d_model, torch.float64),
+                Letters(),
+                block_slots=16,
+                retrieve=retrieve,
+                eight_bit=eight_bit,
+            )
+            MODELS[retrieve, eight_bit] = model
+            ends = (1, 6, 13, 24)
+            STATES[retrieve, eight_bit] = [model.watch(VideoChunk(tuple(frames[:n])), model.start()) for n in ends]
+
+
+def test_an_answer_in_steps_closes_what_it_was_made_of():
+    closed = []
+
+    def steps():
+        try:
+            given = yield Pass(None, [1])
+            yield Token(given, "a")
+            yield Token(2, "b")
+        finally:
+            closed.append(True)
+
+    answer = alone(steps(), lambda one: 7)
+    assert next(answer).id == 7
+    answer.close()
+    assert closed == [True]
