@@ -40,7 +40,7 @@ _ENGLISH = (
 )
 _SHARED = "was die in is a an me he no on as do i o video of color come non man mi ne mit e si nor or her at er"
 _SHARED_ASKING = (
-    "come var on nor non zijn mana comment hier cosa ki ce ne mi ano co kas"  # English words or names as well
+    "wat come var on nor non zijn mana comment hier cosa ki ce ne mi ano co kas"  # English words or names as well
 )
 _MARKS = "äöüßéèêàçñãõąęłńśźżóåøğışœ¿¡âîșțăőűěščřžýůėųūīāņļķơưđ"
 
