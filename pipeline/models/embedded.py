@@ -36,6 +36,7 @@ from pipeline.questions.composer import Composer, summary
 from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
+from pipeline.questions.replies import reply
 from pipeline.questions.router import Router
 from pipeline.senses.sensed import Senses
 from pipeline.stream import Packed, Pass, Question, Sampling, Steps, StreamState, Token, VideoChunk
@@ -326,29 +327,26 @@ class Reading:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are
         sure of nothing. The reader has never been shown anything it has no words for, and makes something up (of a
         galaxy: "A young girl is playing in a pool."). Empty where it is to write."""
-        if self.asked.when.unclear:
-            return "I am not sure which time is meant; write it like 1:30."
-        if not self.asked.english:
-            return "I do not know this language; please ask in English."
-        if self.asked.length:
-            return f"I have seen {mmss(self.index.end)} of the video."
+        if said := reply(self.asked, self.earlier is not None, self.index.end):
+            return said
         if self.verdict.listed and self.model.router:
             self.looked = self._evidence(moment.frames, moment.time)
             return self.summary[moment.time]
         told = dict.fromkeys(DESCRIBED, "describe") | {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}
-        kind = self.asked.kind or ("premise" if self.asked.each and moment.plan in DESCRIBED else told.get(moment.plan))
+        asked = self.asked.of(self.earlier.asked) if self.earlier else self.asked
+        kind = asked.kind or ("premise" if asked.each and moment.plan in DESCRIBED else told.get(moment.plan))
         if kind and self.model.router:
-            composer = Composer(kind, self.asked, moment, self.index)
+            composer = Composer(kind, asked, moment, self.index)
             if facts := composer.answer():
                 self.looked = self._evidence(composer.verdict.frames, composer.verdict.time)
                 return facts
         if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
-        said = spoken(self.index.features, moment.frames)
-        if any(not phrase.startswith(MAYBE) for phrase in said):
+        words = spoken(self.index.features, moment.frames)
+        if any(not phrase.startswith(MAYBE) for phrase in words):
             return ""
         self.looked = self._evidence(moment.frames, moment.time)
-        guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in said[:3])
+        guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in words[:3])
         if self.verdict.listed and moment.time is not None:
             return f"{mmss(moment.time)} I am not sure" + f", maybe {guesses}" * bool(guesses) + "."
         return "I am not sure what this is." + f" My best guesses: {guesses}." * bool(guesses)

@@ -9,7 +9,7 @@ from pipeline.questions.language import is_english
 from pipeline.questions.router import Known, Router
 from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
-from pipeline.questions.wordings import cues, points_back, wording_kind, wording_plan
+from pipeline.questions.wordings import cues, points_back, wording_kind, wording_kinds, wording_plan
 
 # Kinds in which "it" is the weather, the video or nobody: "Is it raining?" names no thing and refers to none.
 OF_NOTHING = ("weather", "bw", "length", "sound", "describe", "list", "talk", "about_you", "command", "foreign")
@@ -37,12 +37,17 @@ class Asked:
     each: tuple[tuple[str, Things], ...] = ()  # the things one by one, in the question's words
     unnamed: tuple[str, ...] = ()  # words that ask for more than these things
     english: bool = True
+    readable: bool = True  # whether there is a word in it that people use
     kinds: Kinds = ()  # what its wording or the router (router.py) takes it for, the likeliest first
 
     @property
     def kind(self) -> str | None:
         """The kind of question, where the router is sure enough."""
         return self.kinds[0][0] if self.kinds and self.kinds[0][1] >= SURE_KIND else None
+
+    @property
+    def names_time(self) -> bool:
+        return any(one is not None for one in (self.when.time, self.when.stretch, self.when.both, self.when.shift))
 
     @property
     def counts(self) -> bool:
@@ -52,8 +57,10 @@ class Asked:
         """The question with what an earlier one named put in the place of "it"."""
         return replace(
             self,
-            when=earlier.when if self.when.time is None else self.when,
+            when=self.when if self.names_time else earlier.when,
             things=self.things | earlier.things,
+            each=self.each or earlier.each,
+            kinds=tuple(each for each in self.kinds if each[0] != "followup"),
             cues=self.cues | (earlier.cues & {"first", "so far"}),
         )
 
@@ -70,6 +77,7 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
     sure = wording_kind(rest) if english else "foreign"
     kinds = ((sure, 1.0),) if sure else tuple(router.kinds(text, known).items()) if router else ()
     kinds = settled(kinds, when)
+    likely = kinds[0][0] if kinds and kinds[0][1] >= SURE_KIND else None
     return Asked(
         text=text,
         plan=wording_plan(rest),
@@ -77,9 +85,10 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
         things=things,
         wanted=named_things("person") if "who" in heard else things,
         cues=heard,
-        length=sure == "length",
+        length="length" in wording_kinds(rest) or (likely == "length" and not any(things)),
         refers=back and not any(things) and not (kinds and kinds[0][0] in OF_NOTHING),
         english=english,
+        readable=any(c.isalnum() for c in text) and (router is None or not english or router.reads(text)),
         each=tuple(each_thing(rest)),
         unnamed=unnamed(rest),
         kinds=kinds,
@@ -94,13 +103,16 @@ def settled(kinds: Kinds, when: Named) -> Kinds:
     return kinds
 
 
+_TAG = re.compile(r"</?[a-zA-Z!][^<>]*>")
 _NOTE = re.compile(r"\((?:yes|no|at|now|nothing|chat|\d+ scenes?)\b[^()]*\)", re.IGNORECASE)
 
 
 def without_notes(text: str) -> str:
-    """A typed "(yes, at 0:12: unicorn)" looks like the note the model trusts, so it is left out, and brackets with it.
+    """A typed "(yes, at 0:12: unicorn)" looks like the note the model trusts, so it is left out, and brackets with it;
+    so are HTML tags.
 
     Where nothing else was typed, the words stay without their brackets.
     """
+    text = _TAG.sub(" ", text)
     bare = _NOTE.sub(" ", text)
     return re.sub(r"[()]", "", bare if re.search(r"\w", bare) else text).strip()

@@ -141,7 +141,7 @@ class Composer:
             "position": self.position,
             "who": self.who,
             "either": self.either,
-            "followup": str,
+            "followup": self.moment,
         }
         if self.kind in LOOKS:
             return self.look()
@@ -161,7 +161,19 @@ class Composer:
         """Whether the things are seen at the second that is asked about."""
         return any(frame in run for run in self.runs for frame in self.verdict.frames)
 
+    def order(self) -> str:
+        """Of "Did you see a cat before the man?": which of the two came first."""
+        way = self.asked.cues & {"before", "after"}
+        if len(self.asked.each) != 2 or len(way) != 1:
+            return ""
+        first, second = (runs(self.index, things) for _, things in self.asked.each)
+        times = [f"{counted(word, 1)} at {self.at(run[0])}" for (word, _), run in zip(self.asked.each, (first, second))]
+        earlier = first[0].start < second[0].start
+        return f"{'Yes' if earlier == ('before' in way) else 'No'}, I see {joined(times)}."
+
     def yes(self) -> str:
+        if order := self.order():
+            return order
         if self.pinned and self.runs and self.verdict.time is not None and not self.in_view():
             return f"Not at {mmss(self.verdict.time)}; I see {self.things()} at {self.at(self.runs[0])}."
         if self.asked.each and self.runs:

@@ -59,6 +59,9 @@ class Spelling:
     def __call__(self, text: str) -> str:
         return re.sub(r"[^\W\d_]{3,}", lambda found: self.nearest(found[0]), text)
 
+    def knows(self, word: str) -> bool:
+        return self.nearest(word).lower() in self.known
+
     def nearest(self, word: str) -> str:
         """The word itself if it is known or nothing is one slip away."""
         lowered = word.lower()
@@ -99,6 +102,10 @@ class Router:
         net.load_state_dict(from_file(load_file(assets / "router.safetensors")), assign=True)
         tokenizer = read_tokenizer(assets / "router-tokenizer.json")
         return cls(net.requires_grad_(False), tokenizer, tuple(config["kinds"]), config["words"])
+
+    def reads(self, text: str) -> bool:
+        """Whether one of the words is known, or stands for a number; of "asdfgh jkl" none is."""
+        return any(part.isdigit() or self.spelling.knows(part) for part in re.findall(r"[^\W_]+", text))
 
     @torch.no_grad()
     def kinds(self, text: str, known: Known) -> dict[str, float]:

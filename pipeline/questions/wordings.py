@@ -62,7 +62,11 @@ CUES = {
     "now": r"\b(right now|just now|now|currently|at (the|this) moment|at this point|still)\b",
     "first": r"\bfirst\b",
     "last": r"\blast\b",
-    "negated": r"\b(nobody|no one|no-one|empty|without)\b",
+    "negated": r"\b(nobody|no one|no-one|empty|without)\b|\bthere (is|was|are|were) (no|not)\b|^\W*when\b.*\bno \w+\b"
+    r"|\bnot (there|visible|in (it|view|sight|the picture)|seen|shown|to be seen)\b"
+    r"|\b(is|was|are|were)n['’]?t (there|visible)\b",
+    "before": r"\bbefore\b",
+    "after": r"\bafter\b",
     "counts": r"\b(how many|count|number of)\b",
     "who": r"^\W*who\b",
     "yes or no": r"^\W*(is|are|was|were|did|do|does|has|have|had|any)\b",
@@ -75,9 +79,14 @@ def wording_plan(text: str) -> str | None:
     return next((rule.plan for rule in rules() if rule.plan and rule.claims(text)), None)
 
 
+def wording_kinds(text: str) -> tuple[str, ...]:
+    """The kinds of question that a wording without doubt is: mostly none, seldom two ("Sum it up: how long is it?")."""
+    return tuple(rule.kind for rule in rules() if rule.kind and rule.claims(text))
+
+
 def wording_kind(text: str) -> str | None:
-    """The kind of question that a wording without doubt is, or None."""
-    return next((rule.kind for rule in rules() if rule.kind and rule.claims(text)), None)
+    """The first of `wording_kinds`."""
+    return next(iter(wording_kinds(text)), None)
 
 
 def cues(text: str) -> frozenset[str]:
