@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.assets import example_clip as example_clip
     from pipeline.clock import mmss as mmss
     from pipeline.engine import Engine as Engine
+    from pipeline.engine import Overflowed as Overflowed
     from pipeline.models.load import load as load
     from pipeline.options import ModelOptions as ModelOptions
     from pipeline.sources.camera import FrameQueue as FrameQueue
@@ -39,6 +40,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "Frame": "stream",
     "FrameQueue": "sources.camera",
     "ModelOptions": "options",
+    "Overflowed": "engine",
     "Question": "stream",
     "Sampling": "stream",
     "StreamState": "stream",

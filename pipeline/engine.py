@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from pipeline.clock import mmss
 from pipeline.evidence import Gaze
@@ -46,6 +47,7 @@ class Chunk(Work):
 
     def __init__(self, chunk: VideoChunk, state: StreamState):
         super().__init__(Flow.WATCHING, self)
+        self.whole, self.before = chunk.frames, state
         self.frames, self.state, self.most = chunk.frames, state, len(chunk.frames)
 
 
@@ -109,6 +111,23 @@ class Errand(Work):
         self.deed = deed
 
 
+class Overflowed(UserError):
+    """A state that was handed out has numbers that are none. good: the state before it. lost: the frames in between."""
+
+    def __init__(self, good: StreamState, lost: tuple[Frame, ...]) -> None:
+        super().__init__(_overflowed(lost))
+        self.good, self.lost = good, lost
+
+
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """What a state must be asked before it is believed, and what it was `before` it saw `frames`."""
+
+    finite: Callable[[], bool]
+    before: StreamState
+    frames: tuple[Frame, ...]
+
+
 class Engine:
     """A Model made safe to share between threads, with answers instead of tokens."""
 
@@ -117,6 +136,7 @@ class Engine:
         self.name, self.about, self.backend = model.name, model.about, model.backend
         self.unit_frames, self.long_side = model.unit_frames, model.long_side
         self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(self._together, model.answers_together), clock)
+        self._doubts: WeakKeyDictionary[StreamState, Doubt] = WeakKeyDictionary()
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -135,11 +155,27 @@ class Engine:
 
         A chunk too large for the device's memory is halved and tried again (any cutting gives the same state).
         Raises UserError when even the smallest chunk does not fit, and when the new state is not finite; the
-        caller's `state` is then the last good one.
+        caller's `state` is then the last good one. A GPU tells that one chunk late, so that it has work while it is
+        waited for: Overflowed says that `state` itself is not finite, and which one is. After the last chunk `confirm`.
         """
         work = Chunk(chunk, state)
         self._turns.run(work)
         return work.state
+
+    def confirm(self, state: StreamState) -> None:
+        """Waits until it is known that `state` is finite. Raises Overflowed where it is not."""
+        doubt = self._doubts.get(state)
+        if doubt and not doubt.finite():
+            raise Overflowed(doubt.before, doubt.frames)
+        self._doubts.pop(state, None)
+
+    def last_good(self, state: StreamState) -> StreamState:
+        """`state`, or the one before it where it turns out not to be finite."""
+        try:
+            self.confirm(state)
+        except Overflowed as error:
+            return error.good
+        return state
 
     def between(self, deed: Callable[[], R]) -> R:
         """What `deed` gives, in a turn of its own, while the model neither watches nor writes: a packed state, say."""
@@ -212,7 +248,8 @@ class Engine:
         """The state after these frames; None where memory ran out (the error's traceback would keep it alive)."""
         try:
             seen = self.model.watch(VideoChunk(frames), work.state)
-            self._check_finite(seen, work.frames)
+            self._confirm_before(work)
+            self._doubt(seen, work)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
@@ -235,14 +272,22 @@ class Engine:
             )
         return max(self.unit_frames, len(frames) // 2 // self.unit_frames * self.unit_frames)
 
-    def _check_finite(self, state: StreamState, frames: Sequence[Frame]) -> None:
+    def _confirm_before(self, work: Chunk) -> None:
+        """The state before a slice. One from the middle of a chunk nobody holds: then the chunk as a whole failed."""
+        try:
+            self.confirm(work.state)
+        except Overflowed as error:
+            if work.state is work.before:
+                raise
+            raise UserError(str(error)) from None
+
+    def _doubt(self, seen: StreamState, work: Chunk) -> None:
         """One NaN in a recurrent state stays for ever, so it must not get in."""
-        if not self.model.is_finite(state):
-            first, last = mmss(frames[0].time), mmss(frames[-1].time)
-            raise UserError(
-                f"The model's numbers overflowed between {first} and {last}, so that part was left out; "
-                "go on watching, or start the stream again."
-            )
+        finite = self.model.finite_later(seen)
+        if finite is False:
+            raise UserError(_overflowed(work.frames))
+        if callable(finite):
+            self._doubts[seen] = Doubt(finite, work.before, work.whole)
 
     def ask(
         self,
@@ -253,10 +298,11 @@ class Engine:
     ) -> Iterator[Answer]:
         """The answer, growing by one token a step; the last Answer has `done` set and is whole.
 
+        Where `state` turns out not to be finite, the one before it answers; whoever watches on is told.
         Setting `stop` ends it within one token with `stopped` set; closing the iterator ends it without a last
         Answer. Raises UserError at once for a question that cannot be asked.
         """
-        sampling = sampling or Sampling()
+        sampling, state = sampling or Sampling(), self.last_good(state)
         question = checked(question, sampling)
         if not state.frames and not state.held:
             raise UserError("Nothing has been seen yet, so there is nothing to answer from; start a video first.")
@@ -298,6 +344,13 @@ def _caught(call: Callable[[], T]) -> T | Exception:
         if not _out_of_memory(error):
             return error
     return UserError("Memory ran out while answering, so the answer is cut short; ask again when it is quieter.")
+
+
+def _overflowed(frames: Sequence[Frame]) -> str:
+    return (
+        f"The model's numbers overflowed between {mmss(frames[0].time)} and {mmss(frames[-1].time)}, so that part was "
+        "left out; go on watching, or start the stream again."
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ decoder may look at, *cache* is the text decoder's own keys and values inside on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -241,6 +241,10 @@ class Model(ABC, Generic[B]):
     def is_finite(self, state: StreamState[B]) -> bool:
         """Whether what the state carries on are numbers: one NaN in a recurrent state stays for ever."""
         return True
+
+    def finite_later(self, state: StreamState[B]) -> bool | Callable[[], bool]:
+        """The same, or where it takes a wait for a GPU, what will wait for no more than this state and then say it."""
+        return self.is_finite(state)
 
     def pack(self, state: StreamState[B]) -> Packed:
         """All of the state. Watching on after `unpack` is, bit for bit, watching on (same device, same cuts)."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
 from pipeline.clock import parse_mmss
-from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, checked
+from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, Overflowed, checked
 from pipeline.stream import Model, Token
 from pipeline.turns import Flow
 
@@ -393,6 +393,61 @@ def test_a_state_that_is_not_finite_is_never_handed_out():
         engine.watch(chunk(4, 5), good)
     assert one_sentence(error)
     assert engine.watch(chunk(6), good).frames == 3, "the last good state goes on"
+
+
+class Late(ColourModel):
+    """Tells a chunk late whether its numbers are some, as a GPU does: second 5 makes them none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []  # frames of the states that were waited for
+
+    def finite_later(self, state):
+        def told() -> bool:
+            self.asked.append(state.frames)
+            return all(at != 5 for at, *_ in state.inner)
+
+        return told
+
+
+def test_a_state_is_confirmed_while_the_next_chunk_is_at_work():
+    engine = Engine(model := Late())
+    state = watched(engine, [frame(0), frame(1)])
+    assert model.asked == []
+    state = engine.watch(chunk(2, 3), state)
+    assert model.asked == [2]
+    engine.confirm(state)
+    engine.confirm(state)
+    assert model.asked == [2, 4], "what is known is not asked again"
+
+
+def test_numbers_that_overflow_are_noticed_a_chunk_late_and_what_was_before_goes_on():
+    engine = Engine(Late())
+    good = watched(engine, [frame(0), frame(1)])
+    bad = engine.watch(lost := chunk(4, 5), good)
+    for _ in range(2):  # whoever holds it is told, however often
+        with pytest.raises(Overflowed, match=r"0:04 and 0:05") as error:
+            engine.watch(chunk(6), bad)
+        assert one_sentence(error) and error.value.good is good and error.value.lost == lost.frames
+        with pytest.raises(Overflowed):
+            engine.confirm(bad)
+    assert list(engine.ask(Question("grey?"), bad))[-1].seen_until == 1, "the last good state answers"
+    assert engine.watch(chunk(6), good).frames == 3
+
+
+def test_a_chunk_that_overflows_while_it_is_cut_fails_as_a_whole():
+    class Small(Late):
+        def watch(self, chunk, state):
+            if len(chunk.frames) > 2:
+                raise MemoryError
+            return super().watch(chunk, state)
+
+    engine = Engine(Small())
+    good = watched(engine, [frame(0), frame(1)])
+    with pytest.raises(UserError, match=r"0:04 and 0:09") as error:
+        engine.watch(chunk(4, 5, 6, 7, 8, 9), good)
+    assert not isinstance(error.value, Overflowed), "the caller's state is good"
+    engine.confirm(good)
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ import threading
 import time
 
 from app.live.view import ModelView, Sample
-from pipeline import Engine, Frame, StreamState, UserError, VideoChunk
+from pipeline import Engine, Frame, Overflowed, StreamState, UserError, VideoChunk
 
 SAMPLES = 400  # kept measurements
 
@@ -25,6 +25,7 @@ class Viewing:
         self.behind = behind  # joined late and must first see what the others have seen
         self.since = since  # the second of the video from which on it has watched
         self.backlog: list[Frame] = []
+        self._suspect = 0  # of the backlog: its first frames, which overflowed and took the others along
         self.frames = 0  # seen
         self.left_out = 0  # frames that failed twice
         self._samples: list[Sample] = []
@@ -35,7 +36,11 @@ class Viewing:
         """Shows the frames to the model. Raises UserError; the state is then the last good one, the frames backlog."""
         self.backlog = frames
         began = time.perf_counter()
-        state = self.engine.watch(VideoChunk(tuple(frames)), self.state)
+        try:
+            state = self.engine.watch(VideoChunk(tuple(frames)), self.state)
+        except Overflowed as error:
+            self._go_back(error)
+            raise
         ms = (time.perf_counter() - began) * 1000 / len(frames)
         with self._lock:
             self.state, self.backlog = state, []
@@ -44,16 +49,41 @@ class Viewing:
             if len(self._samples) > SAMPLES:  # every other one: the whole video stays on the plot
                 self._samples = self._samples[1::2]
 
+    def _go_back(self, error: Overflowed) -> None:
+        """To before a chunk that turned out to overflow; it is offered again with the backlog."""
+        with self._lock:
+            self.state, self.frames = error.good, self.frames - len(error.lost)
+            self.backlog, self._suspect = [*error.lost, *self.backlog], len(error.lost)
+
+    def conclude(self) -> None:
+        """After the last chunk: waits until the newest state is known to be good. Raises UserError for what is left out
+        because it was not."""
+        try:
+            self.engine.confirm(self.state)
+        except Overflowed as error:
+            self._go_back(error)
+            self.watch_again()
+            raise
+
     def watch_again(self) -> None:
         """Offers the backlog once more, where there is one; what fails again is left out."""
-        frames = self.backlog
+        frames, suspect, self._suspect = self.backlog, self._suspect, 0
+        for part in (frames[:suspect], frames[suspect:]):
+            self._watch_at_last(part)
+        self.backlog = []
+
+    def _watch_at_last(self, frames: list[Frame]) -> None:
         if not frames:
             return
         try:
             self.watch(frames)
-        except UserError:
-            self.backlog = []
+            self.engine.confirm(self.state)
+        except Overflowed as error:
+            self._go_back(error)
             self.left_out += len(frames)
+        except UserError:
+            self.left_out += len(frames)
+        self._suspect = 0
 
     def settle(self) -> None:
         """Every model has seen this much: from now on questions are asked of it."""

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -198,10 +198,11 @@ class Watch:
                 self._show(chunk, began)
                 with self._changed:
                     self._skipped, self._progress = video.skipped, video.progress
-            if broken and self._ready():
-                raise broken
             with self._changed:
                 self._duration, self._notes = video.seconds or self._duration, tuple(video.findings.notes())
+            self._conclude()
+            if broken and self._ready():
+                raise broken
 
     def _watch_camera(self) -> None:
         assert self.camera is not None
@@ -250,6 +251,18 @@ class Watch:
         except UserError as error:
             self._move(Phase.STOPPED, OPEN, str(error))
 
+    def _conclude(self) -> None:
+        """After the last chunk: a model that cannot take it leaves it out, and that is said."""
+        failed = None
+        for viewing in self.viewings:
+            try:
+                viewing.conclude()
+            except UserError as error:
+                failed = error
+        self._settle()
+        if failed:
+            raise failed
+
     def _settle(self) -> None:
         """Questions are asked of what every model has seen: in the middle of a chunk one is ahead of the other."""
         viewings = self.viewings
@@ -288,6 +301,8 @@ class Watch:
                     break
                 self._feed(late, chunk)
                 late.settle()
+        with suppress(UserError):  # what it leaves out is shown beside it
+            late.conclude()
         late.settle()
         late.behind = False
 

@@ -97,6 +97,12 @@ class Viewer:
             self.keeper.watched(len(frames), self.position, self.state)
         self.watch_s += time.perf_counter() - began
 
+    def conclude(self) -> None:
+        """Waits for the last chunk. Raises UserError where the model could not take it."""
+        began = time.perf_counter()
+        self.engine.confirm(self.state)
+        self.watch_s += time.perf_counter() - began
+
 
 def _check_file(video: str, fps: float) -> None:
     """Opens the file once before any model is loaded: its error comes in half a second, not after the weights."""
@@ -155,6 +161,8 @@ def watch_file(viewers: list[Viewer], path: str, fps: float, until: float | None
         for chunk in _chunks(rest, itertools.chain(sizes, itertools.repeat(size))):
             for viewer in viewers:
                 viewer.watch(chunk)
+        for viewer in viewers:
+            viewer.conclude()
 
 
 def _while_readable(video: Iterable[Frame]) -> Iterator[Frame]:

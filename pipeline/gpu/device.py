@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -36,3 +37,18 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if tensor.is_cuda or torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def told_later(flag: Tensor) -> Callable[[], bool]:
+    """What the flag says, for later: the call waits for the work that makes the flag, and for nothing after it."""
+    if not flag.is_cuda:
+        return lambda: bool(flag)
+    host, made = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+    host.copy_(flag, non_blocking=True)
+    made.record()
+
+    def told() -> bool:
+        made.synchronize()
+        return bool(host)
+
+    return told

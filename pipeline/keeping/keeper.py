@@ -93,7 +93,7 @@ class Keeper:
             job()
             if self.limit is not None and self.nbytes > self.limit:
                 self._stop(f"The {self.limit / 1e9:.1f} GB that a kept stream may take are full")
-        except UserError as error:  # of a model that cannot be kept
+        except UserError as error:  # of a model that cannot be kept, or whose numbers overflowed
             self.error = str(error)
         except (sqlite3.Error, OSError) as error:
             log.warning("keeping stopped", exc_info=error)
@@ -115,6 +115,7 @@ class Keeper:
 
     def _copied(self, state: StreamState) -> tuple[Packed, dict[str, dict[str, Tensor]]]:
         """The state, and what grew. Between two turns, because copying from a GPU that records its graphs ends them."""
+        self.engine.confirm(state)
         packed = self.engine.model.pack(state)
         return packed, self.kept.newer(packed)
 

@@ -11,7 +11,7 @@ states, ever fewer the older they are; keys are cut to the second exactly.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.clock import mmss
+from pipeline.gpu.device import told_later
 from pipeline.gpu.dispatch import backend
 from pipeline.keeping import packing
 from pipeline.layers.decoding import TextStream, generator, sample
@@ -153,11 +154,14 @@ class SequenceModel(Model[Told]):
 
     def is_finite(self, state: StreamState[Told]) -> bool:
         """Whether all recurrent states, or the last layer's keys, to which all trouble comes, are numbers."""
+        return self.finite_later(state)()
+
+    def finite_later(self, state: StreamState[Told]) -> Callable[[], bool]:
         told = state.inner
         parts = [torch.isfinite(s.ssm).all() for s in told.states]
         if told.memory is not None:
             parts += [torch.isfinite(part[-1]).all() for found in told.memory.log.views("k", "v") for part in found]
-        return not parts or bool(torch.stack(parts).all())
+        return told_later(torch.stack(parts).all()) if parts else lambda: True
 
     def start(self) -> StreamState[Told]:
         told = Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening))

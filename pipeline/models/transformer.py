@@ -10,7 +10,7 @@ The language model is transformers' own `Qwen2VLTextModel`; only where its atten
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
+from pipeline.gpu.device import told_later
 from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
 from pipeline.layers.streamed import Answering, Prefix, Watching
@@ -133,8 +134,12 @@ class TransformerModel(Model[Watched]):
         All of them: the newest token alone would not tell of an overflow at another one late in the layers, which is
         in that one's keys only, and yet in every answer. 63 MB to read at the 7B model's full context.
         """
+        return self.finite_later(state)()
+
+    def finite_later(self, state: StreamState[Watched]) -> Callable[[], bool]:
         blocks = state.inner.memory.log.views("k", "v")
-        return all(bool(torch.isfinite(part[-1]).all()) for parts in blocks for part in parts)
+        parts = [torch.isfinite(part[-1]).all() for found in blocks for part in found]
+        return told_later(torch.stack(parts).all()) if parts else lambda: True
 
     def start(self) -> StreamState[Watched]:
         return self._state(StreamState(seen := Watched(self._empty())), seen, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.gpu.device import sent
+from pipeline.gpu.device import sent, told_later
 from pipeline.gpu.dispatch import backend, has_kernels
 from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
@@ -157,8 +157,11 @@ class VambaModel(DecoderModel[VambaInner]):
         return "; ".join(notes)
 
     def is_finite(self, state: StreamState[VambaInner]) -> bool:
+        return self.finite_later(state)()
+
+    def finite_later(self, state: StreamState[VambaInner]) -> Callable[[], bool]:
         finite = [torch.isfinite(s.ssm).all() for s in state.inner.states]
-        return not finite or bool(torch.stack(finite).all())  # one wait for the GPU, not one a layer
+        return told_later(torch.stack(finite).all()) if finite else lambda: True  # one wait, not one a layer
 
     def pack(self, state: StreamState[VambaInner]) -> Packed:
         inner = state.inner
@@ -245,16 +248,9 @@ def _unused(config: Config) -> tuple[str, ...]:
 
 
 def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
-    given = of.options
-    return VambaModel(
-        net,
-        QwenVision.of_checkpoint(as_tower(net.visual), of.folder),
-        read_tokenizer(of.folder),
-        name=of.name,
-        eight_bit=given.eight_bit,
-        retrieve=given.retrieve,
-        gpu_memory=given.gpu_memory,
-    )
+    eyes = QwenVision.of_checkpoint(as_tower(net.visual), of.folder)
+    saving = of.options.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
+    return VambaModel(net, eyes, read_tokenizer(of.folder), name=of.name, **saving)
 
 
 # --- against the published code --------------------------------------------------------------------------------------

@@ -124,6 +124,22 @@ def test_what_fails_twice_is_left_out_counted_and_said(made, clip):
     assert [one.note for one in session.view().models] == ["", "4 frames left out"]
 
 
+@pytest.mark.parametrize("second,left", [(5, [0, 1, 2, 3, 8, 9, 10, 11]), (11, [0, 1, 2, 3, 4, 5, 6, 7])])
+def test_numbers_that_overflow_a_chunk_late_cost_that_chunk_and_no_more(made, clip, second, left):
+    """In the middle they are noticed with the next chunk, in the last chunk at the end."""
+    model = FakeModel()
+    model.finite_later = lambda state: lambda: all(round(at) != second for at, _ in state.inner)
+    session = made(Engine(model))
+    session.open_file(clip)
+    until(lambda: session.view().error)
+    assert "overflowed" in session.view().error
+    if session.view().phase is Phase.STOPPED:
+        session.resume()
+    until(lambda: ended(session))
+    assert seconds(session) == left and [one.note for one in session.view().models] == ["4 frames left out"]
+    assert session.view().frames == 8
+
+
 def test_a_model_that_joins_late_loses_nothing_when_it_fails(made, clip):
     model = FakeModel("Twin")
     model.fail_at = 5.0
