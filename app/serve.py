@@ -1,7 +1,7 @@
 """From the command line to the page: flags, settings, models, page.
 
-Where flags cannot be given (a Space), environment variables take their place: VAMBA_MODEL, VAMBA_COMPARE_MODEL and
-those of `pipeline.ModelOptions`. Gradio is imported last, because it reads where uploads go once.
+Where flags cannot be given (a Space), environment variables take their place: VAMBA_MODEL, VAMBA_COMPARE_MODEL,
+VAMBA_READERS and those of `pipeline.ModelOptions`. Gradio is imported last, because it reads where uploads go once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import Engine, ModelOptions, UserError, load
+from pipeline import Engine, ModelOptions, UserError, choose_readers, load
 
 PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
 NO_MODEL = "none"
@@ -31,6 +31,7 @@ class Settings:
     port: int
     visitors: int
     share: bool
+    readers: int | None  # processes that decode a file; None: as many as there are cores
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -59,6 +60,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         port=given.port,
         visitors=given.visitors,
         share=given.share,
+        readers=given.readers,
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
     )
+    parser.add_argument("--readers", type=int, metavar="N", help="processes that decode a file (default: every core)")
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
     return parser
 
@@ -100,6 +103,7 @@ def serve(settings: Settings) -> None:
     from app.live.table import Sessions
     from app.page.ui import build, launch_options
 
+    choose_readers(settings.readers)
     uploads.room.ceiling = settings.uploads
     rival = (
         _ready(settings.compare_model, ModelOptions(kernels=settings.options.kernels))
@@ -121,7 +125,7 @@ def serve(settings: Settings) -> None:
 
 
 def _ready(name: str, options: ModelOptions) -> Engine:
-    """The model behind its engine, started once: a GPU model compiles and records then, and no visitor waits for it."""
+    """The model behind its engine, warm: a GPU model compiles and records now, and no visitor waits for it."""
     engine = Engine(load(name, **options.given()))
-    engine.start()
+    engine.warm_up()
     return engine

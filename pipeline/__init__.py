@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.sources.file import VideoError as VideoError
     from pipeline.sources.file import open_video as open_video
     from pipeline.sources.file import probe as probe
+    from pipeline.sources.readers import choose_readers as choose_readers
     from pipeline.stream import Answer as Answer
     from pipeline.stream import Evidence as Evidence
     from pipeline.stream import Frame as Frame
@@ -47,6 +48,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
+    "choose_readers": "sources.readers",
     "example_clip": "assets",
     "load": "models.load",
     "mmss": "clock",

@@ -12,10 +12,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from pipeline.clock import mmss
 from pipeline.evidence import Gaze
@@ -39,6 +41,7 @@ R = TypeVar("R")
 
 QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
+CATCHING_UP = 1_000_000  # frames of backlog: the largest chunks a model likes
 SLICE_S = 0.03  # of watching, while somebody waits for a word: about what a word takes
 
 
@@ -142,6 +145,20 @@ class Engine:
     def start(self) -> StreamState:
         """A stream that has seen nothing."""
         return self.model.start()
+
+    def warm_up(self) -> None:
+        """Watches grey pictures and answers, for nothing, as live and as catching up: on a GPU kernels are compiled and
+        passes recorded by that, which takes seconds. On a CPU there is nothing to compile."""
+        state = self.start()
+        if not self.backend.startswith("cuda"):
+            return
+        grey = np.full((round(self.long_side * 9 / 16), self.long_side, 3), 128, np.uint8)
+        for count in (self.chunk_frames(1), self.chunk_frames(1), self.chunk_frames(CATCHING_UP)):
+            frames = tuple(Frame(grey, float(state.frames + n)) for n in range(count))
+            state = self.watch(VideoChunk(frames), state)
+        with suppress(UserError):  # a checkpoint without a tokenizer
+            list(self.ask(Question("What is there?"), state, Sampling(max_tokens=2)))
+        self.confirm(state)
 
     def chunk_frames(self, backlog: int) -> int:
         """How many frames to watch in one go when `backlog` frames wait: few when live, many when catching up.

@@ -450,6 +450,25 @@ def test_a_chunk_that_overflows_while_it_is_cut_fails_as_a_whole():
     engine.confirm(good)
 
 
+def test_a_gpu_model_watches_and_writes_once_before_the_first_visitor():
+    class Compiling(ColourModel):
+        backend = "cuda, bf16"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.chunks: list[int] = []
+
+        def watch(self, chunk, state):
+            self.chunks.append(len(chunk.frames))
+            return super().watch(chunk, state)
+
+    engine = Engine(model := Compiling())
+    engine.warm_up()
+    assert model.chunks == [2, 2, 16] and model.drawn == 2
+    Engine(quiet := ColourModel()).warm_up()
+    assert quiet.drawn == 0
+
+
 @settings(max_examples=30, deadline=None)
 @given(room=st.integers(2, 16), frames=st.integers(1, 40))
 def test_a_chunk_too_large_for_memory_is_cut_and_nothing_is_lost(room, frames):

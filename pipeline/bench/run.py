@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.options import ModelOptions
-from pipeline.sources.readers import check_readers
+from pipeline.sources.readers import choose_readers
 from pipeline.stream import UserError
 
 MODEL, BASELINE = "embedded", "embedded-twin"
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
     choose_kernels(ModelOptions.from_flags(args).given().get("kernels"))
-    if args.readers is not None:
-        check_readers(args.readers)
+    choose_readers(args.readers)
     document, shown = _published(args) if args.size == "published" else _embedded(args)
     print(shown, file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
@@ -77,7 +76,7 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _visit(engine: Engine, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from pipeline.bench.visit import measure_file, visit_table
 
-    document = measure_file(engine, Path(args.file), args.readers)
+    document = measure_file(engine, Path(args.file))
     return document, visit_table(document)
 
 

@@ -10,7 +10,6 @@ decoded. The two last ones go on side by side, so the larger of bare decoding an
 from __future__ import annotations
 
 import itertools
-import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,20 +30,19 @@ KEPT = 8 << 30  # bytes of decoded pictures that are kept to measure the model a
 QUESTION = Question("What do you see in the middle of it?")
 
 
-def measure_file(engine: Engine, path: Path, readers: int | None = None) -> dict[str, Any]:
+def measure_file(engine: Engine, path: Path) -> dict[str, Any]:
     """The document: times in seconds, sizes in bytes. Raises VideoError for a file that cannot be watched."""
-    limits = Limits(readers=readers)
-    info, frames, decoding = _decoded(engine, path, limits)
+    info, frames, decoding = _decoded(engine, path)
     _warm_up(engine, frames)
     bare, pictures = timed(lambda: bare_decoding(path))
     watching, _ = timed(lambda: _watched(engine, frames))
-    answerable, state = timed(lambda: _from_file(engine, path, limits))
+    answerable, state = timed(lambda: _from_file(engine, path))
     first = next(iter(engine.ask(QUESTION, state, Sampling(max_tokens=1)))).first_token_s
     return {
         "conditions": {
             "fps": FPS,
             "frames_per_chunk": engine.chunk_frames(BACKLOG),
-            "readers": helpers(limits, info.width, info.height),
+            "readers": helpers(Limits(), info.width, info.height),
             "cores": cores(),
             **machine_conditions(),
         },
@@ -57,7 +55,6 @@ def measure_file(engine: Engine, path: Path, readers: int | None = None) -> dict
         "watching_s": watching * state.frames / max(1, len(frames)),
         "answerable": _beside(answerable, max(bare, watching)) | {"over_bare_decoding": answerable / bare},
         "first_word_s": first,
-        "readers_peak_rss": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10,
         **peak_memory(),
     }
 
@@ -76,13 +73,13 @@ def bare_decoding(path: Path) -> int:
         return sum(1 for _ in container.decode(stream))
 
 
-def _decoded(engine: Engine, path: Path, limits: Limits) -> tuple[VideoInfo, list[Frame], float]:
+def _decoded(engine: Engine, path: Path) -> tuple[VideoInfo, list[Frame], float]:
     """What the file is, its pictures as far as they may be kept, and the seconds that reading all of it takes."""
 
     def read() -> tuple[VideoInfo, list[Frame]]:
         kept: list[Frame] = []
         room = KEPT
-        with open_video(path, fps=FPS, long_side=engine.long_side, limits=limits) as video:
+        with open_video(path, fps=FPS, long_side=engine.long_side) as video:
             for frame in video:
                 room -= frame.rgb.nbytes
                 kept += [frame] if room > 0 else []
@@ -99,8 +96,8 @@ def _warm_up(engine: Engine, frames: list[Frame]) -> None:
     next(iter(engine.ask(QUESTION, replace(state), Sampling(max_tokens=1))))
 
 
-def _from_file(engine: Engine, path: Path, limits: Limits) -> StreamState:
-    with open_video(path, fps=FPS, long_side=engine.long_side, limits=limits) as video:
+def _from_file(engine: Engine, path: Path) -> StreamState:
+    with open_video(path, fps=FPS, long_side=engine.long_side) as video:
         return _watched(engine, video)
 
 
@@ -108,6 +105,7 @@ def _watched(engine: Engine, frames: Iterable[Frame]) -> StreamState:
     state = engine.start()
     for chunk in _chunks(iter(frames), engine.chunk_frames(BACKLOG)):
         state = engine.watch(VideoChunk(chunk), state)
+    engine.confirm(state)
     return state
 
 

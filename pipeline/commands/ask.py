@@ -26,6 +26,7 @@ from pipeline.engine import Engine, checked
 from pipeline.keeping.keeper import Keeper
 from pipeline.keeping.kept import KeptStream
 from pipeline.options import ModelOptions
+from pipeline.sources.readers import choose_readers
 from pipeline.stream import JSON, Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
 
 MODEL, RIVAL = "embedded", "embedded-twin"
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of the answer at most")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the answer")
 
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(max_tokens=args.max_tokens)
     question = checked(Question(args.question), sampling)  # before the video is watched for nothing
     options = ModelOptions.from_flags(args)
+    choose_readers(args.readers)
     _check_file(args.video, args.fps)
     viewers = [_viewer(args.model, options)]
     if args.compare:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pipeline
 from pipeline.clock import mmss
+from pipeline.sources.readers import choose_readers
 from pipeline.sources.refusals import NO_FILE
 from pipeline.stream import UserError
 
@@ -16,12 +17,14 @@ from pipeline.stream import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="a video file")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to count per second of video (default: 1)")
+    parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 for a video; 1 for a file that is none, 2 for no file, with the kind of trouble and its sentence."""
     check_fps(args.fps)
+    choose_readers(args.readers)
     found = pipeline.probe(args.video, fps=args.fps)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.process import Budget, Died, Message, Process, checked
-from pipeline.sources.readers import Readers, Strayed, cores
+from pipeline.sources.readers import Readers, Strayed, wanted
 from pipeline.sources.refusals import Limits, VideoError, open_regular, sentence
 from pipeline.stream import Frame
 
@@ -102,7 +102,7 @@ class VideoFile:
         self._last, self._strayed, self._deaths = -1.0, False, 0
         self._lock, self._changing, self._closed = threading.Lock(), threading.Lock(), False
         self._budget = Budget(limits)
-        share = (limits.readers or cores()) > 1
+        share = wanted(limits) > 1
         self._job = asdict(limits) | {"fd": fd, "fps": fps, "long_side": long_side, "share": share, "helps": False}
         self._readers = self._read_from(-1.0)
         self._finalizer = weakref.finalize(self, os.close, fd)

@@ -35,10 +35,24 @@ def cores() -> int:
     return count
 
 
-def check_readers(count: int) -> None:
-    """UserError unless so many processes may read a file."""
-    if not 1 <= count <= MOST:
-        raise UserError(f"{count} processes cannot read a file together; choose 1 to {MOST} readers.")
+def choose_readers(count: int | None) -> None:
+    """How many processes read a file from now on, where its limits name no number; None: as VAMBA_READERS says, or one
+    for each core. UserError for a number that cannot be."""
+    told = os.environ.get("VAMBA_READERS") or None
+    if count is None and told:
+        count = int(told) if told.isdecimal() else 0
+    if count is not None and not 1 <= count <= MOST:
+        raise UserError(f"So many processes cannot read a file together; choose 1 to {MOST} readers.")
+    global _chosen
+    _chosen = count
+
+
+_chosen: int | None = None
+
+
+def wanted(limits: Limits) -> int:
+    """Readers of a file, if its pictures leave room for so many."""
+    return limits.readers or _chosen or cores()
 
 
 def helpers(limits: Limits, width: int, height: int) -> int:
@@ -47,7 +61,7 @@ def helpers(limits: Limits, width: int, height: int) -> int:
     A decoder holds up to 17 pictures (H.264 and HEVC, their highest levels), of three bytes a pixel at ten bits.
     """
     each = limits.reader + 20 * 3 * width * height
-    return max(1, min(limits.readers or cores(), limits.together // each))
+    return max(1, min(wanted(limits), limits.together // each))
 
 
 @dataclass(eq=False)

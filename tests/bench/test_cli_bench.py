@@ -13,6 +13,7 @@ import torch
 import pipeline
 from pipeline import Frame
 from pipeline.__main__ import main
+from tests.sources.test_video import render
 from tests.test_engine import ColourModel
 
 
@@ -166,3 +167,23 @@ def test_bench_pictures_are_smooth_move_and_repeat():
     for one, two in pairwise(frames):
         assert np.abs(one.rgb.astype(int) - two.rgb).mean() > 0.2, "the picture stands still"
     assert all(np.abs(np.diff(f.rgb.astype(int), axis=1)).mean() < 12 < f.rgb.std() for f in frames)
+
+
+def test_a_file_is_measured_from_its_bytes_to_an_answer(monkeypatch, tmp_path, capsys):
+    path = render(tmp_path / "film.mp4", [i / 10 for i in range(120)], gop=10)
+    monkeypatch.setattr(pipeline, "load", lambda name: MatrixModel())
+    monkeypatch.setattr("pipeline.sources.readers._chosen", None)
+    assert main(["bench", "--file", str(path), "--readers", "2"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["file"]["pictures"] == 120 and found["file"]["watched"] == 12 and found["conditions"]["readers"] == 2
+    assert all(found[name] > 0 for name in ("bare_decoding_s", "decoding_s", "watching_s", "first_word_s"))
+    answerable = found["answerable"]
+    assert answerable["s"] == pytest.approx(answerable["ratio"] * max(found["bare_decoding_s"], found["watching_s"]))
+    assert any("from file to answerable" in line for line in table)
+
+
+@pytest.mark.parametrize("count", ["0", "1000", "-1"])
+def test_a_number_of_readers_that_cannot_be(count, tmp_path, capsys):
+    assert main(["probe", str(tmp_path), "--readers", count]) == 2
+    assert "choose 1 to" in capsys.readouterr().err
