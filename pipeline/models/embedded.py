@@ -318,7 +318,7 @@ class Reading:
         times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
         found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
         if found and self.model.router:
-            said = summary(self.index, list(zip(times, listed)))
+            said = summary(self.index, list(zip(times, listed)), self.model.senses)
             self.summary = {m.time: sentence for m, sentence in zip(found, said)}
             found = [m for m in found if self.summary[m.time]]
         return found or [v]
@@ -335,8 +335,10 @@ class Reading:
         told = dict.fromkeys(DESCRIBED, "describe") | {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}
         asked = self.asked.of(self.earlier.asked) if self.earlier else self.asked
         kind = asked.kind or ("premise" if asked.each and moment.plan in DESCRIBED else told.get(moment.plan))
+        if kind is None and asked.each:  # who names a thing asks for it
+            kind = "yesno" if "yes or no" in asked.cues else "premise"
         if kind and self.model.router:
-            composer = Composer(kind, asked, moment, self.index)
+            composer = Composer(kind, asked, moment, self.index, self.model.senses)
             if facts := composer.answer():
                 self.looked = self._evidence(composer.verdict.frames, composer.verdict.time)
                 return facts

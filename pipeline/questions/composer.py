@@ -1,4 +1,4 @@
-"""Answers composed in code from what the towers know: said as facts where they are sure, as doubts where they are not.
+"""Answers composed in code from what the towers and senses know: facts where they are sure, doubts where they are not.
 
 Nothing is said that no sense supports, and what no sense can know (sound, writing, names, feelings) is said to be so.
 Empty where the language model is to write. Doubts are worded alike everywhere, so that they can be counted.
@@ -12,24 +12,40 @@ import numpy as np
 
 from pipeline.clock import mmss
 from pipeline.questions.asked import Asked
+from pipeline.questions.facts import (
+    FEW,
+    GENDERED,
+    MANY,
+    NUMBERS,
+    PEOPLE,
+    Known,
+    counted,
+    described,
+    doubtful,
+    gaps,
+    joined,
+    named,
+    runs,
+    surely,
+)
 from pipeline.questions.index import Index, spread
+from pipeline.questions.looking import CLOTHES, LOOKED, THERE, light
 from pipeline.questions.notes import SEEN, Verdict
 from pipeline.questions.things import Things
+from pipeline.senses.colours import MOST, TERMS
+from pipeline.senses.counting import counts, traffic
+from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import labels, place_of
 
-READ = 4  # newest frames that are "now"
-GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
-SHORT = 8  # frames of a video in which one frame is much
-CLASS_SURE = 0.5  # mean probability from which an ImageNet class is said as a fact
-SOMEBODY = {"anybody", "anyone", "somebody", "someone", "everybody", "everyone", "nobody", "people", "persons"}
-MANY = {"person": "people", "knife": "knives", "sheep": "sheep", "couch": "couches", "bus": "buses", "bench": "benches"}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+LONG_TAKE = 15  # frames up to which a shot shows one scene
+READ = 4  # frames of a moment
+NOW = 2  # newest frames that are "now": who left before is not there
 UNKNOWABLE = {
     "sound": "I cannot hear; I only watch the pictures.",
     "said": "I cannot hear what is said; I only watch the pictures.",
     "text": "I cannot read text in the pictures.",
     "cannot": "I cannot tell that from the pictures.",
-    "foreign": "I do not know this language; please ask in English.",
+    "foreign": "Please ask in English; I understand no other language.",
 }
 ELSEWHERE = ("after", "before", "now", "describe", "list", "compare", "at")  # kinds not about the thing's own moment
 LOOKS = {
@@ -44,54 +60,6 @@ LOOKS = {
 }
 
 
-def counted(word: str, number: int) -> str:
-    """ "two dogs", "a cat"."""
-    word = "person" if word in SOMEBODY else word
-    if number == 1:
-        return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
-    many = MANY.get(word, word if word.endswith("s") else word + "s")
-    return f"{NUMBERS[number] if number < len(NUMBERS) else number} {many}"
-
-
-def joined(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
-
-
-def surely(index: Index, frames: Sequence[int]) -> list[str]:
-    """What the towers are sure of in some frames, counted: detections by the middle of their counts, then classes."""
-    features, rows = index.features, list(frames)
-    sure = features.det_scores[rows] >= SEEN
-    ids = features.det_ids[rows]
-    found = [(int(i), (sure & (ids == i)).sum(1)) for i in ids[sure].unique()]
-    counts = [(labels()["coco"][i], int(np.ceil(np.median(n.numpy())))) for i, n in found]
-    classes = [labels()["imagenet"][c] for c in likely(index, rows)]
-    exact = {word.lower().split()[-1] for word in classes}  # "an Egyptian cat" needs no "a cat" beside it
-    counts = [(word, number) for word, number in counts if number > 1 or (number and word not in exact)]
-    said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
-    words_of = " ".join(said).lower().split()
-    return [*[counted(word, 1) for word in classes if word.lower() not in words_of], *said]
-
-
-def likely(index: Index, rows: Sequence[int]) -> list[int]:
-    """ImageNet classes whose probability, averaged over the frames, is enough to be said as a fact."""
-    classes, probs = index.features.classes[list(rows)], index.features.class_probs[list(rows)]
-    means = {int(c): float((probs * (classes == c)).sum()) / len(classes) for c in classes.unique()}
-    return sorted((c for c, mean in means.items() if mean >= CLASS_SURE), key=lambda c: -means[c])
-
-
-def runs(index: Index, things: Things) -> list[range]:
-    """Stretches of frames in which the towers see one of the things; gaps of two frames are closed."""
-    shown = things.shown(index.features)
-    if shown is None:
-        return []
-    hits = np.flatnonzero(shown >= SEEN)
-    if not len(hits):
-        return []
-    parts = np.split(hits, np.flatnonzero(np.diff(hits) > 3) + 1)
-    sure = [part for part in parts if len(part) > 1 or len(shown) < SHORT or shown[part[0]] >= GLIMPSE]
-    return [range(int(part[0]), int(part[-1]) + 1) for part in sure]
-
-
 def late(asked: Asked) -> str:
     """That the video has not come so far; the second is said as it was asked."""
     when = asked.when
@@ -102,16 +70,21 @@ def late(asked: Asked) -> str:
 class Composer:
     """One question's facts. kind: what is asked (router.py's kinds)."""
 
-    def __init__(self, kind: str, asked: Asked, verdict: Verdict, index: Index):
+    def __init__(self, kind: str, asked: Asked, verdict: Verdict, index: Index, senses: Senses):
         if kind in ("talk", "about_you", "command", "length") and asked.each:  # who names a thing asks for it
             kind = "yesno" if "yes or no" in asked.cues else "premise"
         self.kind, self.asked, self.verdict, self.index = kind, asked, verdict, index
+        self.known = Known(index, senses)
         self.runs = runs(index, asked.things)
         # Of one second, or of the newest picture: then the thing's best moment elsewhere is no answer.
         self.pinned = asked.when.time is not None or ("now" in asked.cues and "so far" not in asked.cues)
         if self.pinned and asked.when.time is None and not verdict.late:
-            frames = tuple(index.frames_of(len(index.starts) - 1))[-READ:]
+            frames = tuple(index.frames_of(len(index.starts) - 1))[-NOW:]
             self.verdict = verdict = verdict._replace(frames=frames, time=float(index.times[-1]), found=True)
+        if verdict.plan == "first" and not asked.each:
+            self.verdict = verdict = verdict._replace(frames=tuple(index.frames_of(0))[:READ])
+        if kind in LOOKS and self.runs and not self.pinned and self.runs[-1].stop >= len(index.times) - 1:
+            self.runs = self.runs[-1:]  # "the man" is the one who is there, if one is
         if self.runs and not self.pinned and kind not in ELSEWHERE and verdict.plan not in ("after", "before"):
             run = self.runs[-1 if kind == "last" else min(1, len(self.runs) - 1) if kind == "again" else 0]
             time = float(index.times[run.start])
@@ -121,10 +94,16 @@ class Composer:
     def answer(self) -> str:
         if self.kind in UNKNOWABLE:
             return UNKNOWABLE[self.kind]
-        if self.kind in ("talk", "about_you", "command", "length") or self.verdict.plan in ("count", "chat"):
+        if self.kind in ("talk", "about_you", "command", "length") or self.verdict.plan == "count":
+            return ""
+        if self.verdict.plan == "chat" and not self.asked.each:
             return ""
         if self.verdict.late:
             return late(self.asked)
+        if "negated" in self.asked.cues and not self.asked.each:
+            return self.without()
+        if self.asked.unnamed[:1] == ("what",) and self.kind in ("position", "holding"):
+            return self.on_it()
         if absent := self.absent():
             return absent
         if "negated" in self.asked.cues and self.kind not in ("yesno", "both"):
@@ -139,27 +118,63 @@ class Composer:
             "count_now": self.at_once,
             "count_all": self.in_all,
             "position": self.position,
+            "where": self.where,
             "who": self.who,
             "either": self.either,
             "followup": self.moment,
         }
-        if self.kind in LOOKS:
-            return self.look()
-        return tell.get(self.kind, self.moment)()
+        if "yes or no" in self.asked.cues and (self.kind in LOOKS or self.kind == "count_now") and self.asked.each:
+            return self.yes()
+        if self.kind in LOOKED:
+            return LOOKED[self.kind](self.asked, self.known, self.verdict) or self.look()
+        return tell.get(self.kind, self.look if self.kind in LOOKS else self.moment)()
+
+    # --- is it there, and when
 
     def absent(self) -> str:
         """Where something is named that the towers would know and have not seen."""
-        missing = [word for word, things in self.asked.each if not runs(self.index, things)]
+        of = self.asked.each[:1] if self.kind in ("count_now", "count_all") else self.asked.each
+        missing = [(word, things) for word, things in of if not runs(self.index, things)]
         if not missing or self.kind in ("describe", "now", "list", "either"):
             return ""
-        there = [word for word, things in self.asked.each if word not in missing]
-        unseen = f"I have not seen {joined([counted(word, 1) for word in missing]).replace(' and ', ' or ')}"
-        seen = f", only {joined([counted(word, 1) for word in there])}" if there else ""
+        if doubted := [word for word, things in missing if doubtful(self.index, things)]:
+            return f"I am not sure whether there is {joined([counted(word, 1) for word in doubted], 'or')}."
+        words = [word for word, _ in missing]
+        there = [word for word, things in of if word not in words]
+        unseen = f"I have not seen {joined([counted(word, 1) for word in words], 'or')}"
+        seen = f", only {joined([counted(named(word), 1) for word in there])}" if there else ""
         return ("No, " if self.kind in ("yesno", "both") else "") + unseen + seen + "."
+
+    def without(self) -> str:
+        """Of "nobody" or "empty": when nobody is seen, and what is to be seen then."""
+        empty = gaps(self.index)
+        if self.kind in ("yesno", "both"):
+            frames = self.verdict.frames if self.pinned else None
+            if frames is not None and self.verdict.time is not None:
+                at = mmss(self.verdict.time)
+                return f"Yes, I see nobody at {at}." if self.known.nobody(frames) else f"No, I see a person at {at}."
+            return f"Yes, at {self.at(empty[0])}." if empty else "I am not sure."
+        if not empty:
+            return "I am not sure when that is."
+        self.show(empty[0])
+        return f"At {joined([self.at(run) for run in empty[:4]])}." if self.kind == "when" else self.moment()
+
+    def show(self, run: range) -> None:
+        """Rest the answer on these frames."""
+        self.verdict = self.verdict._replace(
+            frames=spread(run, READ), time=float(self.index.times[run.start]), found=True
+        )
+        self.said = surely(self.index, self.verdict.frames)
+
+    def near(self) -> list[int]:
+        """Frames within a second of the one that is asked about."""
+        assert self.verdict.time is not None
+        return np.flatnonzero(abs(self.index.times - self.verdict.time) <= 1.05).tolist()
 
     def in_view(self) -> bool:
         """Whether the things are seen at the second that is asked about."""
-        return any(frame in run for run in self.runs for frame in self.verdict.frames)
+        shown = self.asked.things.shown(self.index.features)
+        return shown is not None and bool(shown[self.near()].max() >= SEEN)
 
     def order(self) -> str:
         """Of "Did you see a cat before the man?": which of the two came first."""
@@ -174,19 +189,45 @@ class Composer:
     def yes(self) -> str:
         if order := self.order():
             return order
-        if self.pinned and self.runs and self.verdict.time is not None and not self.in_view():
-            return f"Not at {mmss(self.verdict.time)}; I see {self.things()} at {self.at(self.runs[0])}."
-        if self.asked.each and self.runs:
-            seen_at = (
-                mmss(self.verdict.time) if self.pinned and self.verdict.time is not None else self.at(self.runs[0])
-            )
-            if self.asked.unnamed:
-                return f"I see {self.things()} at {seen_at}, but I cannot tell more."
-            if len(self.asked.each) > 1 and not self.together():
-                return f"I have seen {self.things()}, but not in one picture."
-            return f"Yes, at {seen_at}."
-        if self.asked.each:
+        if not self.asked.each:
+            return self.setting() or light(self.asked, self.known, self.verdict) or "I am not sure."
+        if not self.runs:
             return "No, I have not seen that."
+        if self.pinned and self.verdict.time is not None and not self.in_view():
+            return f"Not at {mmss(self.verdict.time)}; I see {self.things()} at {self.at(self.runs[0])}."
+        seen_at = mmss(self.verdict.time) if self.pinned and self.verdict.time is not None else self.at(self.runs[0])
+        asks = [word for word in self.asked.unnamed if word not in THERE and len(word) > 1]
+        if hue := [word.replace("gray", "grey") for word in asks if word.replace("gray", "grey") in TERMS]:
+            return self.has_colour(hue[0], [word for word in asks if word not in (*TERMS, "gray", *CLOTHES)])
+        if asks:
+            return f"I see {self.things()} at {seen_at}, but I cannot tell more."
+        if doubted := [word for word, _ in self.asked.each if word in GENDERED]:
+            return f"I see {self.things()} at {seen_at}, but I cannot tell whether it is {counted(doubted[0], 1)}."
+        if len(self.asked.each) > 1 and not self.together():
+            return f"I have seen {self.things()}, but not in one picture."
+        return f"Yes, at {seen_at}."
+
+    def has_colour(self, hue: str, more: Sequence[str]) -> str:
+        """Whether one of the things (of people: their clothes) has a colour."""
+        rows = [row for run in self.runs for row in run] if not self.pinned else self.verdict.frames
+        shares = self.known.shares(self.asked.things, rows)
+        if not len(shares) or more:
+            return f"I see {self.things()} at {self.at(self.runs[0])}, but I cannot tell more."
+        share = shares[:, TERMS.index(hue)]
+        if share.max() >= MOST:
+            frames = [row for row in rows if self.known.colours(self.asked.things, [row])[:1] == [hue]]
+            return f"Yes, at {mmss(float(self.index.times[frames[0]]))}." if frames else "I am not sure."
+        return f"No, I have not seen {hue} there." if share.max() < FEW else "I am not sure."
+
+    def setting(self) -> str:
+        """Of a word of the places' head that a yes-or-no question names."""
+        words = [word for word in self.asked.unnamed if self.known.knows(word)]
+        if not words:
+            return ""
+        rows = self.known.rows_of(words[0])
+        if len(rows):
+            self.show(range(rows[0], rows[0] + 1))
+            return f"Yes, at {mmss(float(self.index.times[rows[0]]))}."
         return "I am not sure."
 
     def together(self) -> bool:
@@ -195,7 +236,7 @@ class Composer:
         return len(seen) == len(shown) and bool(np.logical_and.reduce(seen).any())
 
     def things(self) -> str:
-        return joined([counted(word, 1) for word, _ in self.asked.each])
+        return joined(list(dict.fromkeys(counted(named(word), 1) for word, _ in self.asked.each)))
 
     def at(self, run: range) -> str:
         return mmss(float(self.index.times[run.start]))
@@ -205,7 +246,10 @@ class Composer:
             return "I have not seen that."
         if self.asked.each and self.runs:
             first = self.runs[:1] if "first" in self.asked.cues else self.runs[:4]
-            return f"At {joined([self.at(run) for run in first])}."
+            times = joined([self.at(run) for run in first])
+            if doubted := [word for word, _ in self.asked.each if word in GENDERED]:
+                return f"I see {self.things()} at {times}, but I cannot tell whether it is {counted(doubted[0], 1)}."
+            return f"At {times}."
         return "I am not sure when that is." if self.verdict.time is None else f"At {mmss(self.verdict.time)}."
 
     def last(self) -> str:
@@ -233,61 +277,92 @@ class Composer:
         end = times[run.stop] if run.stop < len(times) else times[-1]
         return float(end - times[run.start])
 
+    # --- how many
+
     def counts(self) -> np.ndarray:
         """(F,) how many of the things the detector finds in each frame."""
-        features = self.index.features
-        found = np.isin(features.det_ids.numpy(), self.asked.things.coco) & (features.det_scores.numpy() >= SEEN)
-        return found.sum(1)
+        return counts(self.index.features, self.counted_of())
+
+    def counted_of(self) -> tuple[int, ...]:
+        """What is to be counted: the first thing that is named ("how many bottles on the table")."""
+        return self.asked.each[0][1].coco if self.asked.each else self.asked.things.coco
 
     def at_once(self) -> str:
-        if not self.asked.things.coco or not self.counts().any():
+        if not self.counted_of() or not self.counts().any():
             return "I cannot tell how many."
         if self.pinned and self.verdict.time is not None:
-            many = int(np.ceil(np.median(self.counts()[list(self.verdict.frames)])))
+            many = int(np.ceil(np.median(self.counts()[self.near()])))
             none = f"I am not sure that there is any at {mmss(self.verdict.time)}."
             return f"{self.number(many)} at {mmss(self.verdict.time)}." if many else none
         most = int(np.quantile(self.counts()[self.counts() > 0], 0.9))
         frame = int(np.flatnonzero(self.counts() >= most)[0])
+        self.show(range(frame, frame + 1))
         return f"{self.number(most)} at {mmss(float(self.index.times[frame]))}."
 
     def number(self, many: int) -> str:
-        word = labels()["coco"][self.asked.things.coco[0]]
+        word = labels()["coco"][self.counted_of()[0]]
         said = counted(word, many) if many > 1 else f"one {word}"
         return said[0].upper() + said[1:]
 
     def in_all(self) -> str:
-        if not self.asked.things.coco or not self.runs:
+        kinds = self.counted_of()
+        stays = runs(self.index, Things(kinds, ()))
+        if len(kinds) != 1 or not stays:
             return "I cannot tell how many."
-        if len(self.runs) == 1 or self.pinned:
+        if self.pinned:
             return self.at_once()
-        word = labels()["coco"][self.asked.things.coco[0]]
-        times = NUMBERS[len(self.runs)] if len(self.runs) < len(NUMBERS) else len(self.runs)
-        return f"I saw {MANY.get(word, word + 's')} {times} separate times."
+        came, word = traffic(self.counts()), labels()["coco"][kinds[0]]
+        if len(stays) > 1:
+            times = NUMBERS[len(stays)] if len(stays) < len(NUMBERS) else len(stays)
+            return f"I saw {MANY.get(word, word + 's')} {times} separate times."
+        return self.at_once() if came.there + came.came <= came.most else f"{self.number(came.there + came.came)} came."
+
+    # --- where, who, what
+
+    def on_it(self) -> str:
+        """What is on, in or beside something, or held: what is seen at the moment, where a moment is known."""
+        if (self.runs or self.pinned) and self.said and not self.known.there(PEOPLE, self.verdict.frames):
+            return self.moment()
+        doubt = "I am not sure what is there."
+        return f"{doubt[:-1]}; I see {joined(self.said[:3])}." if self.runs and self.said else doubt
 
     def position(self) -> str:
-        if not self.runs:
-            return "I am not sure what is there."
-        if self.asked.unnamed[:1] == ("what",):
-            return self.moment()
+        return self.placed(self.runs[0]) if self.runs else "I am not sure where that is."
+
+    def placed(self, run: range) -> str:
+        """In which part of the picture the first of the things is seen."""
         features = self.index.features
-        for frame in self.runs[0]:
+        for frame in run:
             hit = np.isin(features.det_ids[frame].numpy(), self.asked.things.coco)
             if hit.any():
                 place = place_of(features.det_boxes[frame][int(np.flatnonzero(hit)[0])].tolist())
                 return f"At {mmss(float(self.index.times[frame]))} in the picture's {place}."
-        return f"I see it at {self.at(self.runs[0])}; I cannot tell where in the picture."
+        return f"I see it at {self.at(run)}."
+
+    def where(self) -> str:
+        rows = list(self.verdict.frames)
+        place = self.known.place(rows) or self.known.place(range(len(self.index.times)))
+        if place:
+            return f"{place[0].upper()}{place[1:]}" + (f"; I see {joined(self.said[:2])}." if self.said else ".")
+        return self.placed(self.runs[0]) if self.runs else self.look()
 
     def who(self) -> str:
-        people = [run for run in runs(self.index, Things((0,), ()))]
+        people = runs(self.index, PEOPLE)
         if not people:
             return "I have not seen a person."
-        return f"I see a person at {joined([self.at(run) for run in people[:3]])}; I cannot tell who it is."
+        if self.pinned and self.verdict.time is not None:
+            at = mmss(self.verdict.time)
+            return f"I see nobody at {at}." if self.known.nobody(self.verdict.frames) else f"A person, at {at}."
+        self.show(people[0])
+        return f"A person, at {joined([self.at(run) for run in people[:4]])}; names I do not give."
 
     def either(self) -> str:
         present = [word for word, things in self.asked.each if runs(self.index, things)]
         if len(self.asked.each) > 1 and len(present) == 1:
             return f"{counted(present[0], 1).capitalize()}."
-        return "I am not sure which."
+        if {"indoors", "outdoors", "inside", "outside"} & set(self.asked.unnamed):
+            return self.where()
+        return light(self.asked, self.known, self.verdict) or "I am not sure which."
 
     def look(self) -> str:
         doubt = LOOKS[self.kind]
@@ -298,13 +373,18 @@ class Composer:
     def moment(self) -> str:
         if not self.verdict.found:
             return "I have not seen that."
-        if not self.said:
+        seen = described(self.known, self.verdict.frames)
+        shot = self.index.frames_of(self.index.shot_of(self.verdict.frames[0]))
+        if not seen and len(shot) <= LONG_TAKE and (seen := described(self.known, shot)):
+            self.show(shot)
+        if not seen or self.verdict.time is None:
             return "I am not sure what this is."
-        return f"At {mmss(self.verdict.time)} I see {joined(self.said[:4])}." if self.verdict.time is not None else ""
+        return f"At {mmss(self.verdict.time)} I see {seen}."
 
 
-def summary(index: Index, moments: Sequence[tuple[float, Sequence[int]]]) -> list[str]:
+def summary(index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses) -> list[str]:
     """A sentence for every moment the towers are sure of, "" for the others; all of one doubt if they are of none."""
-    known = [surely(index, frames)[:3] for _, frames in moments]
-    said = [f"{mmss(time)} {joined(words)}." if words else "" for (time, _), words in zip(moments, known)]
+    known = Known(index, senses)
+    seen = [described(known, frames) for _, frames in moments]
+    said = [f"{mmss(time)} {words}." if words else "" for (time, _), words in zip(moments, seen)]
     return said if any(said) else [f"{mmss(time)} I am not sure what this is." for time, _ in moments]

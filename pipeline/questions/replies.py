@@ -28,7 +28,7 @@ def reply(asked: Asked, continues: bool, end: float) -> str:
     if asked.when.unclear:
         return "I am not sure which time is meant; write it like 1:30."
     if not asked.english:
-        return "I do not know this language; please ask in English."
+        return "Please ask in English; I understand no other language."
     if asked.length:
         return f"I have seen {mmss(end)} of the video."
     if asked.when.shift is not None and not continues:

@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from pipeline.towers.frame_tower import FrameFeatures
 
 NEVER = 1e4  # the floor of a word that is not to be said
+# Past its floor by so much a word was right in .965 of 172 sayings on Flickr8k's dev and test pictures; of 31
+# sayings on 954 held-out class pictures the class rules out two.
+SURE = 1.0
+# Said of an espresso, a cat's face, a galaxy or an office, which no threshold mends.
+TOO_READY = {"man", "woman", "child", "hat", "playground", "playing basketball", "sitting", "jumping", "boat", "rocks"}
 AT_ONCE = 4  # a picture past more floors than this is unlike all that was learnt: on average .6 are passed
 
 
@@ -58,9 +63,14 @@ class Places:
         """(F, words) float16 logits."""
         return self.head(features.grid, features.pooled).cpu().half()
 
+    def sure(self, numbers: np.ndarray) -> list[str]:
+        """Words to be said as facts: SURE past their floors, and none that was too ready on real clips."""
+        least = 1 / (1 + np.exp(-SURE))
+        return [word for word, certain in self.say(numbers) if certain >= least and word not in TOO_READY]
+
     def says(self, word: str) -> bool:
         """Whether it may ever say this word."""
-        return word in self.words and self.floors[self.words.index(word)] < NEVER
+        return word in self.words and self.floors[self.words.index(word)] < NEVER and word not in TOO_READY
 
     def say(self, numbers: np.ndarray) -> list[tuple[str, float]]:
         """Words past their floor, with how far past on a scale where .5 is the floor. numbers: (F, words)."""

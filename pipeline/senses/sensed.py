@@ -44,9 +44,9 @@ class Senses:
         seen = {sense.name: sense.see(frames, features) for sense in (self.colours, self.light)}
         return seen if self.places is None else seen | {self.places.name: self.places.see(frames, features)}
 
-    def settings(self, sensed: Sensed, rows: Sequence[int]) -> list[tuple[str, float]]:
-        """Places, settings and actions of some frames, see `Places.say`."""
-        return self.places.say(sensed["places"][list(rows)]) if self.places and "places" in sensed else []
+    def settings(self, sensed: Sensed, rows: Sequence[int]) -> list[str]:
+        """Places, settings and actions of some frames, see `Places.sure`."""
+        return self.places.sure(sensed["places"][list(rows)]) if self.places and "places" in sensed else []
 
     def alone(self, word: str) -> bool:
         """Whether a word of `settings` may be said where nobody is seen."""

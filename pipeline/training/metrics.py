@@ -121,8 +121,12 @@ DOUBTS = re.compile(
 
 
 def outcome(record: dict, answer: str, evidence_times: Sequence[float] = ()) -> str:
-    """ "right", "unsure" or "false": an honest doubt is none of the other two, unless it says something forbidden."""
-    forbidden = any(re.search(rf"(?<!\w)(?:{p})(?!\w)", answer, re.IGNORECASE) for p in record.get("forbidden") or ())
+    """ "right", "unsure" or "false": an honest doubt is none of the other two, unless it says something forbidden.
+
+    The doubt's own words are none: where "not" and "cannot" are forbidden, what they mean is a denial.
+    """
+    rest = DOUBTS.sub(" ", answer)
+    forbidden = any(re.search(rf"(?<!\w)(?:{p})(?!\w)", rest, re.IGNORECASE) for p in record.get("forbidden") or ())
     if DOUBTS.search(answer):
         return "false" if forbidden else "unsure"
     return "right" if judge(record, answer, evidence_times) else "false"

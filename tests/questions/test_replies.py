@@ -10,6 +10,7 @@ from pipeline.questions.composer import UNKNOWABLE, Composer
 from pipeline.questions.planner import Earlier, Planner
 from pipeline.questions.replies import PLAIN, reply
 from pipeline.questions.router import Router
+from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import ASSETS
 from pipeline.training.metrics import DOUBTS
 from tests.questions.made import SURE, HandMade, features, index, located
@@ -41,7 +42,7 @@ def say(text: str, *before: str) -> str:
         earlier = Earlier(known.asked if known else asked, verdict)
     if said := reply(asked, known is not None, NOW):
         return said
-    return Composer(full.kind or "premise", full, verdict, INDEX).answer()
+    return Composer(full.kind or "premise", full, verdict, INDEX, Senses()).answer()
 
 
 @pytest.mark.parametrize("text", ["", "   ", "???", "<b></b>", "<img src=x onerror=alert(1)>", "asdfgh qwrtzp", "😀"])
@@ -97,7 +98,7 @@ def test_length(text):
     "text", ["Was ist auf dem Baum zu sehen?", "¿Qué hay en la mesa?", "gdzie jest pies", "犬はどこ"]
 )
 def test_other_languages_get_one_sentence(text):
-    assert say(text) == "I do not know this language; please ask in English."
+    assert say(text) == "Please ask in English; I understand no other language."
 
 
 @pytest.mark.parametrize("text", ["Is there a piñata?", "Where is the café?", "When does the señor leave?"])
@@ -163,5 +164,5 @@ def test_every_kind_that_the_router_knows_is_answered_or_left_to_the_pictures():
     kinds = json.loads((ASSETS / "router.json").read_text())["kinds"]
     for kind in kinds:
         verdict = Planner(HandMade(), SURE).plan(parse("What is it?", NOW), located("find"), INDEX)
-        said = Composer(kind, parse("What is the bus?", NOW), verdict, INDEX).answer()
+        said = Composer(kind, parse("What is the bus?", NOW), verdict, INDEX, Senses()).answer()
         assert "Yes" not in said, (kind, said)

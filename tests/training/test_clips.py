@@ -12,6 +12,7 @@ from pipeline.stream import Frame
 from pipeline.towers.frame_tower import ASSETS, FrameFeatures, labels
 from pipeline.training import clips
 from pipeline.training.clips import Asked, EngineWatcher, StockChat, WordsAlone, ask_clip, lines, parts, summary
+from pipeline.training.metrics import outcome
 from tests.fake_model import FakeModel, fake_engine, write_clip
 
 
@@ -194,8 +195,6 @@ def test_shared_keys_and_values_change_no_answer(stock, monkeypatch):
 
 
 def test_a_doubt_is_neither_right_nor_false_unless_it_says_something_forbidden() -> None:
-    from pipeline.training.metrics import outcome
-
     record = {"expected": [["red"]], "forbidden": ["blue"]}
     assert outcome(record, "It is red.") == "right"
     assert outcome(record, "It is green.") == "false"
@@ -203,3 +202,10 @@ def test_a_doubt_is_neither_right_nor_false_unless_it_says_something_forbidden()
     assert outcome(record, "I cannot tell, perhaps red.") == "unsure"
     assert outcome(record, "I cannot tell; a blue shirt.") == "false"
     assert outcome(record, "Hard to say, perhaps red.") == "right", "only the doubts of the list are doubts"
+
+
+def test_the_words_of_a_doubt_are_no_denial():
+    record = {"expected": [["yes"]], "forbidden": ["no", "not", "cannot"]}
+    assert outcome(record, "I am not sure.") == outcome(record, "I cannot tell more.") == "unsure"
+    assert outcome(record, "I am not sure; I have not seen it.") == "false"
+    assert outcome(record, "No.") == "false"

@@ -1,0 +1,229 @@
+"""What towers and senses know of some frames, in words, each past a threshold that its file states. No questions here.
+
+A word is said as a fact only from here; whoever has none says so. Frames are rows of an `Index`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from pipeline.questions.index import Index
+from pipeline.questions.notes import SEEN
+from pipeline.questions.things import Things, named_things
+from pipeline.senses.colours import CENTRE, TERMS, WHOLE
+from pipeline.senses.sensed import Senses
+from pipeline.towers.frame_tower import labels
+
+GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
+SHORT = 8  # frames of a video in which one frame is much
+TOLD = 0.5  # score from which a detection is said as a fact; persons are seldom mistaken, so SEEN is enough
+CLASS_SURE = 0.5  # mean probability from which an ImageNet class is said as a fact
+CLASS_DOUBTED = 0.05  # the same of a class
+DOUBTED = 0.3  # score from which something may be there
+FEW = 0.1  # share of a colour up to which a thing does not have it
+PEOPLE = Things((0,), ())
+HOUSEHOLD = named_things("tv couch bed toilet microwave oven toaster sink refrigerator")  # seen indoors
+# Where something is, by the words of the places' head; its other words are no places.
+AT = {
+    "water": "by the water",
+    "pool": "at a pool",
+    "beach": "on a beach",
+    "snow": "in snow",
+    "street": "on a street",
+    "grass": "on grass",
+    "rocks": "among rocks",
+    "mountain": "in the mountains",
+    "sand": "on sand",
+    "forest": "in a forest",
+    "playground": "at a playground",
+    "indoors": "indoors",
+}
+SOMEBODY = {"anybody", "anyone", "somebody", "someone", "everybody", "everyone", "nobody", "people", "persons"}
+SOMEBODY |= {"somebody else", "visitor", "no one"}
+MANY = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "knife": "knives",
+    "sheep": "sheep",
+    "couch": "couches",
+    "bus": "buses",
+    "bench": "benches",
+}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+# Everyday words for many classes, whose probabilities add up: a cat is a tabby, an Egyptian cat or a tiger cat.
+GROUPS = ("dog", "cat", "bird", "fish", "snake", "monkey", "bear", "butterfly", "turtle", "rabbit", "flower", "rocket")
+# The detector knows a person, not whether it is one of these.
+GENDERED = set(
+    re.findall(r"\w+", "man men woman women boy girl lady guy child children kid kids baby adult toddler worker")
+)
+SUBSTANCES = {"water", "snow", "grass", "sand", "rocks", "indoors", "night"}  # words without "a"
+
+
+def counted(word: str, number: int) -> str:
+    """ "two dogs", "a cat"."""
+    word = "person" if word in SOMEBODY else word
+    if number == 1:
+        return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+    many = MANY.get(word, word if word.endswith("s") else word + "s")
+    return f"{NUMBERS[number] if number < len(NUMBERS) else number} {many}"
+
+
+def joined(parts: Sequence[str], last: str = "and") -> str:
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def surely(index: Index, frames: Sequence[int]) -> list[str]:
+    """What the towers are sure of in some frames, counted: detections by the middle of their counts, then classes."""
+    features, rows = index.features, list(frames)
+    ids = features.det_ids[rows]
+    sure = features.det_scores[rows] >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
+    found = [(int(i), (sure & (ids == i)).sum(1).numpy()) for i in ids[sure].unique()]
+    most = [(i, n) for i, n in found if (n > 0).mean() > 0.5 or features.det_scores[rows][ids == i].max() >= GLIMPSE]
+    counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in most]
+    classes = likely(index, rows)
+    exact = {word.lower().split()[-1] for word in classes}  # "an Egyptian cat" needs no "a cat" beside it
+    counts = [(word, number) for word, number in counts if number > 1 or (number and word not in exact)]
+    said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
+    words_of = " ".join(said).lower().split()
+    return [*[counted(word, 1) for word in classes if word.lower() not in words_of], *said]
+
+
+def likely(index: Index, rows: Sequence[int]) -> list[str]:
+    """ImageNet's words whose probability, averaged over the frames, is enough; else the group's that adds up to it."""
+    classes, probs = index.features.classes[list(rows)], index.features.class_probs[list(rows)]
+    means = {int(c): float((probs * (classes == c)).sum()) / len(classes) for c in classes.unique()}
+    sure = sorted((c for c, mean in means.items() if mean >= CLASS_SURE), key=lambda c: -means[c])
+    if sure:
+        return [labels()["imagenet"][c] for c in sure]
+    return [group for group in GROUPS if sum(means.get(c, 0.0) for c in named_things(group).classes) >= CLASS_SURE]
+
+
+def runs(index: Index, things: Things) -> list[range]:
+    """Stretches of frames in which the towers see one of the things; gaps of two frames are closed."""
+    shown = things.shown(index.features)
+    if shown is None:
+        return []
+    hits = np.flatnonzero(shown >= SEEN)
+    if not len(hits):
+        return []
+    parts = np.split(hits, np.flatnonzero(np.diff(hits) > 3) + 1)
+    sure = [part for part in parts if len(part) > 1 or len(shown) < SHORT or shown[part[0]] >= GLIMPSE]
+    return [range(int(part[0]), int(part[-1]) + 1) for part in sure]
+
+
+def doubtful(index: Index, things: Things) -> bool:
+    """Whether the towers half see in two frames one after the other what they do not see; of what the classifier alone
+    knows, which is seldom alone in the picture, in any frame."""
+    shown = things.shown(index.features)
+    if shown is not None and not things.coco:
+        return bool(shown.max() >= CLASS_DOUBTED)
+    half = shown >= DOUBTED if shown is not None else np.zeros(1, bool)
+    return bool((half[1:] & half[:-1]).any())
+
+
+def gaps(index: Index) -> list[range]:
+    """Stretches of two frames or more, also of a whole short video, in which nobody is seen."""
+    shown = PEOPLE.shown(index.features)
+    assert shown is not None
+    hits = np.flatnonzero(shown < DOUBTED)
+    parts = [part for part in np.split(hits, np.flatnonzero(np.diff(hits) > 1) + 1) if len(part)]
+    return [range(int(p[0]), int(p[-1]) + 1) for p in parts if len(p) > 1 or len(shown) < SHORT]
+
+
+class Known:
+    """What senses beyond the towers say of frames of an index."""
+
+    def __init__(self, index: Index, senses: Senses):
+        self.index, self.senses = index, senses
+
+    def settings(self, rows: Sequence[int]) -> list[str]:
+        """Places, settings and actions past their floors, surest first; those of people only where one is seen."""
+        found = self.senses.settings(self.index.sensed, rows)
+        return [word for word in found if self.senses.alone(word) or self.there(PEOPLE, rows)]
+
+    def there(self, things: Things, rows: Sequence[int]) -> bool:
+        """Whether the towers see one of the things in most of the frames."""
+        shown = things.shown(self.index.features)
+        return shown is not None and bool(np.median(shown[list(rows)]) >= SEEN)
+
+    def place(self, rows: Sequence[int]) -> str:
+        """Where this is, if senses or things say so: "on a street", "indoors"."""
+        said = [AT[word] for word in self.settings(rows) if word in AT]
+        if said:
+            return joined(said[:2])
+        return "indoors" if self.there(HOUSEHOLD, rows) else ""
+
+    def knows(self, word: str) -> bool:
+        """Whether a word may be said of a setting."""
+        return self.senses.places is not None and self.senses.places.says(word)
+
+    def rows_of(self, word: str) -> list[int]:
+        """Frames whose setting is said to be the word, in runs of two or more."""
+        numbers = self.index.sensed.get("places")
+        if self.senses.places is None or numbers is None:
+            return []
+        hits = [i for i in range(len(numbers)) if word in self.senses.places.sure(numbers[i : i + 1])]
+        return [i for i in hits if i + 1 in hits or i - 1 in hits]
+
+    def nobody(self, rows: Sequence[int]) -> bool:
+        """Whether people were seen in the shot of these frames, and none in them."""
+        shown = PEOPLE.shown(self.index.features)
+        assert shown is not None
+        shot = self.index.frames_of(self.index.shot_of(rows[0]))
+        return bool(shown[shot].max() >= GLIMPSE and shown[list(rows)].max() < DOUBTED)
+
+    def looks(self, rows: Sequence[int]) -> list[str]:
+        """ "black and white" or "in colour", "dark" or "bright"."""
+        return [word for word, _ in self.senses.looks(self.index.sensed, rows)]
+
+    def shares(self, things: Things, rows: Iterable[int]) -> np.ndarray:
+        """(n, 11) colours of the surest detection of the things in each frame that has one; of what a class alone
+        tells, of the frame's middle."""
+        features, colours = self.index.features, self.index.sensed.get("colours")
+        if colours is None:
+            return np.zeros((0, len(TERMS)))
+        ids, sure = features.det_ids.numpy(), features.det_scores.numpy() >= SEEN
+        named, found = Things((), things.classes).shown(features), []
+        for row in rows:
+            wanted = np.flatnonzero(np.isin(ids[row], things.coco) & sure[row])
+            if len(wanted):
+                found.append(self.senses.colours.row(colours[row], int(wanted[0])))
+            elif named is not None and named[row] >= CLASS_SURE:
+                found.append(self.senses.colours.row(colours[row], CENTRE))
+        return np.stack(found) if found else np.zeros((0, len(TERMS)))
+
+    def colours(self, things: Things, rows: Iterable[int]) -> list[str]:
+        """Colours of things (of people: of their clothes), the largest share first."""
+        found = self.shares(things, rows)
+        return [term for term, _ in self.senses.colours.named(found)] if len(found) else []
+
+    def overall(self, rows: Sequence[int]) -> list[str]:
+        """Colours of whole frames."""
+        if "colours" not in self.index.sensed:
+            return []
+        return [term for term, _ in self.senses.colours.say(self.index.sensed["colours"][list(rows)], WHOLE)]
+
+
+def named(word: str) -> str:
+    """A thing as the detector knows it: whether a person is a man it cannot tell."""
+    return "person" if word in GENDERED else word
+
+
+def described(known: Known, rows: Sequence[int]) -> str:
+    """What is seen in some frames: things, settings, that nobody is there."""
+    said = surely(known.index, rows)[:4]
+    said += [word for word in map(phrased, known.settings(rows)) if word not in said][: 5 - len(said)]
+    if not known.nobody(rows):
+        return joined(said)
+    return f"nobody, only {joined(said)}" if said else "nobody"
+
+
+def phrased(word: str) -> str:
+    """A word of the places' head as something seen."""
+    return word if word in SUBSTANCES or word.endswith("ing") or " " in word else counted(word, 1)

@@ -1,0 +1,61 @@
+"""What is seen of something: its colour, clothes, light, what is done. Empty where no sense says it."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.clock import mmss
+from pipeline.questions.asked import Asked
+from pipeline.questions.facts import PEOPLE, Known, joined
+from pipeline.questions.notes import Verdict
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text))
+
+
+# Words of a question that ask for no more than that something is there; for clothes; for a colour; for light.
+THERE = _words(
+    """standing stand room place scene moment time second frame film screen view else come came coming comes walk walked
+    walking enter entered turn turned up show showed shown spot find found anything something still just present around
+    left passing pass passed went go goes gone by get got being what which there any other least"""
+)
+CLOTHES = _words("shirt dress jacket coat vest clothes sweater top wearing wear worn on")
+ELSEWHERE_WORN = _words("hat head helmet glasses shoes feet hair trousers pants legs hands neck")
+HUES = _words("color colors colour colours coloured colored shade hue kind sort main exactly")
+GREYS = _words("black white monochrome grey gray colour color coloured colored")
+LIGHT = _words("dark bright light night lit dim day")
+
+
+def colour(asked: Asked, known: Known, verdict: Verdict) -> str:
+    """Of things, from their boxes; of clothes, from the person in them; of nothing named, from whole pictures."""
+    asks = set(asked.unnamed)
+    if verdict.time is None or [w for w in asks if w not in HUES | CLOTHES | THERE and len(w) > 1]:
+        return ""
+    things = asked.things if any(asked.things) else PEOPLE if CLOTHES & asks else None
+    hues = known.colours(things, verdict.frames) if things else known.overall(verdict.frames)
+    return f"{joined(hues).capitalize()}, at {mmss(verdict.time)}." if hues else ""
+
+
+def wearing(asked: Asked, known: Known, verdict: Verdict) -> str:
+    """The colours at the chest: of what stands on a head or feet nothing is known."""
+    hues = known.colours(PEOPLE, verdict.frames)
+    if not hues or verdict.time is None or ELSEWHERE_WORN & set(asked.unnamed):
+        return ""
+    return f"A top or jacket in {joined(hues)}, at {mmss(verdict.time)}."
+
+
+def doing(asked: Asked, known: Known, verdict: Verdict) -> str:
+    """An action that the places' head is sure of."""
+    done = [word for word in known.settings(verdict.frames) if word.split()[0].endswith("ing")]
+    return f"{done[0].capitalize()}, at {mmss(verdict.time)}." if done and verdict.time is not None else ""
+
+
+def light(asked: Asked, known: Known, verdict: Verdict) -> str:
+    """Colour or black-and-white, dark or bright, whichever the question names."""
+    asks = {"black and white": GREYS, "in colour": GREYS, "dark": LIGHT, "bright": LIGHT}
+    said = [word for word in known.looks(verdict.frames) if asks[word] & set(asked.unnamed)]
+    return f"The picture is {joined(said)} at {mmss(verdict.time)}." if said and verdict.time is not None else ""
+
+
+LOOKED = {"colour": colour, "wearing": wearing, "doing": doing, "bw": light, "weather": light}
