@@ -9,17 +9,22 @@ client.predict(key, "What is happening now?", -1, api_name="/ask")
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.live.conversation import number
 from app.live.session import LiveSession
 from app.live.table import Sessions
-from app.live.view import UPLOAD, Turn, View
+from app.live.view import UPLOAD, Phase, Turn, View
 from pipeline import UserError
+
+OPENING_S = 20.0  # a video whose first picture takes longer is watched all the same
+
+WEEK_S = 7 * 86_400.0  # no video is longer, where its length is not known yet
 
 
 def add_api(sessions: Sessions) -> None:
@@ -28,19 +33,20 @@ def add_api(sessions: Sessions) -> None:
     def found(key: str) -> LiveSession:
         session = sessions.get(key)
         if session is None:
-            raise gr.Error("There is no session with this key, so nothing was done; call /watch first.")
+            raise refused("There is no session with this key, so nothing was done; call /watch first.")
         return session
 
     def watch(video: str) -> str:
         if not video:
-            raise gr.Error("No file arrived, so nothing was watched; send one.")
+            raise refused("No file arrived, so nothing was watched; send one.")
         key = None
         try:
-            key, session = sessions.ensure(None)
+            key, session = sessions.ensure(None, program=True)
             session.open_file(video, UPLOAD, Path(video).name)
+            opened(session)
         except UserError as error:
             sessions.close(key)
-            raise gr.Error(str(error), print_exception=False) from None
+            raise refused(str(error)) from None
         return key
 
     def status(key: str) -> dict[str, Any]:
@@ -51,14 +57,14 @@ def add_api(sessions: Sessions) -> None:
         """The growing answer with its evidence. at: second of the video the question is about; below 0 means now."""
         session = found(key)
         try:
-            asked = session.ask(question, number(at))
+            asked = session.ask(question, second(at, session.view()))
             for _ in session.answer(asked):
                 yield answered(session.view().turn(asked))
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise refused(str(error)) from None
         turn = session.view().turn(asked)
         if turn and turn.error:
-            raise gr.Error(turn.error, print_exception=False)
+            raise refused(turn.error)
 
     def close(key: str) -> bool:
         """Ends a session and deletes its file."""
@@ -72,6 +78,40 @@ def add_api(sessions: Sessions) -> None:
     gr.api(status, api_name="status", concurrency_limit=None)
     gr.api(ask, api_name="ask", concurrency_limit=None)
     gr.api(close, api_name="close")
+
+
+def refused(sentence: str) -> gr.Error:
+    """What a program gets; the log has better things to keep."""
+    return gr.Error(sentence, print_exception=False)
+
+
+def opened(session: LiveSession) -> None:
+    """Waits for the first picture, and not for ever. Raises UserError where there is none to come: it is no video."""
+    end = time.monotonic() + OPENING_S
+    view = session.view()
+    while not view.frames and time.monotonic() < end:
+        if view.phase is Phase.ENDED:
+            raise UserError(view.error or "There is no picture in this file, so nothing was watched; send a video.")
+        time.sleep(0.05)
+        view = session.view()
+
+
+def second(at: object, view: View) -> float | None:
+    """The second of the video that a program means; None for now. Raises UserError for what is none."""
+    try:
+        value = float(at)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if value < 0:
+        return None
+    unknown = view.duration is None and not view.live and view.phase is not Phase.ENDED
+    last = WEEK_S if unknown else max(view.duration or 0.0, view.seen_until)
+    if not value <= last + 1:
+        raise UserError(
+            f"The question is pinned to a second that this video does not have, so it was not asked; send one of 0 to "
+            f"{last:.0f}, or -1 for now."
+        )
+    return value
 
 
 def standing(view: View) -> dict[str, Any]:

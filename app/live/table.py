@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 import time
+from typing import NamedTuple
 
 from app.live import uploads
 from app.live.session import LiveSession
@@ -21,6 +22,9 @@ PLACES = 8  # visitors at once; each holds a state, a memory and one worker
 IDLE_S = 600  # a session without a file is closed after so long without a sign of its page
 KEEP_S = 3600  # one with a file goes on watching, and keeps what it saw, for so long without its page
 LEFT_S = 6  # after the page said goodbye; a reconnecting page shows itself within a second
+PROGRAM_S = 300  # a program's session is closed after so long without a call
+LINE_S = 15  # who waits for a place and is not heard of for so long waits no more
+LOOKED_AT_S = 5  # a page that is open is heard of more often than this
 UNUSED_S = 30  # without a stream and without a sign of its page: gives way to a newcomer
 SHUT_S = 10  # the end of the server waits for so long for chunks that are being watched
 ISSUED = 10_000  # keys of pages that have not started anything; each is one short string
@@ -30,8 +34,8 @@ class Place:
     """A session in the table, and when its page was last heard of (on a monotonic clock: a changed wall clock must not
     end a stream)."""
 
-    def __init__(self, session: LiveSession) -> None:
-        self.session = session
+    def __init__(self, session: LiveSession, program: bool = False) -> None:
+        self.session, self.program = session, program
         self.touched = time.monotonic()
         self.left: float | None = None
 
@@ -41,13 +45,30 @@ class Place:
 
     def overdue(self, now: float) -> bool:
         """Whether nobody will come back."""
-        if self.session.has_file:
-            return now - self.touched > KEEP_S
-        return now - self.touched > IDLE_S or (self.left is not None and now - self.left > LEFT_S)
+        return self.ends_in(now) < 0 or (
+            self.left is not None and now - self.left > LEFT_S and not self.session.has_file
+        )
+
+    def ends_in(self, now: float) -> float:
+        """Seconds until it is closed, if nobody comes back to it meanwhile."""
+        kept = PROGRAM_S if self.program else KEEP_S if self.session.has_file else IDLE_S
+        return self.touched + kept - now
+
+    def looked_at(self, now: float) -> bool:
+        return now - self.touched < LOOKED_AT_S
 
     def expendable(self, now: float) -> bool:
         """Whether it gives way to a newcomer: its page has gone, or it holds nothing and is not looked at."""
-        return self.left is not None or (self.session.watch is None and now - self.touched > UNUSED_S)
+        return self.left is not None or (self.session.holds_nothing and now - self.touched > UNUSED_S)
+
+
+class InLine(NamedTuple):
+    """Where somebody stands who waits for a place: 1 for who comes next. seconds: in which a place is free for them at
+    the latest, None where nobody knows. free: it is their turn now."""
+
+    place: int
+    seconds: float | None
+    free: bool
 
 
 class Sessions:
@@ -58,7 +79,8 @@ class Sessions:
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
         self._issued: dict[str, None] = {}  # keys without a session, oldest first
-        self._lock = threading.RLock()  # of the three
+        self._line: dict[str, float] = {}  # those of them that wait for a place, first come first; when last heard of
+        self._lock = threading.RLock()  # of the four
         self._closing = threading.Event()
         threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True).start()
 
@@ -92,36 +114,64 @@ class Sessions:
         """Whether the key was issued and nothing was started with it yet."""
         return isinstance(key, str) and key in self._issued
 
-    def ensure(self, key: str | None, page: str | None = None) -> tuple[str, LiveSession]:
+    def ensure(self, key: str | None, page: str | None = None, program: bool = False) -> tuple[str, LiveSession]:
         """The session of a key; or a new one, under that key if it was issued and under a new one if not.
 
-        Raises UserError when every place is taken.
+        program: nobody looks at it, so it is closed soon after the last call. Raises UserError when every place is
+        taken, or the next one is somebody else's who waits for it.
         """
         with self._lock:
             session = self.get(key, page)
             if key is not None and session is not None:
                 return key, session
-            retired = self._make_room()
+            retired = self._make_room(key)
             key = key if key is not None and self.awaits(key) else secrets.token_urlsafe(16)
             self._issued.pop(key, None)
+            self._line.pop(key, None)
             session = LiveSession(self.engine, self.rival)
-            self._by_key[key] = Place(session)
+            self._by_key[key] = Place(session, program)
             if page:
                 self._pages[page] = key
         if retired:
             retired.close()
         return key, session
 
-    def _make_room(self) -> LiveSession | None:
+    def wait(self, key: str) -> None:
+        """Gets in line for a place, with a key that was issued; who waits already keeps theirs."""
+        with self._lock:
+            if self.awaits(key):
+                self._line[key] = time.monotonic()
+
+    def in_line(self, key: str | None) -> InLine | None:
+        """Where a key stands in line, None for one that does not wait. Who asks is still there."""
+        with self._lock:
+            now = time.monotonic()
+            self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S or one == key}
+            if key is None or key not in self._line:
+                return None
+            self._line[key] = now
+            place = list(self._line).index(key) + 1
+            ends = sorted(one.ends_in(now) for one in self._by_key.values() if not one.looked_at(now))
+            seconds = max(ends[place - 1], 0.0) if place <= len(ends) else None
+            return InLine(place, seconds, self._free(now) >= place)
+
+    def _free(self, now: float) -> int:
+        """Places that a newcomer may have."""
+        return self.places - len(self._by_key) + sum(place.expendable(now) for place in self._by_key.values())
+
+    def _make_room(self, key: str | None) -> LiveSession | None:
         """Takes out the session that nobody has looked at for longest, where every place is taken."""
-        if len(self._by_key) < self.places:
-            return None
-        gone = [key for key, place in self._by_key.items() if place.expendable(time.monotonic())]
-        if not gone:
+        now = time.monotonic()
+        self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S}
+        before = list(self._line).index(key) if key in self._line else len(self._line)
+        if self._free(now) <= before:
             raise UserError(
                 f"All {self.places} places are taken at the moment, so nothing was started; please try again in a "
                 "few minutes."
             )
+        if len(self._by_key) < self.places:
+            return None
+        gone = [key for key, place in self._by_key.items() if place.expendable(now)]
         return self._by_key.pop(min(gone, key=lambda key: self._by_key[key].touched)).session
 
     def leave(self, page: str | None) -> None:

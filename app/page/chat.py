@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from app.live.view import TIME, Turn, View, seconds
-from app.page.panels import chip
+from app.page.panels import chip, ordinal
 from pipeline import Answer, mmss
 
 Card = Callable[[str], Any]  # makes the page's HTML component of a piece of markup
@@ -84,12 +84,6 @@ def _waiting(turn: Turn) -> str:
     """Where a question stands in line; the one being answered is the first."""
     withdraw = f'<button type="button" data-deed="withdraw {turn.id}">Withdraw</button>'
     return f'<p class="waiting">Waiting, {ordinal(turn.place)} {withdraw}</p>'
-
-
-def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 4th, 11th, 21st."""
-    tens = number % 100 in (11, 12, 13)
-    return f"{number}{'th' if tens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def _thinking(words: str) -> str:

@@ -33,6 +33,7 @@ class Events:
 
     def __init__(self, sessions: Sessions, example: Path) -> None:
         self.sessions, self.example, self.shown = sessions, example, Shown()
+        self.wishes: dict[str, Callable[[LiveSession], Any]] = {}  # by key, of those who wait for a place
 
     # The source
 
@@ -52,7 +53,7 @@ class Events:
             key, session = self.sessions.ensure(key, request.session_hash)
             session.offer(rgb)
         except UserError as error:
-            return key, panels.state_line(NOTHING, sentence=str(error)), gr.skip()
+            return key, self._waits(key, LiveSession.open_camera) or _refused(error), gr.skip()
         return key, gr.skip(), gr.skip()
 
     def press(self, label: str, source: str, path: str | None, key: str | None, request: gr.Request) -> tuple:
@@ -108,8 +109,33 @@ class Events:
             key, session = self.sessions.ensure(key, request.session_hash)
             start(session)
         except UserError as error:
-            return key, panels.state_line(NOTHING, sentence=str(error)), gr.skip()
+            return key, self._waits(key, start) or _refused(error), gr.skip()
         return key, *_standing(session.view(), source)
+
+    # A place
+
+    def _waits(self, key: str | None, start: Callable) -> str:
+        """The state line of who found every place taken, and waits for one; "" for who failed at something else."""
+        if key is None or not self.sessions.awaits(key):
+            return ""
+        self.sessions.wait(key)
+        self.wishes = {one: wish for one, wish in self.wishes.items() if self.sessions.awaits(one)} | {key: start}
+        spot = self.sessions.in_line(key)
+        return panels.state_line(NOTHING, told=panels.in_line(spot.place, spot.seconds)) if spot else ""
+
+    def _in_line(self, source: str, key: str, request: gr.Request) -> tuple:
+        """What a page shows that has no stream: where it stands in line, if it waits; and what it wished for begins
+        when its turn comes. As `tick`."""
+        spot, shown = self.sessions.in_line(key), self.shown.of(request.session_hash)
+        nothing = (gr.skip(),) * 7
+        if spot is None:
+            return nothing
+        if spot.free and key in self.wishes:
+            _, line, button = self._started(key, request, source, self.wishes.pop(key))
+            return line, "Your place is free.", gr.skip(), gr.skip(), button, *(gr.skip(),) * 2
+        told = panels.in_line(spot.place, spot.seconds)
+        line = _changed(shown, "line", panels.state_line(NOTHING, told=told))
+        return line, _changed(shown, "spoken", told.word), *nothing[2:]
 
     # The chat
 
@@ -211,8 +237,10 @@ class Events:
     def tick(self, player: float, source: str, key: str | None, request: gr.Request) -> tuple:
         """(state line, spoken state, metrics, film, main button, key, plots), where this page shows another."""
         session = self.sessions.get(key, request.session_hash)
+        if session is None and key and not self.sessions.awaits(key):
+            return self._gone(request.session_hash)
         if session is None:
-            return (gr.skip(),) * 7 if not key or self.sessions.awaits(key) else self._gone(request.session_hash)
+            return self._in_line(source, key or "", request)
         view, shown = session.view(), self.shown.of(request.session_hash)
         player = (number(player) or 0.0) if source == view.source else 0.0
         kind, word, detail = view.told(player)
@@ -258,6 +286,10 @@ def _button(label: str) -> gr.Button:
 def _standing(view: View, source: str) -> tuple[str, gr.Button]:
     """The state line and the main button, which never disagree. source: what the page has chosen."""
     return panels.state_line(view), _button(main_label(view, source))
+
+
+def _refused(error: UserError) -> str:
+    return panels.state_line(NOTHING, sentence=str(error))
 
 
 def _seen(session: LiveSession | None) -> View:

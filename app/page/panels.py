@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 
-from app.live.view import ModelView, Phase, Picture, View
+from app.live.view import ModelView, Phase, Picture, Told, View
 from pipeline import mmss
 
 SUGGESTIONS = (
@@ -33,9 +34,25 @@ def said(sentence: str) -> str:
     return f'<p role="alert">{html.escape(sentence)}{close}</p>'
 
 
-def state_line(view: View, player: float = 0.0, sentence: str = "") -> str:
-    """The state word, its detail and the progress; `sentence` overrides with an error that has no stream."""
-    kind, word, detail = ("error", "Not watching", sentence) if sentence else view.told(player)
+def in_line(place: int, seconds: float | None) -> Told:
+    """Where a visitor stands who waits for a place. How long is said only where it is known."""
+    known = ""
+    if seconds is not None:
+        known = f" One is free in about {max(1, math.ceil(seconds / 60))} min, if nobody comes back to theirs."
+    detail = f"All places are taken.{known} Yours begins by itself, so keep this page open."
+    return Told("waiting", f"Waiting for a place, {ordinal(place)} in line", detail)
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st."""
+    tens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if tens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def state_line(view: View, player: float = 0.0, sentence: str = "", told: Told | None = None) -> str:
+    """The state word, its detail and the progress; `sentence` overrides with an error that has no stream, `told` with
+    anything else."""
+    kind, word, detail = told or (Told("error", "Not watching", sentence) if sentence else view.told(player))
     name = f'<span class="file">{html.escape(short(view.file_name))}</span>' if view.file_name else ""
     return (
         f'<div class="state {kind}"><span class="dot"></span><strong>{html.escape(word)}</strong>'

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.live.table import IDLE_S, KEEP_S, LEFT_S, Sessions
+from app.live.table import IDLE_S, KEEP_S, LEFT_S, LINE_S, PROGRAM_S, Sessions
 from app.page.handlers import Events
 from pipeline import Engine, UserError
 from tests.fake_model import RED, FakeModel, ended, fake_engine, picture, until
@@ -116,6 +116,63 @@ def test_shutting_leaves_no_thread_behind(clip):
         sessions.ensure(None)[1].open_file(clip)
     sessions.shut()
     until(lambda: set(threading.enumerate()) <= before, 5)
+
+
+def test_a_programs_session_goes_after_minutes_without_a_call(table, clip):
+    """Each kept its place for an hour, and eight of them shut everybody out."""
+    sessions = table()
+    key, session = sessions.ensure(None, program=True)
+    session.open_file(clip)
+    until(lambda: ended(session))
+    assert sessions.reap(time.monotonic() + PROGRAM_S - 5) == 0
+    assert sessions.get(key) is session, "a call keeps it"
+    assert sessions.reap(time.monotonic() + PROGRAM_S + 5) == 1 and len(sessions) == 0
+
+
+# Waiting for a place
+
+
+def test_places_are_given_in_the_order_of_the_line(table):
+    sessions = table(places=1)
+    taken, session = sessions.ensure(None, "page")
+    session.offer(picture(RED))
+    first, second, newcomer = [sessions.issue() for _ in range(3)]
+    for key in (first, second, first):
+        sessions.wait(key)
+    assert [sessions.in_line(key).place for key in (first, second)] == [1, 2] and sessions.in_line(newcomer) is None
+    sessions.close(taken)
+    assert sessions.in_line(first).free and not sessions.in_line(second).free
+    for key in (second, newcomer, None):
+        with pytest.raises(UserError):
+            sessions.ensure(key)
+    assert sessions.ensure(first)[0] == first and sessions.in_line(first) is None
+    assert sessions.in_line(second).place == 1
+
+
+def test_who_is_not_heard_of_waits_no_more(table, monkeypatch):
+    sessions = table(places=1)
+    sessions.ensure(None, "page")[1].offer(picture(RED))
+    gone, there = sessions.issue(), sessions.issue()
+    sessions.wait(gone)
+    sessions.wait(there)
+    sessions._line[gone] -= LINE_S + 1
+    assert sessions.in_line(there).place == 1
+    sessions.wait("x" * 22)
+    assert sessions.in_line("x" * 22) is None, "only keys that were issued get in line"
+
+
+def test_how_long_is_said_only_where_it_is_known(table, clip):
+    sessions = table(places=2)
+    sessions.ensure(None, "page")[1].offer(picture(RED))
+    program, session = sessions.ensure(None, program=True)
+    session.open_file(clip)
+    first, second = sessions.issue(), sessions.issue()
+    sessions.wait(first)
+    sessions.wait(second)
+    assert sessions.in_line(first).seconds is None, "both are looked at"
+    sessions._by_key[program].touched -= 60
+    assert sessions.in_line(first).seconds == pytest.approx(PROGRAM_S - 60, abs=5)
+    assert sessions.in_line(second).seconds is None
 
 
 # Pages and their keys

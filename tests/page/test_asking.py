@@ -250,3 +250,31 @@ def test_a_reload_in_mid_answer_goes_on_following(page, model):
     model.speaks.set()
     until(lambda: page.locator("#chat .facts").count() == 2)
     assert "stopped" not in page.inner_text("#chat"), "a page that goes away cuts nothing"
+
+
+def test_a_full_house_has_a_line_and_what_was_wished_for_begins_by_itself(visitor, sessions):
+    others = []
+    for _ in range(sessions.places):
+        key, session = sessions.ensure(None, program=True)
+        session.open_camera()
+        others.append(key)
+    one, two = visitor(), visitor()
+    one.click("#go")
+    one.wait_for_selector("#line strong:has-text('Waiting for a place, 1st')")
+    two.click("#go")
+    two.wait_for_selector("#line strong:has-text('Waiting for a place, 2nd')")
+    send(two, "and questions?")
+    two.wait_for_selector(f"{SAID}:has-text('places are taken')")
+    sessions.close(others[0])
+    state(one, "Ended")
+    two.wait_for_selector("#line strong:has-text('Waiting for a place, 1st')")
+    sessions.close(others[1])
+    two.wait_for_selector("#go:has-text('Pause'), #go:has-text('Watch again')")
+
+
+def test_a_queue_that_is_full_is_said(page):
+    """Gradio's own answer, which is shown as a toast; one of an event that is not queued is not."""
+    page.route("**/queue/join**", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
+    send(page, "anybody there?")
+    page.wait_for_selector("[data-testid=toast-body]:has-text('busy')")
+    page.unroute("**/queue/join**")

@@ -82,17 +82,27 @@ def test_a_program_watches_asks_and_closes(client, server, clip):
     assert client.predict(key, api_name="/close") is True and len(server[1]) == 0
 
 
-def test_a_file_that_is_no_video_gets_its_sentence(client, tmp_path):
+def test_a_file_that_is_no_video_is_an_error_and_gives_no_key(client, server, tmp_path):
     from gradio_client import handle_file
 
     letter = tmp_path / "letter.mp4"
     letter.write_text("dear reader, " * 200)
-    key = client.predict(handle_file(letter), api_name="/watch")
-    until(lambda: client.predict(key, api_name="/status")["state"] == "error")
-    assert "not a video" in client.predict(key, api_name="/status")["detail"]
+    with pytest.raises(Exception, match="not a video"):
+        client.predict(handle_file(letter), api_name="/watch")
+    assert len(server[1]) == 0, "it holds no place"
 
 
-def test_errors_are_one_sentence_and_foreign_keys_open_nothing(client, clip):
+@pytest.mark.parametrize("at", ["abc", 1e9, "nan", 500])
+def test_a_second_that_is_none_of_the_videos_is_refused_in_a_sentence(client, clip, at):
+    from gradio_client import handle_file
+
+    key = client.predict(handle_file(clip), api_name="/watch")
+    with pytest.raises(Exception, match="does not have"):
+        client.predict(key, "What now?", at, api_name="/ask")
+    assert client.predict(key, "What now?", 3, api_name="/ask")["done"]
+
+
+def test_errors_are_one_sentence_and_foreign_keys_open_nothing(client, clip, capfd):
     from gradio_client import handle_file
 
     for call in ((("x" * 22,), "/status"), (("x" * 22, "hello", -1), "/ask")):
@@ -102,6 +112,7 @@ def test_errors_are_one_sentence_and_foreign_keys_open_nothing(client, clip):
     with pytest.raises(Exception, match="All 2 places are taken"):
         client.predict(handle_file(clip), api_name="/watch")
     assert len(set(keys)) == 2
+    assert "Traceback" not in capfd.readouterr().err, "what a program does wrong is no fault of ours"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "app.py"), str(ROOT / "assets" / "example.mp4") + "x"])
