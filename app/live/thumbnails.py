@@ -1,41 +1,69 @@
-"""Small JPEGs of a stream by time: a bounded number, always spread over everything seen."""
+"""Small JPEGs of a stream by time: a bounded number, and where one is missing the one before it looks like it."""
 
 from __future__ import annotations
 
 import bisect
 import threading
 
+import numpy as np
+
 from app.live.view import Picture
 from pipeline import Frame, thumbnail
 
-KEPT = 2400  # pictures of a stream: every second one of an hour; about 12 MB
+KEPT = 7_200  # pictures of a stream: every one of two hours; about 36 MB
 WIDTH = 208  # pixels
+POINTS = 12  # a side, at which two pictures are compared
+EDGE_S = 0.001  # a moment's time may be rounded
 
 
 class Thumbnails:
-    """At most `limit` pictures; when there are more, every other one goes. One thread adds, any may look."""
+    """At most `limit` pictures; when there are more, a quarter goes: those that differ least from the one before.
+
+    A scene that stands can be told by its first picture; what was there for a second alone cannot, and stays. One
+    thread adds, any may look.
+    """
 
     def __init__(self, limit: int = KEPT) -> None:
         self._pictures: list[Picture] = []
-        self._limit, self._apart = limit, 0.0
+        self._changes: list[float] = []  # how much each differs from the one before it in the stream
+        self._limit = limit
+        self._before: np.ndarray | None = None
         self._lock = threading.Lock()
 
     def add(self, frame: Frame) -> bytes:
-        """The frame's picture, kept unless it is too near the newest one."""
-        picture = Picture(frame.time, thumbnail(frame, WIDTH))
-        if self._pictures and frame.time - self._pictures[-1].time < self._apart:
-            return picture.jpeg
+        """The frame's picture, which is kept."""
+        picture, points = Picture(frame.time, thumbnail(frame, WIDTH)), sampled(frame)
+        change = np.inf if self._before is None else float(np.abs(points - self._before).mean())
+        self._before = points
         with self._lock:
             self._pictures.append(picture)
+            self._changes.append(change)
             if len(self._pictures) > self._limit:
-                self._pictures = self._pictures[::2]
-                span = self._pictures[-1].time - self._pictures[0].time
-                self._apart = 0.9 * span / max(len(self._pictures) - 1, 1)
+                self._thin()
         return picture.jpeg
 
+    def _thin(self) -> None:
+        """Of two neighbours never both at once; what a picture that goes differed by, the one after it inherits."""
+        gone: set[int] = set()
+        for index in np.argsort(self._changes[:-1], kind="stable"):
+            if len(gone) == max(1, self._limit // 4):
+                break
+            if not {index - 1, index + 1} & gone:
+                gone.add(int(index))
+        for index in gone:
+            self._changes[index + 1] += self._changes[index]
+        self._pictures = [one for index, one in enumerate(self._pictures) if index not in gone]
+        self._changes = [one for index, one in enumerate(self._changes) if index not in gone]
+
     def near(self, at: float) -> bytes | None:
-        """The picture whose time is nearest to `at`, or None where nothing was seen yet."""
+        """The picture that stands at `at`, or the first one; None where nothing was seen yet."""
         with self._lock:
-            right = bisect.bisect(self._pictures, at, key=lambda picture: picture.time)
-            around = self._pictures[max(right - 1, 0) : right + 1]
-        return min(around, key=lambda picture: abs(picture.time - at)).jpeg if around else None
+            right = bisect.bisect(self._pictures, at + EDGE_S, key=lambda picture: picture.time)
+            return self._pictures[max(right - 1, 0)].jpeg if self._pictures else None
+
+
+def sampled(frame: Frame) -> np.ndarray:
+    """A few of its points, as numbers that can be subtracted."""
+    height, width = frame.rgb.shape[:2]
+    rows, columns = (np.linspace(0, size - 1, POINTS).astype(int) for size in (height, width))
+    return frame.rgb[np.ix_(rows, columns)].astype(np.int16)

@@ -44,13 +44,51 @@
     setTimeout(URL.revokeObjectURL, 10_000, link.href);
   };
 
-  // The browser plays fewer formats than the model can watch; Gradio calls that an error.
+  // What is watched also plays; a browser that wants silence gets it.
+  const play = (video) => video?.play().catch(() => { video.muted = true; video.play().catch(() => {}); });
+  window.vambaPlay = (tries = 40) => {
+    const video = document.querySelector("#upload video");
+    if (video) play(video);
+    else if (tries) setTimeout(window.vambaPlay, 250, tries - 1); // the player comes with the file
+  };
+  window.vambaAgain = () => {
+    const video = player();
+    if (video) video.currentTime = 0;
+    play(video);
+  };
+
+  // A GIF is a video to us; Gradio takes only what the browser calls one. Before it looks, the file is called that.
+  const picker = (target) => target?.closest?.("#upload")?.querySelector("input[type=file]");
+  document.addEventListener("click", (event) => {
+    const input = picker(event.target);
+    if (input) input.accept = "video/*,image/gif";
+  }, true);
+  document.addEventListener("change", (event) => {
+    const input = picker(event.target);
+    if (!input?.files.length || input.files[0].type !== "image/gif") return;
+    const files = new DataTransfer();
+    files.items.add(new File([input.files[0]], input.files[0].name, { type: "video/gif" }));
+    input.files = files.files;
+  }, true);
+
+  // The browser plays fewer formats than the model can watch; Gradio calls that an error. What the model cannot watch
+  // either has its sentence in the state line, so a second one beside it would only contradict.
+  const explain = (toast, tries) => {
+    const [text, state] = [toast.querySelector("[data-testid=toast-text]"), document.querySelector("#line .state")];
+    if (state?.matches(".error")) toast.querySelector("button")?.click();
+    else if (state?.matches(".watching, .catching, .ended") || !tries) {
+      text.textContent = "Your browser cannot play this file. It is watched all the same.";
+      toast.querySelector(".toast-title").textContent = "Playback";
+      toast.style.visibility = "";
+    } else setTimeout(explain, 250, toast, tries - 1);
+  };
   new MutationObserver(() => {
-    for (const toast of document.querySelectorAll("[data-testid=toast-text]"))
-      if (toast.textContent.trim() === "Video not playable") {
-        toast.textContent = "Your browser cannot play this file. It is still watched, if it is a video.";
-        toast.closest("[data-testid=toast-body]").querySelector(".toast-title").textContent = "Playback";
-      }
+    for (const text of document.querySelectorAll("[data-testid=toast-text]")) {
+      const toast = text.closest("[data-testid=toast-body]");
+      if (text.textContent.trim() !== "Video not playable" || toast.style.visibility) continue;
+      toast.style.visibility = "hidden";
+      setTimeout(explain, 500, toast, 120);
+    }
   }).observe(document.body, { childList: true, subtree: true });
 
   const names = { example: "The example video", upload: "Your video" };

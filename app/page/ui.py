@@ -29,7 +29,11 @@ WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
 )
 
-START_PLAYER = '(...values) => { if (values[0] === "Start") window.vambaStart?.(); return values; }'
+START_PLAYER = """(...values) => {
+  if (values[0] === "Start") window.vambaStart?.();
+  if (values[0] === "Watch again") window.vambaAgain?.();
+  return values;
+}"""
 RESET = "(...values) => { window.vambaReset?.(); return values; }"
 REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
 DEED = "(...values) => { values[0] = window.vambaDeed; return values; }"
@@ -192,7 +196,8 @@ def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
 def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     started = [ui.key, ui.line, ui.main]
     ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
-    ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
+    arrived = ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
+    arrived.then(None, None, None, js="() => window.vambaPlay()")
     # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
     ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
     ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)

@@ -278,3 +278,32 @@ def test_a_queue_that_is_full_is_said(page):
     send(page, "anybody there?")
     page.wait_for_selector("[data-testid=toast-body]:has-text('busy')")
     page.unroute("**/queue/join**")
+
+
+def test_an_upload_plays_when_it_is_watched_and_watch_again_rewinds(visitor, clip):
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    until(lambda: player_time(page) > 0.5)
+    page.evaluate("document.querySelector('#upload video').currentTime = 9")
+    until(lambda: player_time(page) >= 9)
+    page.click("#go:has-text('Watch again')")
+    until(lambda: player_time(page) < 5)
+    until(lambda: not page.evaluate("document.querySelector('#upload video').paused"))
+
+
+def test_a_gif_can_be_chosen_and_is_watched(visitor, folder):
+    from PIL import Image
+
+    path = folder / "blink.gif"
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000, loop=0)
+    page = visitor()
+    page.click("#source label:has-text('Upload')")
+    with page.expect_file_chooser() as chosen:
+        page.click("#upload button >> nth=0")
+    assert "gif" in chosen.value.element.get_attribute("accept")
+    chosen.value.set_files(str(path))
+    state(page, "Ended")
+    assert page.inner_text("#strip .tile:has-text('Frames seen') b").strip() in ("3", "4")
+    page.wait_for_selector("[data-testid=toast-text]:has-text('watched all the same'):visible")
