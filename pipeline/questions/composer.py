@@ -96,7 +96,7 @@ class Composer:
             return UNKNOWABLE[self.kind]
         if self.kind in ("talk", "about_you", "command", "length") or self.verdict.plan == "count":
             return ""
-        if self.verdict.plan == "chat" and not self.asked.each:
+        if self.verdict.plan == "chat" and not self.asked.each and self.kind not in (*LOOKS, "yesno", "either"):
             return ""
         if self.verdict.late:
             return late(self.asked)

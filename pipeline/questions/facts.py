@@ -22,7 +22,6 @@ GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
 SHORT = 8  # frames of a video in which one frame is much
 TOLD = 0.5  # score from which a detection is said as a fact; persons are seldom mistaken, so SEEN is enough
 CLASS_SURE = 0.5  # mean probability from which an ImageNet class is said as a fact
-CLASS_DOUBTED = 0.05  # the same of a class
 DOUBTED = 0.3  # score from which something may be there
 FEW = 0.1  # share of a colour up to which a thing does not have it
 PEOPLE = Things((0,), ())
@@ -118,11 +117,11 @@ def runs(index: Index, things: Things) -> list[range]:
 
 
 def doubtful(index: Index, things: Things) -> bool:
-    """Whether the towers half see in two frames one after the other what they do not see; of what the classifier alone
-    knows, which is seldom alone in the picture, in any frame."""
+    """Whether what is not seen may be there: the towers half see it in two frames one after the other, or only the
+    classifier knows it, which misses what does not fill the picture."""
     shown = things.shown(index.features)
     if shown is not None and not things.coco:
-        return bool(shown.max() >= CLASS_DOUBTED)
+        return True
     half = shown >= DOUBTED if shown is not None else np.zeros(1, bool)
     return bool((half[1:] & half[:-1]).any())
 

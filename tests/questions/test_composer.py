@@ -185,3 +185,16 @@ def test_what_no_sense_kept_is_a_doubt():
     bare = index([0.0] * 12, (0,), features(12, PERSON))
     for kind, text in (("where", "Where is this?"), ("wearing", "What does he wear?"), ("bw", "Is it dark?")):
         assert DOUBTS.search(tell(kind, text, bare)), kind
+
+
+def test_what_only_the_classifier_knows_is_never_denied():
+    """It had not seen a white rabbit on a floor, nor flowers in a meadow."""
+    assert say("yesno", "Is there a flower?") == "I am not sure whether there is a flower."
+    assert say("colour", "What colour is the rabbit?") == "I am not sure whether there is a rabbit."
+
+
+def test_a_question_of_light_is_no_talk():
+    """Once the language model was left to answer "Is it dark?"."""
+    dark = sensed(12, {}, light=(0.1, 20.0))
+    asked, chat = parse("Is it dark?", 11.0), Verdict("chat", (6,), 6.0)
+    assert Composer("bw", asked, chat, dark, SPEAKING).answer() == "The picture is dark at 0:06."
