@@ -115,7 +115,7 @@ def serve(settings: Settings) -> None:
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}
-        page.launch(**where, **launch_options())
+        page.launch(**where, **launch_options(sessions))
     except OSError as error:
         if "port" not in str(error):
             raise

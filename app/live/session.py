@@ -94,11 +94,11 @@ class LiveSession:
                 self._upload = opened
             self._start_another(opened)
 
-    def open_camera(self) -> None:
-        """Watches what is offered from now on."""
+    def open_camera(self, source: str = WEBCAM) -> None:
+        """Watches what is offered from now on. source: a webcam, or a shared screen."""
         with self._commands:
             self._check_open()
-            self._start_another(Source(WEBCAM))
+            self._start_another(Source(source))
 
     def offer(self, rgb: np.ndarray) -> None:
         """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs.

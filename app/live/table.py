@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from app.live import uploads
 from app.live.session import LiveSession
+from app.live.view import View
 from pipeline import Engine, UserError
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,12 @@ class Sessions:
             if page:
                 self._pages[page] = key
             return place.session
+
+    def peek(self, key: object) -> View | None:
+        """What a stream shows, without a sign of its page: whoever only looks through a list keeps nothing alive."""
+        with self._lock:
+            place = self._by_key.get(key) if isinstance(key, str) else None
+        return place.session.view() if place else None
 
     def issue(self) -> str:
         """A key for a page that was opened. It takes no place until something is started with it.

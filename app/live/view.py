@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from pipeline import Answer, mmss
 
-UPLOAD, WEBCAM, EXAMPLE = "Upload", "Webcam", "Example"  # the kinds of source, as the visitor reads them
+# The kinds of source, as the visitor reads them
+UPLOAD, WEBCAM, SCREEN, EXAMPLE = "Upload", "Webcam", "Screen", "Example"
 CLEAR, RESET = "Clear", "Reset"  # what can be taken back for a while
 FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
 AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
@@ -167,7 +168,8 @@ class View:
             all_seen = f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it."
             return Told("ended", "Ended", " ".join([all_seen, *self.notes]))
         if self.live and self.silent:
-            return Told("waiting", "Waiting for the camera", "Allow it in the browser, then press Record.")
+            what = "screen" if self.source == SCREEN else "camera"
+            return Told("waiting", f"Waiting for the {what}", "No picture has come for a while; what was seen is kept.")
         if self.frames == 0:
             return Told("waiting", "Opening", "Waiting for the first picture.")
         return self._told_at_work(player)

@@ -13,19 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from app.live.conversation import clean, number, refusal
 from app.live.session import LiveSession
 from app.live.table import Sessions
-from app.live.view import EXAMPLE, UPLOAD, WEBCAM, Phase, View
+from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM, Phase, View
 from app.page import chat, panels, saved
 from app.page.panels import NOTHING, said
 from app.page.plots import plots
 from app.page.shown import Shown
 from pipeline import UserError
 
-START, PAUSE, RESUME, AGAIN = "Start", "Pause", "Resume", "Watch again"
+START, PAUSE, RESUME, AGAIN, SWITCH_ON = "Start", "Pause", "Resume", "Watch again", "Switch on"
+CAMERAS = (WEBCAM, SCREEN)
+REFUSED = {  # why a browser gives no pictures, and what helps
+    "denied": "The browser was not allowed to use the camera, so nothing is watched; allow it beside the page's "
+    "address, then press the button again.",
+    "missing": "No camera was found, so nothing is watched; connect one, or share your screen.",
+    "busy": "Another program uses the camera, so nothing is watched; end it there, then press the button again.",
+    "insecure": "Browsers give cameras to pages on https or localhost only, so nothing is watched; open it there.",
+    "unshared": "No screen was chosen, so nothing is watched; press the button again and choose one.",
+    "unsupported": "This browser cannot share its screen, so nothing is watched; use the webcam, or another browser.",
+}
 
 
 class Events:
@@ -39,36 +48,33 @@ class Events:
 
     def choose(self, source: str) -> tuple:
         """Shows the chosen source. What is being watched goes on until something else is started."""
-        return tuple(gr.update(visible=source == name) for name in (UPLOAD, WEBCAM, EXAMPLE))
+        return tuple(gr.update(visible=one) for one in (source == UPLOAD, source in CAMERAS, source == EXAMPLE))
 
     def uploaded(self, path: str, key: str | None, request: gr.Request) -> tuple:
         """(key, state line, main button) after a file has arrived: it is watched at once."""
         return self._started(key, request, UPLOAD, lambda session: session.open_file(path, UPLOAD, Path(path).name))
 
-    def camera(self, rgb: np.ndarray | None, key: str | None, request: gr.Request) -> tuple:
-        """(key, state line) after a camera picture. The picture is queued or dropped; this returns at once."""
-        if rgb is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        try:
-            key, session = self.sessions.ensure(key, request.session_hash)
-            session.offer(rgb)
-        except UserError as error:
-            return key, self._waits(key, LiveSession.open_camera) or _refused(error), gr.skip()
-        return key, gr.skip(), gr.skip()
+    def press(
+        self, label: str, source: str, path: str | None, key: str | None, request: gr.Request, refused: str = ""
+    ) -> tuple:
+        """(key, state line, main button) after the main button, which does what its label says.
 
-    def press(self, label: str, source: str, path: str | None, key: str | None, request: gr.Request) -> tuple:
-        """(key, state line, main button) after the main button, which does what its label says."""
+        refused: why the browser gave no camera, in a word, or "".
+        """
         session = self.sessions.get(key)
+        if refused:
+            sentence = REFUSED.get(refused, REFUSED["denied"])
+            return key, panels.state_line(NOTHING, sentence=sentence), _button(main_label(_seen(session), source))
         if label == PAUSE and session:
             session.pause()
-        elif label == RESUME and session:
+        elif label in (RESUME, SWITCH_ON) and session:
             session.resume()
         elif label == AGAIN and session:
             return self._started(key, request, source, LiveSession.again)
         elif source == EXAMPLE:
             return self._started(key, request, source, lambda one: one.open_file(self.example, EXAMPLE))
-        elif source == WEBCAM:
-            return self._started(key, request, source, LiveSession.open_camera)
+        elif source in CAMERAS:
+            return self._started(key, request, source, lambda one: one.open_camera(source))
         elif path:
             return self.uploaded(path, key, request)
         else:
@@ -146,7 +152,7 @@ class Events:
         if not sentence:
             try:
                 key, session = self.sessions.ensure(key, request.session_hash)
-                at = number(player) if pinned and session.view().source != WEBCAM else None
+                at = number(player) if pinned and session.view().source not in CAMERAS else None
                 session.ask(text, at)
                 return key, "", ""
             except UserError as error:
@@ -234,8 +240,19 @@ class Events:
 
     # The clock
 
-    def tick(self, player: float, source: str, key: str | None, request: gr.Request) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key, plots), where this page shows another."""
+    def tick(
+        self,
+        player: float,
+        source: str,
+        key: str | None,
+        request: gr.Request,
+        filming: bool = True,
+        held: bool = False,
+    ) -> tuple:
+        """(state line, spoken state, metrics, film, main button, key, plots), where this page shows another.
+
+        filming, held: whether this page films, and whether its film strip must not move now.
+        """
         session = self.sessions.get(key, request.session_hash)
         if session is None and key and not self.sessions.awaits(key):
             return self._gone(request.session_hash)
@@ -248,8 +265,8 @@ class Events:
             "line": panels.state_line(view, player),
             "spoken": f"{word.split(' at ')[0]}. {detail}" if kind == "error" else kind,
             "metrics": panels.metrics(view),
-            "film": _film(view, shown),
-            "button": main_label(view, source),
+            "film": _film(view, shown, held),
+            "button": main_label(view, source, filming),
         }
         return (
             *(_changed(shown, name, value) for name, value in values.items()),
@@ -270,13 +287,15 @@ class Events:
         self.shown.forget(request.session_hash)
 
 
-def main_label(view: View, source: str) -> str:
+def main_label(view: View, source: str, filming: bool = True) -> str:
     """What the main button does next. Another source than the one being watched can always be started."""
     if view.phase is Phase.IDLE or view.source != source:
         return START
     if view.phase is Phase.ENDED:
         return AGAIN if view.frames else START
-    return RESUME if view.phase in (Phase.PAUSED, Phase.STOPPED) else PAUSE
+    if view.phase in (Phase.PAUSED, Phase.STOPPED):
+        return RESUME
+    return SWITCH_ON if view.live and view.silent and not filming else PAUSE
 
 
 def _button(label: str) -> gr.Button:
@@ -296,8 +315,11 @@ def _seen(session: LiveSession | None) -> View:
     return session.view() if session else NOTHING
 
 
-def _film(view: View, shown: dict[str, str]) -> str:
-    """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching."""
+def _film(view: View, shown: dict[str, str], held: bool) -> str:
+    """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching, and none
+    while it is held, under a pointer or a finger that is about to choose."""
+    if held and shown.get("film"):
+        return shown["film"]
     due = f"{time.monotonic() // 2}" if view.phase is Phase.WATCHING else "still"
     if shown.get("film due") == due != "still":
         return shown.get("film", "")

@@ -2,22 +2,8 @@
 () => {
   const player = () => [...document.querySelectorAll("#example video, #upload video")].find((video) => video.offsetParent !== null);
   window.vambaPlayerTime = () => player()?.currentTime ?? 0;
-  // Start also plays the file (a browser may refuse; the visitor then presses play) or switches the camera on.
-  const camera = (part) => document.querySelector(`#camera ${part}`);
-  const recording = () => camera(".capture-button svg rect");
-  const record = (tries) => {
-    if (recording()) return;
-    if (camera(".capture-button")) camera(".capture-button").click();
-    else if (tries) setTimeout(record, 250, tries - 1); // the browser is asking for permission
-  };
-  window.vambaStart = () => {
-    player()?.play().catch(() => {});
-    if (!camera(".capture-button")) camera("button:not(.upload-container)")?.click();
-    record(80);
-  };
-  window.vambaReset = () => {
-    if (recording()) camera(".capture-button").click();
-  };
+  // Start also plays the file; a browser may refuse, and the visitor then presses play.
+  window.vambaStart = () => player()?.play().catch(() => {});
 
   // Any picture or time that names a moment seeks. A camera cannot be sought: its picture is shown larger instead.
   document.addEventListener("click", (event) => {

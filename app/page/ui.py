@@ -15,7 +15,8 @@ from starlette.middleware import Middleware
 
 from app.api import add_api
 from app.live.table import Sessions
-from app.live.view import EXAMPLE, UPLOAD, WEBCAM
+from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
+from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
 from app.page.panels import NOTHING, SUGGESTIONS, brief, film, metrics, state_line
@@ -24,21 +25,38 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
+SCRIPTS = ("page.js", "camera.js", "tabs.js")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
 )
 
-START_PLAYER = """(...values) => {
-  if (values[0] === "Start") window.vambaStart?.();
-  if (values[0] === "Watch again") window.vambaAgain?.();
-  return values;
+# The page's script has the camera on, or knows why not, before the server hears of the press.
+PRESS = """async (...values) => {
+    values[4] = (await window.vambaPress?.(values[0], values[1])) ?? "";
+    if (values[0] === "Start") window.vambaStart?.();
+    if (values[0] === "Watch again") window.vambaAgain?.();
+    return values;
 }"""
-RESET = "(...values) => { window.vambaReset?.(); return values; }"
-REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); }"
+RESET = "(...values) => { window.vambaCameraOff?.(); return values; }"
+REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); window.vambaListen?.(); }"
 DEED = "(...values) => { values[0] = window.vambaDeed; return values; }"
 SAVE = "(text) => window.vambaSave(text, {name!r}, {kind!r})"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
+LOOK = """(...values) => {
+    values[0] = window.vambaPlayerTime?.() ?? 0;
+    values[3] = window.vambaFilming?.() ?? false;
+    values[4] = document.querySelector("#film:is(:hover, :focus-within)") !== null;
+    return values;
+}"""
+CAMERA = (
+    '<div class="live"><video muted playsinline aria-label="What is being filmed"></video>'
+    "<p>Nothing is filmed. Press the button below.</p></div>"
+)
+MINE = (
+    "<details><summary>My streams</summary><p>Streams that this browser started are listed here, while they are kept."
+    "</p><ul></ul></details>"
+)
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
@@ -59,7 +77,11 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
     with gr.Blocks(title="Vamba Live", fill_width=True, analytics_enabled=False, delete_cache=(600, 8 * 3600)) as page:
         # The page itself carries the key of its session. In a gr.State whoever guesses Gradio's short session hash
         # could use it.
-        ui.key, ui.saved = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        ui.key, ui.saved = gr.Textbox(visible="hidden", elem_id="key"), gr.Textbox(visible=False)
+        ui.refused = gr.Textbox(visible=False)
+        ui.filming, ui.held = gr.Checkbox(visible=False), gr.Checkbox(visible=False)
+        ui.look = gr.Button("Look", visible="hidden", elem_id="tick")
+        ui.open = gr.Button("Open", visible="hidden", elem_id="open")
         ui.player = gr.Number(0, visible=False)
         ui.deed = gr.Button("Within the conversation", visible="hidden", elem_id="deed")  # pressed by page.js alone
         ui.said = gr.HTML("", elem_id="said")
@@ -91,6 +113,7 @@ def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
             f'<h1>Vamba Live</h1><span class="engine">{name}<i>{backend}</i></span><p class="about">{about}</p>',
             elem_id="brand",
         )
+        gr.HTML(MINE, elem_id="mine")
         label = f"Compare with {brief(rival.name)}" if rival else "Compare"
         ui.comparing = gr.Checkbox(label=label, visible=rival is not None, container=False, elem_id="compare", scale=0)
 
@@ -105,21 +128,12 @@ def _stage(ui: SimpleNamespace, example: Path) -> None:
     `format` or `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to:
     hostile files make those read others."""
     bare: dict[str, Any] = {"show_label": False, "container": False}
-    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM], value=EXAMPLE, label="Source", elem_id="source", **bare)
+    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM, SCREEN], value=EXAMPLE, label="Source", elem_id="source", **bare)
     with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
         ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
         ui.upload.postprocess = lambda path: FileData(path=path) if path else None
-        ui.camera = gr.Image(
-            sources=["webcam"],
-            streaming=True,
-            type="numpy",
-            visible=False,
-            elem_id="camera",
-            # mirrored by default, and then the model would really see mirrored pictures
-            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"width": {"ideal": 640}}}),
-            **bare,
-        )
+        ui.camera = gr.HTML(CAMERA, visible="hidden", elem_id="camera")
 
 
 def _controls(ui: SimpleNamespace) -> None:
@@ -198,9 +212,7 @@ def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
     arrived = ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
     arrived.then(None, None, None, js="() => window.vambaPlay()")
-    # concurrency_limit: with Gradio's default of 1 a second camera would wait until the first one ends
-    ui.camera.stream(do.camera, [ui.camera, ui.key], started, stream_every=1.0, concurrency_limit=None, **PRIVATE)
-    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key], started, js=START_PLAYER, **AT_ONCE)
+    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key, ui.refused], started, js=PRESS, **AT_ONCE)
     forgotten = [ui.line, ui.main, ui.chat, ui.second, ui.upload, ui.undo, ui.undo_clock]
     gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
     ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, ui.line], **AT_ONCE)
@@ -245,14 +257,17 @@ def _wire_following(ui: SimpleNamespace, do: Events, before: Dependency) -> None
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
     shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots]
-    ticking = gr.Timer(0.5).tick(do.tick, [ui.player, ui.source, ui.key], shown, js=_with_time(0), **AT_ONCE)
+    # The page's script presses this when the stream has changed: nobody asks twice a second whether it has.
+    here = [ui.player, ui.source, ui.key, ui.filming, ui.held]
+    ui.look.click(do.tick, here, shown, js=LOOK, **AT_ONCE)
+    ui.source.change(do.tick, here, shown, js=LOOK, **AT_ONCE)
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.
-    ticking.then(None, ui.key, None, js=REMEMBER)
     restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second, ui.upload]
-    loaded = page.load(do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
+    loaded = gr.on([page.load, ui.open.click], do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
     loaded.then(do.undoable, ui.key, [ui.undo, ui.undo_clock], **AT_ONCE)
     _wire_following(ui, do, loaded)
+    ui.key.change(None, ui.key, None, js=REMEMBER)
 
 
 def _with_time(index: int) -> str:
@@ -260,13 +275,14 @@ def _with_time(index: int) -> str:
     return f"(...values) => {{ values[{index}] = window.vambaPlayerTime?.() ?? 0; return values; }}"
 
 
-def launch_options() -> dict:
-    """What launch() takes in Gradio 6 for the look of the page and its limits."""
+def launch_options(sessions: Sessions) -> dict:
+    """What launch() takes in Gradio 6 for the look of the page, its script and its limits."""
+    scripts = "".join(f"({(HERE / name).read_text()})();" for name in SCRIPTS)
     return {
         "theme": theme(),
         "css_paths": [HERE / "style.css"],
         "favicon_path": HERE / "icon.svg",
-        "js": (HERE / "page.js").read_text(),
+        "js": f"() => {{ {scripts} }}",
         "footer_links": [],
         "max_file_size": MAX_UPLOAD,
         "show_error": False,
@@ -275,5 +291,8 @@ def launch_options() -> dict:
         "run_history": False,
         "mcp_server": False,
         "enable_monitoring": False,
-        "app_kwargs": {"middleware": [Middleware(Headers), Middleware(Uploading)]},
+        "app_kwargs": {
+            "middleware": [Middleware(Headers), Middleware(Uploading)],
+            "routes": Channel(sessions).routes(),
+        },
     }

@@ -53,7 +53,9 @@ def url(sessions, folder):
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     page = build(sessions)
     os.environ["PATH"] = f"{tripwire(folder)}{os.pathsep}{before['PATH']}"
-    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    _, address, _ = page.queue().launch(
+        prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(sessions)
+    )
     yield address
     page.close(verbose=False)
     os.environ.clear()
@@ -66,7 +68,8 @@ def browser(folder):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     camera = write_camera(folder / "camera.y4m")
-    fake = ["--use-fake-ui-for-media-stream", f"--use-file-for-fake-video-capture={camera}"]
+    screen = "--auto-select-desktop-capture-source=Entire screen"
+    fake = ["--use-fake-ui-for-media-stream", screen, f"--use-file-for-fake-video-capture={camera}"]
     arguments = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", *fake, *QUIET, *AWAKE]
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)

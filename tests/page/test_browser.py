@@ -227,7 +227,7 @@ def test_the_embedded_model_watches_the_example_and_answers(browser):
         pytest.skip(f"the embedded model is not here: {error}")
     table = Sessions(engine)
     page = build(table)
-    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(table))
     visitor = browser.new_page()
     visitor.goto(address)
     visitor.click("#go")

@@ -28,7 +28,7 @@ def server(tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     sessions = Sessions(fake_engine(watch_s=0.01), fake_engine("Twin"), places=2)
     page = build(sessions)
-    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(sessions))
     yield url.rstrip("/"), sessions
     page.close(verbose=False)
     sessions.shut()

@@ -28,7 +28,7 @@ def page(tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
     sessions = Sessions(fake_engine(watch_s=0.01), None, places=2)
     blocks = build(sessions)
-    _, url, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options())
+    _, url, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(sessions))
     yield url.rstrip("/"), sessions
     blocks.close(verbose=False)
     sessions.shut()

@@ -1,0 +1,124 @@
+"""What the page's script talks to beside Gradio's events: changes of a stream are pushed, pictures of a camera or a
+screen come in, and the streams of one browser are looked up and closed.
+
+The key of a stream travels in a header or a body and never in an address, which ends up in logs and histories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from app.live.conversation import number
+from app.live.table import Sessions
+from app.live.view import Phase, View
+from pipeline import UserError, mmss
+
+LOOK_S = 0.25  # a stream is looked at so often while a page listens
+BREATH_S = 3.0  # a line without words, so that a page notices a connection that died without a sign
+LARGEST = 1_000_000  # bytes of a camera's picture, and
+PIXELS = 2_000_000  # its pixels: the page sends 640 pixels a side
+STREAMS = 20  # of one browser
+KEY = "x-vamba-key"
+
+
+class Channel:
+    """Its addresses, below /live. Whoever has a stream's key may do what the page may do."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+
+    def routes(self) -> list[Route]:
+        handlers = (self.changes, self.picture, self.streams, self.close)
+        return [Route(f"/live/{handler.__name__}", handler, methods=["POST"]) for handler in handlers]
+
+    async def changes(self, request: Request) -> Response:
+        """A line of JSON at once and whenever the stream changes, for as long as the page listens."""
+        lines = self._changes(request.headers.get(KEY, ""), request.app.stop_event)
+        quiet = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy may wait for more
+        return StreamingResponse(lines, media_type="text/event-stream", headers=quiet)
+
+    async def _changes(self, key: str, server_ends: asyncio.Event) -> AsyncIterator[str]:
+        before: tuple | None = None
+        told_at = 0.0
+        loop = asyncio.get_running_loop()
+        while not server_ends.is_set():
+            session = self.sessions.get(key)
+            if session is None and not self.sessions.awaits(key):
+                yield json.dumps({"known": False}) + "\n"
+                return
+            view, spot = (session.view(), None) if session else (View(), self.sessions.in_line(key))
+            if (view, spot) != before:
+                before, told_at = (view, spot), loop.time()
+                yield json.dumps({"known": True, "waits": spot is not None, **summary(view)}) + "\n"
+            elif loop.time() - told_at > BREATH_S:
+                told_at = loop.time()
+                yield "\n"
+            await asyncio.sleep(LOOK_S)
+
+    async def picture(self, request: Request) -> Response:
+        """Takes one JPEG; tells what becomes of the next: "watching", "paused", or "none": no camera is watched."""
+        session = self.sessions.get(request.headers.get(KEY, ""))
+        view = session.view() if session else View()
+        if session is None or not view.live or view.phase in (Phase.ENDED, Phase.CLOSED):
+            return PlainTextResponse("none")
+        if view.phase is not Phase.WATCHING:
+            return PlainTextResponse("paused")
+        try:
+            session.offer(await run_in_threadpool(decoded, await body(request, LARGEST)))
+        except UserError as error:
+            return PlainTextResponse(str(error), 400)
+        return PlainTextResponse("watching")
+
+    async def streams(self, request: Request) -> Response:
+        """What became of the streams whose keys are sent, in their order; null for what is kept no longer."""
+        try:
+            keys = json.loads(await body(request, 10_000))
+        except (ValueError, UserError):
+            keys = []
+        found = [self.sessions.peek(key) for key in keys[:STREAMS]] if isinstance(keys, list) else []
+        return JSONResponse([summary(view) if view else None for view in found])
+
+    async def close(self, request: Request) -> Response:
+        """Ends a stream and deletes its file."""
+        await run_in_threadpool(self.sessions.close, request.headers.get(KEY, ""))
+        return PlainTextResponse("closed")
+
+
+def summary(view: View) -> dict[str, Any]:
+    """A stream in a few words: enough to find it again, and to say what was lost with it."""
+    return {
+        "idle": view.phase is Phase.IDLE,
+        "name": view.file_name or view.source,
+        "state": view.told().word,
+        "seen": mmss(view.seen_until),
+        "questions": len(view.conversations[0]),
+    }
+
+
+async def body(request: Request, limit: int) -> bytes:
+    """Raises UserError for more than `limit` bytes, before they are read."""
+    if not 0 < (number(request.headers.get("content-length")) or 0) <= limit:
+        raise UserError("The browser sent something too large or empty, so it was left out; reload the page.")
+    return await request.body()
+
+
+def decoded(jpeg: bytes) -> np.ndarray:
+    """uint8 (height, width, 3). Raises UserError for what is no JPEG of a sane size."""
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            if picture.width * picture.height <= PIXELS:
+                return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        pass
+    raise UserError("The camera sent something that is not a picture, so it was left out; reload the page.")
