@@ -117,7 +117,8 @@ def ssd(inputs: ScanInputs, gate: tuple[Tensor, Tensor] | None = None) -> tuple[
     )
     z, weight = gate or (x_BTHP, dt_bias_H)  # of any tensor, where there is no gate: never read
     squares = new(batch, T, heads if gate else 0, dtype=torch.float32)
-    _outputs[(L // TILE, blocks * heads, batch)](
+    # All in the grid's first axis: the second ends at 65,535, which 112 heads pass at 149,760 tokens in one call.
+    _outputs[(L // TILE * blocks * heads, batch)](
         x_BTHP,
         C_BTGN,
         CB,
@@ -298,8 +299,9 @@ def _outputs(
     Tokens of the block before these rows are weighted by their decay to where the rows begin, and the sum by the rows'
     decay from there: C B^T goes into the product as it is. Both factors are at most 1, so neither can overflow.
     """
-    batch, block, head = tl.program_id(2).to(tl.int64), tl.program_id(1) // heads, tl.program_id(1) % heads
-    i, group = tl.program_id(0), head // per_group
+    batch, i, place = tl.program_id(1).to(tl.int64), tl.program_id(0) % (L // ROWS), tl.program_id(0) // (L // ROWS)
+    block, head = place // heads, place % heads
+    group = head // per_group
     m = i * ROWS + tl.arange(0, ROWS)
     row, p, n = block * L + m, tl.arange(0, BP), tl.arange(0, BN)
     here, in_p, in_n = row < T, p < P, n < N

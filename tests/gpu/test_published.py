@@ -25,7 +25,7 @@ from tests.gpu.stand_ins import Reached, StandIns, put_in_place
 from tests.layers.test_mamba2 import OPTIONS, random_mixer
 
 OUTPUTS, STATES = 0.15, 0.2
-IN_FP32 = 0.02  # published only: tf32 products
+IN_FP32 = 0.04  # published only: tf32 products, 0.002 (outputs) and 0.024 (states) measured on an H100
 
 
 @pytest.fixture
