@@ -209,3 +209,9 @@ def test_the_words_of_a_doubt_are_no_denial():
     assert outcome(record, "I am not sure.") == outcome(record, "I cannot tell more.") == "unsure"
     assert outcome(record, "I am not sure; I have not seen it.") == "false"
     assert outcome(record, "No.") == "false"
+
+
+@pytest.mark.parametrize("number", clips.QUESTIONS)
+def test_every_question_says_what_must_not_be_said(number):
+    records = json.loads(clips.QUESTIONS[number].read_text())["questions"]
+    assert all(record["forbidden"] and record["expected"] for record in records)
