@@ -7,6 +7,7 @@ is not storage (it is dropped by capacity without a word), so the page keeps onl
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -65,7 +66,8 @@ class Place:
 
 class InLine(NamedTuple):
     """Where somebody stands who waits for a place: 1 for who comes next. seconds: in which a place is free for them at
-    the latest, None where nobody knows. free: it is their turn now."""
+    the latest, in whole minutes (a page need not hear of each second), None where nobody knows. free: it is their turn
+    now."""
 
     place: int
     seconds: float | None
@@ -159,7 +161,7 @@ class Sessions:
             self._line[key] = now
             place = list(self._line).index(key) + 1
             ends = sorted(one.ends_in(now) for one in self._by_key.values() if not one.looked_at(now))
-            seconds = max(ends[place - 1], 0.0) if place <= len(ends) else None
+            seconds = 60.0 * math.ceil(max(ends[place - 1], 1.0) / 60) if place <= len(ends) else None
             return InLine(place, seconds, self._free(now) >= place)
 
     def _free(self, now: float) -> int:
