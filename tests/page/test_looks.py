@@ -35,6 +35,7 @@ HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3")].filter((one) =>
 
 def clean(page) -> None:
     """Nothing for axe-core to find, no target under 24 pixels, nothing wider than the screen."""
+    page.wait_for_selector(".loading", state="detached")  # Gradio's own sign that it is not there yet
     found = axe.Axe().run(page, options={"runOnly": RULES}).response["violations"]
     assert not [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found]
     assert page.evaluate(SMALL_TARGETS) == []
