@@ -251,6 +251,15 @@ def test_evidence_keeps_its_pictures(made, clip):
     assert answer.evidence and len(pictures) == len(answer.evidence) and pictures[0].startswith(b"\xff\xd8")
 
 
+def test_a_time_that_is_said_has_its_picture_and_one_that_was_not_seen_has_none(made, clip):
+    session = made()
+    session.open_file(clip)
+    until(lambda: ended(session))
+    whole(asked(session, "is it there at 0:01 and at 9:59?"))
+    said = session.view().conversations[0][-1].said
+    assert [moment.time for moment in said] == [1.0] and said[0].jpeg.startswith(b"\xff\xd8")
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [("", "empty"), ("x" * 2001, "2,000"), ("anything", "Nothing has been seen")]
 )
