@@ -143,7 +143,9 @@ class Composer:
         there = [word for word, things in of if word not in words]
         unseen = f"I have not seen {joined([counted(word, 1) for word in words], 'or')}"
         seen = f", only {joined([counted(named(word), 1) for word in there])}" if there else ""
-        return ("No, " if self.kind in ("yesno", "both") else "") + unseen + seen + "."
+        # "Is it a cartoon?" after a car that never came: that there was none is true, "no" to the cartoon is not known.
+        denies = self.kind in ("yesno", "both") and not self.asked.refers
+        return ("No, " if denies else "") + unseen + seen + "."
 
     def without(self) -> str:
         """Of "nobody" or "empty": when nobody is seen, and what is to be seen then."""

@@ -55,6 +55,13 @@ def test_what_is_said(kind, text, expected):
     assert expected in say(kind, text)
 
 
+@pytest.mark.parametrize("text", ["Is it a cartoon?", "Was it animated?", "Is it asleep?"])
+def test_what_was_never_there_is_no_no_to_what_else_is_asked_of_it(text):
+    asked = parse(text, 29.0).of(parse("Is there a car?", 29.0))
+    answer = Composer("yesno", asked, Verdict("find", (29,), 29.0), INDEX, NONE).answer()
+    assert answer == "I have not seen a car."
+
+
 NOW = index([0.0] * 24, (0, 15), features(24, {f: [("dog", 0.9, "left")] for f in range(20, 24)}))
 
 
