@@ -32,10 +32,14 @@ SMALL_TARGETS = """() => [...document.querySelectorAll("button, a[href], input, 
 HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3")].filter((one) => one.checkVisibility())
     .map((one) => one.tagName + " " + one.innerText)"""
 
+# A button half way from one colour to another has the contrast of neither.
+SETTLED = "() => document.getAnimations().every((one) => !(one instanceof CSSTransition))"
+
 
 def clean(page) -> None:
     """Nothing for axe-core to find, no target under 24 pixels, nothing wider than the screen."""
     page.wait_for_selector(".loading", state="detached")  # Gradio's own sign that it is not there yet
+    page.wait_for_function(SETTLED)
     found = axe.Axe().run(page, options={"runOnly": RULES}).response["violations"]
     assert not [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found]
     assert page.evaluate(SMALL_TARGETS) == []
