@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=int, nargs="+", default=[1, 15, 60], help="when to measure (default: 1 15 60)"
     )
     parser.add_argument(
-        "--file", metavar="VIDEO", help="only measure from this file to the moment it can be asked about"
+        "--file", metavar="VIDEO", nargs="+", help="only measure from such a file to the moment it can be asked about"
     )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
@@ -74,10 +74,12 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _visit(engine: Engine, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """One file's document, or {"files": theirs}."""
     from pipeline.bench.visit import measure_file, visit_table
 
-    document = measure_file(engine, Path(args.file))
-    return document, visit_table(document)
+    documents = [measure_file(engine, Path(file)) for file in args.file]
+    shown = "\n\n".join(map(visit_table, documents))
+    return (documents[0] if len(documents) == 1 else {"files": documents}), shown
 
 
 def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

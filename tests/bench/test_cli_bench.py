@@ -169,18 +169,50 @@ def test_bench_pictures_are_smooth_move_and_repeat():
     assert all(np.abs(np.diff(f.rgb.astype(int), axis=1)).mean() < 12 < f.rgb.std() for f in frames)
 
 
-def test_a_file_is_measured_from_its_bytes_to_an_answer(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def benched_files(monkeypatch, tmp_path, capsys):
+    """The command on files of 120 pictures: its document and its table."""
     path = render(tmp_path / "film.mp4", [i / 10 for i in range(120)], gop=10)
     monkeypatch.setattr(pipeline, "load", lambda name: MatrixModel())
     monkeypatch.setattr("pipeline.sources.readers._chosen", None)
-    assert main(["bench", "--file", str(path), "--readers", "2"]) == 0
-    *table, last = capsys.readouterr().out.splitlines()
-    found = json.loads(last)
+
+    def bench(count: int = 1) -> tuple[dict, str]:
+        assert main(["bench", "--file", *[str(path)] * count, "--readers", "2"]) == 0
+        *table, last = capsys.readouterr().out.splitlines()
+        return json.loads(last), "\n".join(table)
+
+    return bench
+
+
+def test_a_file_is_measured_from_its_bytes_to_an_answer(benched_files):
+    found, table = benched_files()
     assert found["file"]["pictures"] == 120 and found["file"]["watched"] == 12 and found["conditions"]["readers"] == 2
     assert all(found[name] > 0 for name in ("bare_decoding_s", "decoding_s", "watching_s", "first_word_s"))
     answerable = found["answerable"]
     assert answerable["s"] == pytest.approx(answerable["ratio"] * max(found["bare_decoding_s"], found["watching_s"]))
-    assert any("from file to answerable" in line for line in table)
+    assert "from file to answerable" in table and found["bare_decoded"] == 120 and "scaled" not in table
+
+
+def test_several_files_are_measured_in_one_sitting(benched_files):
+    found, table = benched_files(2)
+    assert [one["file"]["watched"] for one in found["files"]] == [12, 12] and table.count(
+        "from file to answerable"
+    ) == 4
+
+
+def test_bare_decoding_of_a_long_file_is_scaled_and_says_so(benched_files, monkeypatch):
+    monkeypatch.setattr("pipeline.bench.visit.BARE_S", 0.0)
+    monkeypatch.setattr("pipeline.bench.visit.bare_decoding", lambda path, most: (0.5, 30) if most == 0.0 else None)
+    found, table = benched_files()
+    assert found["bare_decoding_s"] == 2.0 and found["bare_decoded"] == 30
+    assert "scaled from the first 30 pictures" in table
+
+
+def test_bare_decoding_stops_where_it_takes_too_long(tmp_path):
+    from pipeline.bench.visit import bare_decoding
+
+    path = render(tmp_path / "film.mp4", [i / 10 for i in range(30)], gop=10)
+    assert bare_decoding(path, 1e-9)[1] == 1 and bare_decoding(path, 100)[1] == 30
 
 
 @pytest.mark.parametrize("count", ["0", "1000", "-1"])
