@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
+    parser.add_argument("--visitors", type=int, metavar="N", help="only so many visitors at once, beside one alone")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each part of --visitors (default: 8)")
     group = parser.add_argument_group("published size only")
     group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
     ModelOptions.add_flags(group)
@@ -50,12 +52,18 @@ def run(args: argparse.Namespace) -> int:
     frames = 1 if args.frames is None else args.frames
     if not all(1 <= minute <= 600 for minute in args.minutes) or not 1 <= frames <= 512:
         raise UserError("These marks cannot be measured; choose minutes of 1 to 600 and 1 to 512 pictures a chunk.")
+    _check_visitors(args)
     choose_kernels(ModelOptions.from_flags(args).given().get("kernels"))
     choose_readers(args.readers)
     document, shown = _published(args) if args.size == "published" else _embedded(args)
     print(shown, file=sys.stderr if args.json else sys.stdout)
     print(json.dumps(document))
     return 0
+
+
+def _check_visitors(args: argparse.Namespace) -> None:
+    if args.visitors is not None and not (1 <= args.visitors <= 64 and 0.1 <= args.seconds <= 60):
+        raise UserError("So many visitors cannot be measured; choose 1 to 64 of them and 0.1 to 60 seconds a part.")
 
 
 def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -66,6 +74,11 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from pipeline.bench.embedded import PER_CHUNK, measure_pair
     from pipeline.bench.tables import embedded_table
 
+    if args.visitors:
+        from pipeline.bench.visitors import embedded_visitors, visitors_table
+
+        document = embedded_visitors(args.model, args.visitors, args.seconds, min(args.minutes))
+        return document, visitors_table(document)
     names = {"model": args.model}
     if args.baseline != "none":
         names["baseline"] = args.baseline
@@ -104,6 +117,11 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.mixers:
         document = measure_mixers_alone(PUBLISHED, device, torch.bfloat16)
         return document, mixers_table(document)
+    if args.visitors:
+        from pipeline.bench.visitors import published_visitors, visitors_table
+
+        document = published_visitors(PUBLISHED, device, torch.bfloat16, args.visitors, args.seconds, max(args.minutes))
+        return document, visitors_table(document)
     document = measure_published(
         PUBLISHED,
         device,

@@ -1,0 +1,234 @@
+"""Several visitors at once, as people come: some watch live, some catch up with a file, some ask, some stop an answer.
+
+They go through one `Engine`, each in a thread of its own, as the page's do. One alone comes first.
+What a visitor waits for: a live picture until it is seen, a question until its first word, a word until the next one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipeline.bench.embedded import pictures
+from pipeline.bench.machine import Machine, machine_conditions
+from pipeline.bench.shapes import Shapes, built, frames_of, pictures_of
+from pipeline.engine import Engine
+from pipeline.layers.vamba import Vamba
+from pipeline.models.load import load
+from pipeline.models.vamba import VambaModel
+from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
+from pipeline.towers.qwen import Patching, QwenVision, build_tower
+
+ROLES = ("answers", "live", "catching_up")
+QUESTION = Question("Hello, who are you, and what can you do?")  # one that is written, not composed
+WORDS, STOPPED_AFTER = 48, 8  # of an answer; every fourth one is stopped early
+FILE = 512  # pictures of a file that is caught up with
+LIVE_S = 1.0  # seconds of wall clock between two live pictures
+
+
+@dataclass
+class Counts:
+    """What visitors of one kind got, and how long each thing was waited for, in seconds."""
+
+    pictures: int = 0
+    words: int = 0
+    answers: int = 0
+    stopped: int = 0
+    waits: dict[str, list[float]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, what: str, waited: float, pictures: int = 0, words: int = 0) -> None:
+        with self.lock:
+            self.pictures += pictures
+            self.words += words
+            self.waits.setdefault(what, []).append(waited)
+
+
+class Crowd:
+    """Visitors of one engine. pictures: of every stream, again and again. seen: what the n-th asks about, in turn."""
+
+    def __init__(self, engine: Engine, pictures: Sequence[Frame], seen: Sequence[StreamState] = ()) -> None:
+        self.engine, self.pictures, self.seen = engine, pictures, seen
+        self.over = threading.Event()
+
+    def watched(self, count: int) -> StreamState:
+        """A stream of so many pictures."""
+        state, done = self.engine.start(), 0
+        while done < count:
+            chunk = self._frames(done, min(self.engine.chunk_frames(count - done), count - done))
+            state, done = self.engine.watch(chunk, state), done + len(chunk.frames)
+        return state
+
+    def _frames(self, start: int, count: int) -> VideoChunk:
+        numbers = range(start, start + count)
+        return VideoChunk(tuple(Frame(self.pictures[i % len(self.pictures)].rgb, float(i)) for i in numbers))
+
+    def measure(self, roles: Sequence[str], seconds: float, most_live: bool = False) -> dict[str, Any]:
+        """roles: what each visitor does. most_live: live visitors show the next picture as soon as the last is seen."""
+        self.over = threading.Event()
+        counts = {role: Counts() for role in roles}
+        visit = {"answers": self._ask, "catching_up": self._catch_up, "live": self._live}
+        threads = [
+            threading.Thread(target=visit[role], args=(counts[role], number, most_live), daemon=True)
+            for number, role in enumerate(roles)
+        ]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)
+        self.over.set()
+        for thread in threads:
+            thread.join()
+        return shown(counts, time.perf_counter() - began)
+
+    def _ask(self, counts: Counts, number: int, _: bool) -> None:
+        for turn in itertools.count(number):
+            if self.over.is_set():
+                return
+            newest = time.perf_counter()
+            stop = threading.Event()
+            for answer in self.engine.ask(
+                QUESTION, self.seen[number % len(self.seen)], Sampling(WORDS, 0.7, 1.0, turn), stop
+            ):
+                now = time.perf_counter()
+                if answer.done:
+                    break
+                counts.add("first_word" if answer.tokens == 1 else "word", now - newest, words=1)
+                newest = now
+                if self.over.is_set() or (turn % 4 == 3 and answer.tokens == STOPPED_AFTER):
+                    stop.set()
+            if stop.is_set():
+                counts.add("stop", time.perf_counter() - newest)
+            with counts.lock:
+                counts.answers += 1
+                counts.stopped += stop.is_set()
+
+    def _catch_up(self, counts: Counts, number: int, _: bool) -> None:
+        """A file is watched as fast as it can be, in the chunks that the engine wants."""
+        while not self.over.is_set():
+            state, done = self.engine.start(), 0
+            while done < FILE and not self.over.is_set():
+                chunk = self._frames(done, min(self.engine.chunk_frames(FILE - done), FILE - done))
+                began = time.perf_counter()
+                state = self.engine.watch(chunk, state)
+                counts.add("chunk", time.perf_counter() - began, pictures=len(chunk.frames))
+                done += len(chunk.frames)
+
+    def _live(self, counts: Counts, number: int, most: bool) -> None:
+        """A unit of pictures as soon as there is one; what comes while it is watched goes with the next."""
+        state, done, unit = self.engine.start(), 0, self.engine.unit_frames
+        began = time.perf_counter() - number * LIVE_S / 7  # not all at the same moment
+        while not self.over.is_set():
+            came = unit if most else int((time.perf_counter() - began) / LIVE_S) - done
+            if came < unit:
+                self.over.wait(LIVE_S / 20)
+                continue
+            count = self.engine.chunk_frames(came)
+            shown_at = time.perf_counter() if most else began + (done + unit) * LIVE_S
+            state = self.engine.watch(self._frames(done, count), state)
+            counts.add("live_picture", time.perf_counter() - shown_at, pictures=count)
+            done += count
+
+
+def shown(counts: dict[str, Counts], seconds: float) -> dict[str, Any]:
+    """Pictures and words a second together, and median and worst waits in seconds."""
+    waits: dict[str, list[float]] = {}
+    for one in counts.values():
+        for what, found in one.waits.items():
+            waits.setdefault(what, []).extend(found)
+    return {
+        "seconds": seconds,
+        "pictures_per_s": sum(one.pictures for one in counts.values()) / seconds,
+        "words_per_s": sum(one.words for one in counts.values()) / seconds,
+        "answers": sum(one.answers for one in counts.values()),
+        "stopped": sum(one.stopped for one in counts.values()),
+        "waits": {what: {"median_s": statistics.median(found), "worst_s": max(found)} for what, found in waits.items()},
+    }
+
+
+def measure_visitors(
+    engine: Engine, pictures: Sequence[Frame], visitors: int, seconds: float, minutes: tuple[int, int]
+) -> dict[str, Any]:
+    """One visitor of each kind alone, `visitors` of each kind, an answer beside one and four files, and all mixed.
+
+    minutes: of the one stream that all ask about, and of each where everybody asks about a stream of their own.
+    """
+    crowd, found = Crowd(engine, pictures), {}
+
+    def part(name: str, roles: Sequence[str], most_live: bool = False) -> None:
+        found[name] = crowd.measure(roles, seconds, most_live)
+        print(f"{name}: measured", file=sys.stderr, flush=True)
+
+    one, own = minutes
+    crowd.seen = [crowd.watched(60 * one)]
+    crowd.measure(["answers"], min(seconds, 2.0))  # passes are recorded, thrown away
+    part(f"one answer about {one} minutes", ["answers"])
+    part(f"{visitors} answers about the same {one} minutes", ["answers"] * visitors)
+    crowd.seen = []
+    crowd.seen = [crowd.watched(60 * own) for _ in range(visitors)]
+    part(f"one answer about {own} minutes", ["answers"])
+    part(f"{visitors} answers about {own} minutes each", ["answers"] * visitors)
+    part("one answer beside one file", ["answers", "catching_up"])
+    part("one answer beside four files", ["answers", *["catching_up"] * 4])
+    part(f"{visitors} visitors of all kinds", [ROLES[number % len(ROLES)] for number in range(visitors)])
+    crowd.seen = []
+    part("one file", ["catching_up"])
+    part("one live stream, picture after picture", ["live"], True)
+    part(f"{visitors} live streams, picture after picture", ["live"] * visitors, True)
+    return {"visitors": visitors, "seconds": seconds, "parts": found}
+
+
+class Numbers:
+    """A tokenizer's place at the published size, whose words mean nothing: a number a word. No answer ends early."""
+
+    def encode(self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
+        return [1 + sum(map(ord, word)) % 1000 for word in text.split()]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))
+
+
+def embedded_visitors(name: str, visitors: int, seconds: float, minutes: int) -> dict[str, Any]:
+    """The document of a model that comes with the code, or of a folder."""
+    model = load(name)
+    size = model.long_side, round(model.long_side * 9 / 16)
+    frames = list(itertools.islice(pictures(size), 64))
+    found = measure_visitors(Engine(model), frames, visitors, seconds, (minutes, 1))
+    return {"conditions": {"model": name, "backend": model.backend, **machine_conditions()}, **found}
+
+
+def published_visitors(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype, visitors: int, seconds: float, minutes: int
+) -> dict[str, Any]:
+    """The document of the published size with random weights, tower included."""
+    machine = Machine(device, dtype, 1.0, 1.0)
+    tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
+    net = built(machine, lambda: Vamba(shapes.vamba, tower))
+    eyes = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"]))
+    model = VambaModel(net, eyes, Numbers())
+    frames = frames_of(shapes, 0, 64, pictures_of(shapes, 64))
+    found = measure_visitors(Engine(model), frames, visitors, seconds, (minutes, min(5, minutes)))
+    return {"conditions": {"backend": model.backend, **machine_conditions()}, **found}
+
+
+def visitors_table(found: dict[str, Any]) -> str:
+    """The document for people."""
+    lines = [f"{'':<48} {'pictures/s':>10} {'words/s':>8}  waits in ms: median, worst"]
+    for name, part in found["parts"].items():
+        waits = ", ".join(
+            f"{what.replace('_', ' ')} {wait['median_s'] * 1e3:.0f}, {wait['worst_s'] * 1e3:.0f}"
+            for what, wait in part["waits"].items()
+        )
+        lines.append(f"{name:<48} {part['pictures_per_s']:>10.1f} {part['words_per_s']:>8.1f}  {waits}")
+    return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in found["conditions"].items())])
