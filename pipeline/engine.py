@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,7 @@ class Chunk(Work):
         super().__init__(Flow.WATCHING, self)
         self.whole, self.before = chunk.frames, state
         self.frames, self.state, self.most = chunk.frames, state, len(chunk.frames)
+        self.alone = False  # it failed together with others'
 
 
 class Writing:
@@ -202,6 +204,8 @@ class Engine:
 
     def _together(self, waiting: Sequence[Chunk | Word | Errand]) -> Sequence[Chunk | Word | Errand]:
         """Of those who wait, who go in one turn: all words that may share a pass, and one question to be read."""
+        if isinstance(waiting[0], Chunk):
+            return self._small_chunks(waiting)
         if not isinstance(waiting[0], Word):
             return waiting[:1]
         words = [work for work in waiting if isinstance(work, Word)][: self.model.answers_together]
@@ -211,12 +215,43 @@ class Engine:
     def _do(self, works: Sequence[Chunk | Word | Errand]) -> None:
         """One turn."""
         self._write([work for work in works if isinstance(work, Word)])
+        chunks = [work for work in works if isinstance(work, Chunk)]
+        if len(chunks) > 1:
+            self._see_together(chunks)
+        elif chunks:
+            self._see(chunks[0])
         for work in works:
             if isinstance(work, Errand):
                 work.deed()
                 work.done = True
-            elif isinstance(work, Chunk):
-                self._see(work)
+
+    def _small_chunks(self, waiting: Sequence[Chunk | Word | Errand]) -> Sequence[Chunk | Word | Errand]:
+        """The chunks that go in one turn: as many whole ones as fit into it together; the first at least."""
+        first, *others = waiting
+        assert isinstance(first, Chunk)
+        left = min(self.model.frames_together, self._slice_frames()) - len(first.frames)
+        together: list[Chunk | Word | Errand] = [first]
+        for work in others:
+            if isinstance(work, Chunk) and not (work.alone or first.alone) and len(work.frames) <= left:
+                together.append(work)
+                left -= len(work.frames)
+        return together
+
+    def _see_together(self, works: Sequence[Chunk]) -> None:
+        """Whole chunks of several streams in one pass. What fails so is watched one by one."""
+        began = self._clock()
+        states = _caught(
+            lambda: self.model.watch_together([VideoChunk(w.frames) for w in works], [w.state for w in works])
+        )
+        if isinstance(states, Exception):
+            for work in works:
+                work.alone = True
+            return
+        for work, state in zip(works, states):
+            judged = _caught(partial(self._judge, state, work))
+            work.error = judged if isinstance(judged, Exception) else None
+            work.state, work.done = state, True
+        self._frame_s = (self._clock() - began) / sum(len(work.frames) for work in works)
 
     def _write(self, words: Sequence[Word]) -> None:
         """A word of each answer, or a piece of its question."""
@@ -265,8 +300,7 @@ class Engine:
         """The state after these frames; None where memory ran out (the error's traceback would keep it alive)."""
         try:
             seen = self.model.watch(VideoChunk(frames), work.state)
-            self._confirm_before(work)
-            self._doubt(seen, work)
+            self._judge(seen, work)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
@@ -275,10 +309,14 @@ class Engine:
 
     def _frames_a_turn(self, work: Chunk) -> int:
         """As many as fit, unless somebody waits for a word: then a slice of time."""
+        return int(min(work.most, self._slice_frames()))
+
+    def _slice_frames(self) -> float:
+        """How many frames may be watched in one turn: any number, unless somebody waits for a word."""
         if not self._turns.answering:
-            return work.most
+            return math.inf
         units = int(SLICE_S / max(self._frame_s, 1e-6)) // self.unit_frames
-        return min(work.most, max(1, units) * self.unit_frames)
+        return max(1, units) * self.unit_frames
 
     def _half(self, frames: Sequence[Frame]) -> int:
         if len(frames) <= self.unit_frames:
@@ -288,6 +326,10 @@ class Engine:
                 "or start a shorter stream."
             )
         return max(self.unit_frames, len(frames) // 2 // self.unit_frames * self.unit_frames)
+
+    def _judge(self, seen: StreamState, work: Chunk) -> None:
+        self._confirm_before(work)
+        self._doubt(seen, work)
 
     def _confirm_before(self, work: Chunk) -> None:
         """The state before a slice. One from the middle of a chunk nobody holds: then the chunk as a whole failed."""

@@ -203,6 +203,11 @@ class Model(ABC, Generic[B]):
     answers_together: int = 1  # how many answers may share a pass
 
     @property
+    def frames_together(self) -> int:
+        """How many frames of several streams `watch_together` takes at most; 0: every stream is watched by itself."""
+        return 0
+
+    @property
     def backend(self) -> str:
         """Where and in what it computes, in words for the visitor."""
         return "cpu"
@@ -214,6 +219,10 @@ class Model(ABC, Generic[B]):
     @abstractmethod
     def watch(self, chunk: VideoChunk, state: StreamState[B]) -> StreamState[B]:
         """The state after also seeing `chunk`. Any cutting of a video into chunks gives the same state."""
+
+    def watch_together(self, chunks: Sequence[VideoChunk], states: Sequence[StreamState[B]]) -> list[StreamState[B]]:
+        """The states of several streams, each after also seeing its own chunk: what `watch` would give each."""
+        return [self.watch(chunk, state) for chunk, state in zip(chunks, states)]
 
     @abstractmethod
     def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Tokens:

@@ -109,17 +109,24 @@ class Mamba2Mixer(nn.Module):
         )
 
     def forward(
-        self, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+        self,
+        u_BTD: Tensor,
+        state: MixerState,
+        residual_BTD: Tensor | None = None,
+        lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MixerState]:
         """Outputs (B, T, D), added to the residual if given, and the state after the last token.
 
-        T >= 1; `state` is not changed.
+        T >= 1; `state` is not changed. lengths_B: how many tokens of each row are real, at least one; the state is that
+        after them, and outputs behind them mean nothing. Needs a `dt_limit` that begins at 0.
         """
         cfg = self.cfg
         if kernels := mixer_kernels(u_BTD, state.conv, state.ssm, cfg.ngroups):
-            return self.by_kernels(kernels, u_BTD, state, residual_BTD)
-        z, xBC, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
-        xBC, tail = causal_conv(xBC, state.conv, self.conv1d.weight, self.conv1d.bias)
+            return self.by_kernels(kernels, u_BTD, state, residual_BTD, lengths_B)
+        z, rows, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
+        xBC, tail = causal_conv(rows, state.conv, self.conv1d.weight, self.conv1d.bias)
+        if lengths_B is not None:
+            dt, tail = dt.masked_fill(behind(lengths_B, dt), -math.inf), tails(rows, state.conv, lengths_B)
         inputs = ScanInputs.of_rows(xBC, dt, self.dt_bias, self.A_log, state.ssm, self.D, cfg.ngroups, cfg.dt_limit)
         y, ssm = scan(None, inputs, cfg.ssd_block)
         y = y.flatten(-2)
@@ -128,12 +135,20 @@ class Mamba2Mixer(nn.Module):
         return out if residual_BTD is None else residual_BTD + out, MixerState(tail, ssm)
 
     def by_kernels(
-        self, kernels: ModuleType, u_BTD: Tensor, state: MixerState, residual_BTD: Tensor | None = None
+        self,
+        kernels: ModuleType,
+        u_BTD: Tensor,
+        state: MixerState,
+        residual_BTD: Tensor | None = None,
+        lengths_B: Tensor | None = None,
     ) -> tuple[Tensor, MixerState]:
         """`forward` by what `mixer_kernels` gave: the same within the rounding of the model's type."""
-        cfg = self.cfg
+        cfg, projected = self.cfg, self.in_proj(u_BTD)
+        if lengths_B is not None:
+            dt = projected[..., -cfg.nheads :]
+            dt.masked_fill_(behind(lengths_B, dt), -math.inf)
         y, squares, conv, ssm = kernels.mixer(
-            self.in_proj(u_BTD),
+            projected,
             *state,
             conv_weight=self.conv1d.weight,
             conv_bias=self.conv1d.bias,
@@ -152,7 +167,20 @@ class Mamba2Mixer(nn.Module):
             out = kernels.scaled_rows(out, squares, cfg.d_inner, cfg.norm_eps, residual_BTD)
         elif residual_BTD is not None:
             out = residual_BTD + out
+        if lengths_B is not None:
+            conv = tails(projected[..., cfg.d_inner : cfg.d_inner + cfg.conv_dim], state.conv, lengths_B)
         return out, MixerState(conv, ssm)
+
+
+def behind(lengths_B: Tensor, like_BTH: Tensor) -> Tensor:
+    """(B, T, 1), true behind each row's end. A step size of softplus(-inf) = 0 leaves a state as it is."""
+    return (torch.arange(like_BTH.shape[1], device=lengths_B.device) >= lengths_B[:, None])[..., None]
+
+
+def tails(rows_BTC: Tensor, before_BKC: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, K, C) the newest rows that entered the convolution, counted from each row's own end."""
+    at = lengths_B[:, None] + torch.arange(before_BKC.shape[1], device=lengths_B.device)
+    return torch.cat([before_BKC, rows_BTC], dim=1).gather(1, at[..., None].expand(-1, -1, rows_BTC.shape[2]))
 
 
 class GatedRMSNorm(nn.Module):

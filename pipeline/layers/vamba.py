@@ -123,8 +123,8 @@ class VisionMixer(nn.Module):
         self.norm = kinds[cfg.mixer_norm](cfg.d_model, eps=cfg.mixer_norm_eps)
         self.mixer = Mamba2Mixer(mixer)
 
-    def forward(self, v_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        return self.mixer(self.norm(v_BTD), state, v_BTD)
+    def forward(self, v_BTD: Tensor, state: MixerState, lengths_B: Tensor | None = None) -> tuple[Tensor, MixerState]:
+        return self.mixer(self.norm(v_BTD), state, v_BTD, lengths_B)
 
 
 class MLP(nn.Module):
@@ -211,12 +211,14 @@ class Vamba(nn.Module):
         write: Callable[[int, Tensor, Tensor], None],
         positions_3T: Tensor | None = None,
         seen: list[Tensor] | None = None,
+        lengths_B: Tensor | None = None,
     ) -> tuple[MixerState, ...]:
         """Run the video column over T new tokens from `states`; return the states after them.
 
         write(j, k_BKTP, v_BKTP) receives the keys and values of each cross-attention layer, in order.
         positions_3T: (temporal, row, column) of every token, needed with `cross_rope` only.
         seen: if given, collects v as each cross-attention reads it.
+        lengths_B: how many tokens of each row are real (see `Mamba2Mixer.forward`); None: all.
         """
         new_states = []
         rope = None
@@ -233,7 +235,7 @@ class Vamba(nn.Module):
             k, v = layer.cross_attn.keys_values(v_BTD)
             write(j, rotate(k, rope) if rope else k, v)
             if layer.vision_mixer is not None and not last:  # the last mixer's output is never read
-                v_BTD, state = layer.vision_mixer(v_BTD, states[j])
+                v_BTD, state = layer.vision_mixer(v_BTD, states[j], lengths_B)
                 new_states.append(state)
         return tuple(new_states)
 

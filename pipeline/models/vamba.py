@@ -24,9 +24,10 @@ from pipeline.memory.tiers import Tier
 from pipeline.models.answering import DecoderModel
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System, outputs_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
+from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
 from pipeline.options import ModelOptions
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
-from pipeline.towers.qwen import QwenVision, as_tower, build_tower, encode_pairs, published_key
+from pipeline.towers.qwen import QwenVision, as_tower, build_tower, encode_pairs, places_of, published_key
 from pipeline.towers.seen import Seen, Vision
 from pipeline.weights.checkpoint import read_tokenizer
 
@@ -123,6 +124,23 @@ class VambaModel(DecoderModel[VambaInner]):
             state = self._encode(frames[:whole], state)
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
+
+    @property
+    def frames_together(self) -> int:
+        """Of several streams in one turn. Positions that go on from each stream's own count are one stream's."""
+        return 0 if self.net.cfg.cross_rope else self.chunk_frames(64)
+
+    def watch_together(
+        self, chunks: Sequence[VideoChunk], states: Sequence[StreamState[VambaInner]]
+    ) -> list[StreamState[VambaInner]]:
+        if self.device.type == "cuda" and len(chunks) < FEWEST_UNRECORDED:
+            return super().watch_together(chunks, states)
+        found, streams = split_units(chunks, states, self.unit_frames)
+        watch_streams(self.net, self.vision, list(streams.values()))
+        for n, one in streams.items():
+            units = states[n].inner.units + len(one.frames) // self.unit_frames
+            found[n] = self._counted(found[n], VambaInner(one.states, one.memory, units))
+        return found
 
     @torch.no_grad()
     def _encode(self, frames: tuple[Frame, ...], state: StreamState[VambaInner]) -> StreamState[VambaInner]:
@@ -355,7 +373,7 @@ class GoldenVision:
         grid = (len(pairs), h, w)
         tower = as_tower(self.golden.net.visual)
         tokens_TD = encode_pairs(tower, patches, torch.tensor([grid]))
-        places_3T = _places([grid], tower.spatial_merge_size).to(patches.device)
+        places_3T = places_of([grid], tower.spatial_merge_size).to(patches.device)
         return Seen(tokens_TD[None], 2.0 * (places_3T[0] + pairs[0]).double(), places_3T)
 
 
@@ -368,7 +386,7 @@ class _Column:
         self.memory = Memory.empty(
             layers, cfg.n_kv_heads, cfg.head_dim, weight.dtype, weight.device, block_slots=golden.block_slots
         )
-        self.places_3T = _places(golden.grid, as_tower(self.net.visual).spatial_merge_size).to(weight.device)
+        self.places_3T = places_of(golden.grid, as_tower(self.net.visual).spatial_merge_size).to(weight.device)
         self.states, self.dead = self.net.start(), self.net.layers[-1].vision_mixer
         self.dead_state = self.dead.mixer.start(1) if self.dead else None
 
@@ -390,15 +408,6 @@ class _Column:
         elif self.states:  # a checkpoint may lack it; then its output cannot be compared
             hidden.pop()
         return hidden
-
-
-def _places(grid: Sequence[tuple[int, int, int]], merge: int) -> Tensor:
-    """(3, T): pair, row and column of every token; each video starts at 0."""
-    places = []
-    for t, h, w in grid:
-        axes = torch.meshgrid(torch.arange(t), torch.arange(h // merge), torch.arange(w // merge), indexing="ij")
-        places.append(torch.stack([axis.flatten() for axis in axes]))
-    return torch.cat(places, dim=1)
 
 
 VAMBA = System(

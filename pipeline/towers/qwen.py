@@ -96,6 +96,15 @@ def encode_pairs(
     return torch.cat(tokens)
 
 
+def places_of(grid: Sequence[tuple[int, int, int]], merge: int) -> torch.Tensor:
+    """(3, T): pair, row and column of every token; each video starts at 0."""
+    places = []
+    for t, h, w in grid:
+        axes = torch.meshgrid(torch.arange(t), torch.arange(h // merge), torch.arange(w // merge), indexing="ij")
+        places.append(torch.stack([axis.flatten() for axis in axes]))
+    return torch.cat(places, dim=1)
+
+
 def _encode_equal(tower: Qwen2VisionTransformerPretrainedModel, pairs_NLC: torch.Tensor, h: int, w: int):
     """Tokens (N * L / merge^2, d) of N pairs of one size (the tower of arXiv 2409.12191, section 2.1)."""
     proj = tower.patch_embed.proj.weight
