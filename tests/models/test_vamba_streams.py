@@ -118,7 +118,7 @@ def test_live_visitors_of_one_engine_see_their_own(tiny_model, trouble, monkeypa
 
     monkeypatch.setattr(model, "watch_together", watched)
     if trouble == "overflow":
-        monkeypatch.setattr(model, "is_finite", lambda state: state.inner.memory.times[-1] < 100)
+        monkeypatch.setattr(model, "finite_later", lambda state: lambda: bool(state.inner.memory.times[-1] < 100))
     ready, found = threading.Barrier(6), [None] * 6
 
     def visit(n: int) -> None:
