@@ -8,8 +8,8 @@ import time
 import pytest
 
 from pipeline import Engine, Question, Sampling, UserError, VideoChunk
-from pipeline.engine import Word, Writing
 from pipeline.stream import Answer, Model, Pass, StreamState, Token
+from pipeline.works import Word, Writing
 
 
 class Counting(Model):
