@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.sources.file import probe as probe
     from pipeline.sources.readers import choose_readers as choose_readers
     from pipeline.stream import Answer as Answer
+    from pipeline.stream import Event as Event
     from pipeline.stream import Evidence as Evidence
     from pipeline.stream import Frame as Frame
     from pipeline.stream import Question as Question
@@ -33,10 +34,13 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.stream import StreamState as StreamState
     from pipeline.stream import UserError as UserError
     from pipeline.stream import VideoChunk as VideoChunk
+    from pipeline.timeline.shots import look as look
+    from pipeline.timeline.timeline import Timeline as Timeline
 
 PLACES = {  # every name of the door, and the module it lives in
     "Answer": "stream",
     "Engine": "engine",
+    "Event": "stream",
     "Evidence": "stream",
     "Frame": "stream",
     "FrameQueue": "sources.camera",
@@ -45,12 +49,14 @@ PLACES = {  # every name of the door, and the module it lives in
     "Question": "stream",
     "Sampling": "stream",
     "StreamState": "stream",
+    "Timeline": "timeline.timeline",
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
     "choose_readers": "sources.readers",
     "example_clip": "assets",
     "load": "models.load",
+    "look": "timeline.shots",
     "mmss": "clock",
     "open_video": "sources.file",
     "probe": "sources.file",

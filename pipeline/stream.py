@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not
     from torch import Tensor
 
 B = TypeVar("B")  # what one system's stream carries
+EVENT_KINDS = ("shot", "caption", "chapter", "alert", "speech", "text", "gap")
 LARGEST_CHUNK = 16  # frames a chunk while catching up, where a model offers no better number
 
 
@@ -69,6 +70,22 @@ class Evidence:
     weight: float
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth a mark on a stream's timeline, noticed after it was seen.
+
+    time, until: seconds; until None: it still goes on. kind: one of EVENT_KINDS. text: for people, may be empty.
+    weight: 0 to 1, how much: of a shot how unlike the one before, of a caption and an alert how surely it was seen, of
+    a chapter its share of the stream.
+    """
+
+    time: float
+    kind: str
+    text: str = ""
+    weight: float = 1.0
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,7 @@ class Model(ABC, Generic[B]):
     unit_frames: int = 1  # frames the tower encodes together: 2 for Qwen2-VL's pairs
     long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
     answers_together: int = 1  # how many answers may share a pass
+    caption_question: str = "What is shown? Answer with one short sentence."  # where `shows` is None; "": no captions
 
     @property
     def frames_together(self) -> int:
@@ -242,6 +260,11 @@ class Model(ABC, Generic[B]):
     def chunk_frames(self, backlog: int) -> int:
         """How many frames to watch in one go when `backlog` frames wait: whole units, one at least."""
         return max(1, min(backlog, LARGEST_CHUNK) // self.unit_frames) * self.unit_frames
+
+    def shows(self, state: StreamState[B], start: float, end: float) -> str | None:
+        """What the pictures from second `start` to before second `end` surely show, in a few words; "" where that is
+        nothing. None: it keeps no index of what it saw, and must be asked."""
+        return None
 
     def known_until(self, question: Question, state: StreamState[B]) -> float:
         """The newest second that an answer can know of: where it is pinned to one, no later than that."""

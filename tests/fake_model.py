@@ -21,6 +21,7 @@ class FakeModel(Model):
     """Sees the mean colour of every frame. watch_s, token_s: seconds a frame and a token take."""
 
     unit_frames, long_side, backend = 1, 224, "cpu, fp32"
+    caption_question = ""  # it is asked what a test asks, and nothing else
     about = "A counting model for tests: it knows when it saw which colour, and nothing else."
 
     def __init__(self, name="Fake Vamba", watch_s=0.0, token_s=0.0, grow=3_000, constant=290_000) -> None:

@@ -76,6 +76,7 @@ FLOORS = (
     {"pipeline.engine", "pipeline.towers"},
     {"pipeline.senses", "pipeline.weights", "pipeline.keeping"},
     {"pipeline.questions"},
+    {"pipeline.timeline"},
     {"pipeline.models"},
     {"pipeline.checks", "pipeline.bench"},
     {"pipeline.training"},

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from app.live.film import Film
+from app.live.noticing import Noticing
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, View
@@ -49,6 +50,7 @@ class Watch:
         self.thumbnails = Thumbnails()
         self.film = Film(FILM)
         self.viewings: tuple[Viewing, ...] = tuple(Viewing(one) for one in (engine, rival) if one)
+        self.noticing = Noticing(engine)
         self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if source.path is None else None
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._phase, self._error = Phase.WATCHING, ""
@@ -87,6 +89,7 @@ class Watch:
                 silent=time.monotonic() - self._offered_at > SILENT_S,
                 models=models,
                 film=self.film.pictures,
+                events=self.noticing.events,
             )
 
     def _rate(self) -> float | None:
@@ -139,6 +142,7 @@ class Watch:
     def close(self) -> None:
         """Ends the worker within one chunk, and waits for nothing."""
         self._move(Phase.CLOSED, set(Phase))
+        self.noticing.close()
         if self.camera:
             self.camera.close()
         for video in list(self._videos):
@@ -239,6 +243,7 @@ class Watch:
         for viewing in self.viewings:
             self._feed(viewing, chunk)
         self._settle()
+        self.noticing.watched(chunk, self.viewings[0].settled)
         with self._changed:
             self._shown += len(chunk)
             self._watched_s += max(chunk[-1].time - before, 0.0)
@@ -260,6 +265,7 @@ class Watch:
             except UserError as error:
                 failed = error
         self._settle()
+        self.noticing.watched((), self.viewings[0].settled)
         if failed:
             raise failed
 

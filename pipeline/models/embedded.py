@@ -40,6 +40,7 @@ from pipeline.questions.replies import reply
 from pipeline.questions.router import Router
 from pipeline.senses.sensed import Senses
 from pipeline.stream import Packed, Pass, Question, Sampling, Steps, StreamState, Token, VideoChunk
+from pipeline.timeline.indexed import shown
 from pipeline.towers.frame_tower import FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
@@ -194,6 +195,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         states = self.net.vamba.watch(tokens_1TD, state.inner.states, lambda j, k, v: write(j, k[0], v[0]), seen=seen)
         last = slice(TOKENS - 1, None, TOKENS)
         return memory, states, self.net.locator.keys(seen[0][0, last], seen[self.cfg.locate_depth][0, last])
+
+    def shows(self, state: StreamState[EmbeddedInner], start: float, end: float) -> str:
+        return shown(state.inner.index, self.senses, start, end)
 
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.live.film import Film, look
-from pipeline import Frame
+from app.live.film import Film
+from pipeline import Frame, look
 
 LIMIT = 12
 

@@ -290,3 +290,13 @@ def test_a_file_that_cannot_be_copied_ends_nothing(made, clip, tmp_path):
         session.open_file(tmp_path / "gone.mp4")
     until(lambda: ended(session))
     assert session.view().frames == 12 and not uploads._users
+
+
+def test_a_view_tells_the_shots_of_what_was_watched(made, clip):
+    session = made()
+    session.open_file(clip)
+    until(lambda: ended(session) and len(session.view().events) == 2)
+    assert [(event.kind, event.time, event.until) for event in session.view().events] == [
+        ("shot", 0, 6),
+        ("shot", 6, session.view().seen_until),
+    ]

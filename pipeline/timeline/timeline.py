@@ -1,0 +1,86 @@
+"""Timeline: the list of events of one stream, and the producers that fill it after each chunk.
+
+It lies beside the state, which stays a pure function of the pictures. A producer is fed picture by picture, so how the
+video is cut into chunks never changes what it notices; what it asks of a state is about seconds that state has seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.engine import Engine
+from pipeline.stream import Event, Frame, Question, Sampling, StreamState
+from pipeline.timeline.captions import Captions
+from pipeline.timeline.shots import Shots
+
+KEPT = 5_000  # events of a stream
+PIECE = 4  # pictures of a caption's piece, where an index tells them
+ASKED_PIECE = 30  # where the model must be asked
+ASKED_TOKENS = 32
+
+
+class Timeline:
+    """One thread feeds it, any may look at `events`: what has ended never changes, and more is only appended.
+
+    limit: events kept. Of more, the oldest of the commonest kind goes, so that a rare alert outlives a thousand shots.
+    """
+
+    def __init__(self, engine: Engine, limit: int = KEPT) -> None:
+        self.engine, self.limit = engine, limit
+        self.events: tuple[Event, ...] = ()  # those that have ended, then those that go on (`until` None)
+        self._ended: list[Event] = []
+        self._shots, self._captions = Shots(), Captions(PIECE)
+        self._newest = -1.0  # second of the newest picture
+        self._pictures = 0
+        self._whole = 0.0  # newest second whose pictures the tower has encoded, however the chunks were cut
+
+    def watched(self, frames: Sequence[Frame], state: StreamState, hurry: bool = False) -> None:
+        """What is to be noticed of the pictures of a chunk. state: after it. hurry: asks the model nothing."""
+        if self.engine.model.shows(state, 0.0, 0.0) is None:
+            self._captions.pictures = ASKED_PIECE
+        for frame in frames:
+            if frame.time > self._newest:  # what overflowed is watched again
+                self._see(frame, state, hurry)
+        self._show()
+
+    def finish(self, state: StreamState, hurry: bool = False) -> None:
+        """The stream is over: what goes on ends with it."""
+        end = max(state.seen_until, self._newest)
+        shot = self._shots.end(end)
+        self._keep([*self._captions.end(end, lambda a, b: self._words(state, a, b, hurry)), *([shot] if shot else [])])
+        self._shots = Shots()
+        self._show()
+
+    def _see(self, frame: Frame, state: StreamState, hurry: bool) -> None:
+        first = self._shots.going is None
+        shot = self._shots.add(frame)
+        cut = first or shot is not None
+        said = self._captions.add(frame.time, cut, lambda a, b: self._words(state, a, b, hurry))
+        self._keep([*said, *([shot] if shot else [])])
+        self._newest, self._pictures = frame.time, self._pictures + 1
+        if self._pictures % self.engine.unit_frames == 0:
+            self._whole = frame.time
+
+    def _words(self, state: StreamState, start: float, end: float, hurry: bool) -> str:
+        """What is surely seen: by the model's index, else in its own words."""
+        model = self.engine.model
+        said = model.shows(state, start, end)
+        if said is not None:
+            return said
+        if hurry or not model.caption_question or self._whole < start:
+            return ""
+        question = Question(model.caption_question, at=self._whole)
+        *_, answer = self.engine.ask(question, state, Sampling(max_tokens=ASKED_TOKENS))
+        return answer.text.strip()
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        self._ended.extend(events)
+        while len(self._ended) > self.limit:
+            kind = Counter(event.kind for event in self._ended).most_common(1)[0][0]
+            del self._ended[next(i for i, event in enumerate(self._ended) if event.kind == kind)]
+
+    def _show(self) -> None:
+        going = [event for event in (self._shots.going, self._captions.going) if event]
+        self.events = (*self._ended, *(replace(event, until=None) for event in going))
