@@ -220,7 +220,7 @@ class LiveSession:
             last = begun[-1]
             self._stop(last.id)
             at = last.at if last.stream == self._stream else None
-            again = replace(self._turn(last.question, at), repeats=last.repeats + 1)
+            again = replace(self._turn(last.question, at), repeats=last.repeats + 1, retry_of=last.first)
             return self._put(Answering(again, self._models, instead_of=last.id))
 
     def withdraw(self, question: int) -> None:

@@ -66,6 +66,7 @@ class Turn:
     the stream's own thumbnails; said: those of the other times its words say. stream: which of the session's streams
     it is about. place: 2 for the next one that waits, 3 for the one after it; 0 for what does not wait. again: it is
     being asked once more, and this turn stays until that answer begins. wrong: the visitor says the answer is.
+    retry_of: the id of the question when it was asked first, None where that was now.
     """
 
     id: int
@@ -80,6 +81,12 @@ class Turn:
     place: int = 0
     again: bool = False
     wrong: bool = False
+    retry_of: int | None = None
+
+    @property
+    def first(self) -> int:
+        """The question's first id: the same however often it was asked again, and by whichever model."""
+        return self.id if self.retry_of is None else self.retry_of
 
     @property
     def over(self) -> bool:

@@ -19,19 +19,26 @@ Card = Callable[[str], Any]  # makes the page's HTML component of a piece of mar
 
 ANOTHER = "Another video from here on. What was said before is not about this one."
 GONE = "The earliest questions are not kept any more; this many are missing here:"
+NOT_ASKED = '<p class="unasked">Not asked: this model was not compared then.</p>'
 
 
 def messages(view: View, model: int, card: Card) -> list[dict[str, Any]]:
-    """Chatbot messages of one model's conversation, oldest first."""
-    turns, shown, stream = view.conversations[model], [], 0
+    """Chatbot messages of one model's conversation, oldest first.
+
+    The second model's has a row for every question of the first one's, so that both show the same ones side by side.
+    """
+    own = {turn.first: turn for turn in view.conversations[model]}
+    shown, stream = [], 0
     if view.forgotten:
         shown.append(_note(f"{GONE} {view.forgotten:,}.", card))
-    for turn in turns:
+    for turn in view.conversations[0]:
         if stream and turn.stream != stream:
             shown.append(_note(ANOTHER, card))
         stream = turn.stream
         shown.append({"role": "user", "content": html.escape(turn.question, quote=False)})
-        shown.append({"role": "assistant", "content": _reply(turn, view, model, card)})
+        answered = own.get(turn.first)
+        reply = _reply(answered, view, model, card) if answered else [card(NOT_ASKED)]
+        shown.append({"role": "assistant", "content": reply})
     if stream and view.stream != stream:
         shown.append(_note(ANOTHER, card))
     return shown

@@ -99,7 +99,7 @@ class Events:
         return key, view.source or gr.skip(), view.comparing, *self.chats(session), view.upload or gr.skip()
 
     def compare(self, on: bool, key: str | None, request: gr.Request) -> tuple:
-        """(key, second chat, what both cost, state line)."""
+        """(key, second chat, what both cost, state line). What was asked before is in the second chat too."""
         view, sentence = NOTHING, ""
         try:
             key, session = self.sessions.ensure(key, request.session_hash)
@@ -107,8 +107,8 @@ class Events:
             view = session.view()
         except UserError as error:
             sentence = str(error)
-        shown = gr.update(visible=view.comparing)
-        return key, shown, shown, panels.state_line(view, sentence=sentence)
+        second = gr.update(value=chat.messages(view, 1, gr.HTML), visible=view.comparing)
+        return key, second, gr.update(visible=view.comparing), panels.state_line(view, sentence=sentence)
 
     def _started(self, key: str | None, request: gr.Request, source: str, start: Callable) -> tuple:
         try:

@@ -68,9 +68,24 @@
       toast.style.visibility = "";
     } else setTimeout(explain, 250, toast, tries - 1);
   };
+  // Why an upload was not taken, in a sentence: the server's own where it has one.
+  const LARGER = "This file is larger than the page takes, so it was not taken; choose a smaller one.";
+  const refusal = (words) => {
+    const [, status, said] = words.match(/^HTTP (\d{3}):?\s*(.*)$/s) ?? [];
+    if (status === "413" || /exceed/i.test(words)) return LARGER;
+    if (/\.$/.test(said ?? "")) return said;
+    if (/Connection errored out/.test(words)) return "The server did not answer, so nothing was taken; try again in a moment.";
+    return status && `The server did not take this file (error ${status}), so nothing is watched; try again in a minute.`;
+  };
+  const retell = (text, toast, sentence) => {
+    toast.querySelector(".toast-title").textContent = "Upload";
+    text.textContent = sentence;
+  };
   new MutationObserver(() => {
     for (const text of document.querySelectorAll("[data-testid=toast-text]")) {
       const toast = text.closest("[data-testid=toast-body]");
+      const sentence = refusal(text.textContent.trim());
+      if (sentence && sentence !== text.textContent) retell(text, toast, sentence);
       if (text.textContent.trim() !== "Video not playable" || toast.style.visibility) continue;
       toast.style.visibility = "hidden";
       setTimeout(explain, 500, toast, 120);

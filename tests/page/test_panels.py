@@ -45,3 +45,16 @@ def test_an_answer_from_an_earlier_state_says_so():
     for known in (40.0, 40.6, None):
         assert "as of" not in chat.foot(turn, replace(answer, known_until=known), 0, True)
     assert "as of" not in chat.foot(Turn(1, "what?"), replace(answer, known_until=90.0), 0, True)
+
+
+def test_the_second_conversation_has_a_row_for_every_question_of_the_first():
+    """Whichever of the two has begun to answer a question again already."""
+    done = Answer("a dog", 40.0, 90.0, done=True)
+    first = (Turn(1, "one", answer=done), Turn(5, "two", answer=done, retry_of=2), Turn(3, "three"))
+    for second in (Turn(2, "two", answer=done, again=True), Turn(5, "two", answer=done, retry_of=2)):
+        view = View(conversations=(first, (second,)))
+        left, right = (chat.messages(view, model, card=str) for model in (0, 1))
+        asked = [[one["content"] for one in side if one["role"] == "user"] for side in (left, right)]
+        assert asked == [["one", "two", "three"]] * 2
+        assert [chat.NOT_ASKED in one["content"] for one in right if one["role"] == "assistant"] == [True, False, True]
+        assert not any(chat.NOT_ASKED in one["content"] for one in left)
