@@ -140,6 +140,8 @@ def answered(turn: Turn | None) -> dict[str, Any]:
         "stopped": answer.stopped,
         "seen_until": answer.seen_until,
         "known_until": answer.known_until,
+        "mode": answer.basis.mode,
+        "basis": answer.basis.words,
         "evidence": [
             {"time": one.time, "start": one.start, "end": one.end, "weight": one.weight} for one in answer.evidence
         ],

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
     )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode a file (default: every core)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
     return parser
 
 
@@ -105,11 +105,7 @@ def serve(settings: Settings) -> None:
 
     choose_readers(settings.readers)
     uploads.room.ceiling = settings.uploads
-    rival = (
-        _ready(settings.compare_model, ModelOptions(kernels=settings.options.kernels))
-        if settings.compare_model
-        else None
-    )
+    rival = _ready(settings.compare_model, settings.options.shared()) if settings.compare_model else None
     engine = _ready(settings.model, settings.options)
     sessions = Sessions(engine, rival, places=settings.visitors)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)

@@ -301,6 +301,7 @@ class Engine:
     ) -> Iterator[Answer]:
         known = self.model.known_until(question, state)
         answer, gaze, first = _empty_answer(question, state, known), Gaze(), None
+        answer = replace(answer, basis=self.model.basis(question, state))
         writing = Writing(lambda: self.model.steps(question, state, sampling), stop, self._turns.forget)
         with closing(writing):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:

@@ -34,7 +34,8 @@ class OptionText:
 
 
 class ModelOptions(BaseModel):
-    """What a Vamba checkpoint may be told when it is loaded; `kernels` is for every model, and for the whole process.
+    """What a Vamba checkpoint may be told when it is loaded; `kernels` and `mode` are for every model, and
+    `kernels` is for the whole process.
 
     An option at its default is one that was not given.
 
@@ -103,6 +104,20 @@ class ModelOptions(BaseModel):
         ),
     ] = "auto"
 
+    mode: Annotated[
+        Literal["native", "streamed"] | None,
+        OptionText(
+            help="what mmMamba, HoVLE, ML-Mamba and Gemamba answer from: native (the few pictures they were trained "
+            "on, chosen from what was seen; by default) or streamed (what they carried through all pictures)",
+            must="native or streamed",
+            does="mmMamba, HoVLE, ML-Mamba and Gemamba answer from what they carried through all pictures, not "
+            "from the few they were trained on; one stream can do both",
+            costs="more than they ever saw, and every answer says so",
+            metavar="MODE",
+            example="streamed",
+        ),
+    ] = None
+
     @classmethod
     def checked(cls, values: Mapping[str, Any], called: Callable[[str], str] = str) -> Self:
         """The record of these values (strings are read, None is not given). called: an option's name in sentences."""
@@ -138,6 +153,10 @@ class ModelOptions(BaseModel):
         flags = {name: getattr(args, name) for name in cls.model_fields}
         told = {name: value for name, value in flags.items() if value is not None}
         return cls.checked((otherwise.given() if otherwise else {}) | told, flag)
+
+    def shared(self) -> ModelOptions:
+        """Those that go for every model: what one that is compared is told, too."""
+        return ModelOptions(kernels=self.kernels, mode=self.mode)
 
     def given(self) -> dict[str, Any]:
         """Only what differs from the defaults: models that take none of these are then told nothing."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
     import numpy as np
@@ -124,6 +124,17 @@ class Token:
     looked: tuple[np.ndarray, np.ndarray] | None = None
 
 
+class Basis(NamedTuple):
+    """What an answer is made from. mode: "native" is what the weights were trained for, "streamed" what was carried
+    through a longer stream than that. words: more about it for the visitor; "" where there is only one way."""
+
+    mode: Literal["native", "streamed"]
+    words: str = ""
+
+
+NATIVE = Basis("native")
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer so far. Grows as it is yielded; the last one has `done` set and is whole."""
@@ -138,6 +149,7 @@ class Answer:
     done: bool = False
     stopped: bool = False
     known_until: float | None = None  # newest second it could know of: before `asked_at` where an older state answered
+    basis: Basis = NATIVE
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +231,7 @@ class Model(ABC, Generic[B]):
     long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
     answers_together: int = 1  # how many answers may share a pass
     caption_question: str = "What is shown? Answer with one short sentence."  # where `shows` is None; "": no captions
+    trained_frames: int | None = None  # of a video, in training and the authors' tests; None: as many as it can see
 
     @property
     def frames_together(self) -> int:
@@ -269,6 +282,12 @@ class Model(ABC, Generic[B]):
     def known_until(self, question: Question, state: StreamState[B]) -> float:
         """The newest second that an answer can know of: where it is pinned to one, no later than that."""
         return state.seen_until if question.at is None else min(question.at, state.seen_until)
+
+    def basis(self, question: Question, state: StreamState[B]) -> Basis:
+        """Whether an answer keeps to what the weights were trained for."""
+        if self.trained_frames is None or state.frames <= self.trained_frames:
+            return NATIVE
+        return Basis("streamed", f"carried through {state.frames:,} pictures, tested on {self.trained_frames:,}")
 
     def is_finite(self, state: StreamState[B]) -> bool:
         """Whether what the state carries on are numbers: one NaN in a recurrent state stays for ever."""

@@ -9,7 +9,7 @@ from pipeline import ModelOptions, UserError
 from pipeline.options import flag, readme_table, variable
 
 ROOT = Path(__file__).parents[1]
-ALL = {"eight_bit": True, "int8": True, "gpu_memory": 20.5, "retrieve": 64, "kernels": "torch"}
+ALL = {"eight_bit": True, "int8": True, "gpu_memory": 20.5, "retrieve": 64, "kernels": "torch", "mode": "streamed"}
 
 
 def from_flags(*arguments: str, otherwise: ModelOptions | None = None) -> ModelOptions:
@@ -21,7 +21,9 @@ def from_flags(*arguments: str, otherwise: ModelOptions | None = None) -> ModelO
 def test_only_what_was_given_is_told() -> None:
     assert ModelOptions().given() == from_flags().given() == ModelOptions.from_environment({}).given() == {}
     assert (
-        from_flags("--eight-bit", "--int8", "--gpu-memory", "20.5", "--retrieve", "64", "--kernels", "torch").given()
+        from_flags(
+            "--eight-bit", "--int8", "--gpu-memory", "20.5", "--retrieve", "64", "--kernels", "torch", "--mode=streamed"
+        ).given()
         == ALL
     )
     assert ModelOptions.checked({"eight_bit": False, "retrieve": None}).given() == {}
@@ -29,7 +31,7 @@ def test_only_what_was_given_is_told() -> None:
 
 def test_variables_say_the_same_as_flags() -> None:
     told = {"VAMBA_EIGHT_BIT": "1", "VAMBA_INT8": "1", "VAMBA_GPU_MEMORY": "20.5", "VAMBA_RETRIEVE": "64"}
-    told |= {"VAMBA_KERNELS": "torch", "OTHER": "x"}
+    told |= {"VAMBA_KERNELS": "torch", "VAMBA_MODE": "streamed", "OTHER": "x"}
     assert ModelOptions.from_environment(told).given() == ALL
     assert ModelOptions.from_environment({"VAMBA_INT8": "0", "VAMBA_RETRIEVE": ""}).given() == {}
 
@@ -42,7 +44,7 @@ def test_a_flag_wins_over_a_variable() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("retrieve", 0), ("retrieve", -1), ("retrieve", "many"), ("retrieve", 2.5), ("int8", "perhaps")]
-    + [("kernels", "fast")]
+    + [("kernels", "fast"), ("mode", "both")]
     + [("gpu_memory", value) for value in (0, -1.0, "inf", float("nan"), "a lot")],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_that_names_it(name, value) -> None:
@@ -53,6 +55,10 @@ def test_what_cannot_be_is_refused_in_a_sentence_that_names_it(name, value) -> N
     if name != "int8":
         with pytest.raises(UserError, match=f"^{flag(name)} must be "):
             from_flags(f"{flag(name)}={value}")
+
+
+def test_what_goes_for_every_model_is_shared_with_one_that_is_compared() -> None:
+    assert ModelOptions.checked(ALL).shared().given() == {"kernels": "torch", "mode": "streamed"}
 
 
 def test_an_option_nobody_knows_is_refused() -> None:

@@ -119,7 +119,8 @@ def moments(turn: Turn, answer: Answer) -> list[Moment]:
 
 def foot(turn: Turn, answer: Answer, model: int, here: bool) -> str:
     """Under a whole answer: its moments, what it had seen, and on demand how fast it came."""
-    facts = [*_pinned(turn, answer), f"seen until {mmss(answer.seen_until)}", *(["stopped"] if answer.stopped else [])]
+    facts = [*_pinned(turn, answer), f"seen until {mmss(answer.seen_until)}", *_basis(answer)]
+    facts += ["stopped"] if answer.stopped else []
     chips = "".join(chip(one.time, one.jpeg, one.weight, one.span, seek=here) for one in moments(turn, answer))
     chips = f'<div class="moments">{chips}</div>' if chips else ""
     seen = f'<details class="facts"><summary>{" · ".join(facts)}</summary><span>{_pace(answer)}</span></details>'
@@ -133,6 +134,12 @@ def _pinned(turn: Turn, answer: Answer) -> list[str]:
     known = answer.known_until
     other = known is not None and mmss(known) != mmss(min(turn.at, answer.seen_until))
     return [f"about {mmss(turn.at)}", *([f"answered as of {mmss(known)}"] if known is not None and other else [])]
+
+
+def _basis(answer: Answer) -> list[str]:
+    """Whether a published model was asked for what it was trained for, where it can do otherwise."""
+    mode, words = answer.basis
+    return [html.escape(f"{mode}: {words}")] if words else []
 
 
 def _pace(answer: Answer) -> str:

@@ -36,6 +36,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "answer": answer.text,
         "stopped": answer.stopped,
         "seen_until": answer.seen_until,
+        "mode": answer.basis.mode,
+        "basis": answer.basis.words,
         "evidence": sorted(evidence, key=lambda one: one["time"]),
     }
 
@@ -60,6 +62,7 @@ def _told(turn: Turn) -> str:
     else:
         times = ", ".join(mmss(one.time) for one in sorted(answer.evidence, key=lambda one: one.time))
         facts = [f"seen until {mmss(answer.seen_until)}", *([f"rests on {times}"] if times else [])]
+        facts += [_words(f"{answer.basis.mode}: {answer.basis.words}")] if answer.basis.words else []
         facts += ["stopped"] if answer.stopped else []
         lines += [_words(answer.text) or "…", f"_{'; '.join(facts)}_"]
     return "\n\n".join([*lines, *(["Marked as wrong."] if turn.wrong else [])])

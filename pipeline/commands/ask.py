@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep", metavar="FOLDER", help="keep the stream there, so that `resume FOLDER` can go on")
     add_answer_arguments(parser)
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     _check_file(args.video, args.fps)
     viewers = [_viewer(args.model, options)]
     if args.compare:
-        viewers.append(_viewer(args.compare, ModelOptions(kernels=options.kernels)))
+        viewers.append(_viewer(args.compare, options.shared()))
     if args.keep:
         viewers[0].keeper = _keeper(viewers[0].engine, args, options)
     with closing_keepers(viewers):
@@ -220,8 +220,9 @@ def _summary(viewer: Viewer, answer: Answer) -> str:
     pace = _timings(viewer, answer)["realtime_factor"]
     speed = f", {pace:.1f}x real time" if pace else ""
     note = f"; {viewer.state.dropped_note}" if viewer.state.dropped_note else ""
+    basis = f"\n  {answer.basis.mode}: {answer.basis.words}" if answer.basis.words else ""
     return (
-        f"  looked at: {looked}\n  asked at {mmss(answer.asked_at)} after {viewer.state.frames} pictures "
+        f"  looked at: {looked}{basis}\n  asked at {mmss(answer.asked_at)} after {viewer.state.frames} pictures "
         f"in {viewer.watch_s:.1f} s{speed}{note}"
     )
 
@@ -249,6 +250,8 @@ def document_of(viewer: Viewer, answer: Answer) -> dict[str, Any]:
         "asked_at": answer.asked_at,
         "seen_until": answer.seen_until,
         "known_until": answer.known_until,
+        "mode": answer.basis.mode,
+        "basis": answer.basis.words,
         "evidence": [asdict(moment) for moment in answer.evidence],
         "frames": state.frames,
         "dropped": state.dropped,

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="MM:SS", help="as it was there: answer from what was seen until then")
     parser.add_argument("--again", action="store_true", help="watch its video again from the start, by any model")
     add_answer_arguments(parser)
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
 
 
 def run(args: argparse.Namespace) -> int:

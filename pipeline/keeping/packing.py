@@ -37,14 +37,14 @@ WEIGHTS_SEEN = 16  # numbers of a parameter that make its fingerprint
 
 def pack_stream(state: StreamState[B], maker: str, inner: Packed) -> Packed:
     """A whole stream around what its model carries. maker: what may unpack it again, see `fingerprint`."""
-    held = Packed({str(i): torch.from_numpy(frame.rgb.copy()) for i, frame in enumerate(state.held)}, {})
+    held = pack_frames(state.held)
     return join(
-        {"inner": inner, "held": held},
+        {"inner": inner, "held": Packed(held.tensors, {})},
         format=FORMAT,
         maker=maker,
         frames=state.frames,
         seen_until=float(state.seen_until),
-        held_times=[[float(f.time), None if f.until is None else float(f.until)] for f in state.held],
+        held_times=held.document["times"],
     )
 
 
@@ -63,7 +63,8 @@ def unpack_stream(packed: Packed, maker: str, unpacked: Callable[[Packed], Strea
         if count(packed, "format") != FORMAT:
             raise ValueError("another format")
         state = unpacked(part(whole(packed), "inner"))
-        frames, held = count(packed, "frames"), _held(packed)
+        held = unpack_frames(Packed(part(packed, "held").tensors, {"times": packed.document["held_times"]}))
+        frames = count(packed, "frames")
         if frames < len(held):
             raise ValueError("more frames wait than were seen")
         return replace(state, frames=frames, seen_until=seconds(packed, "seen_until"), held=held)
@@ -178,6 +179,22 @@ def unpack_mixers(packed: Packed, start: Sequence[MixerState]) -> tuple[MixerSta
     )
 
 
+def pack_frames(frames: Sequence[Frame]) -> Packed:
+    """Pictures and their seconds."""
+    pictures = {str(i): torch.from_numpy(frame.rgb.copy()) for i, frame in enumerate(frames)}
+    return Packed(pictures, {"times": [[float(f.time), None if f.until is None else float(f.until)] for f in frames]})
+
+
+def unpack_frames(packed: Packed) -> tuple[Frame, ...]:
+    times, pictures = packed.document["times"], packed.tensors
+    if not isinstance(times, list) or set(pictures) != {str(i) for i in range(len(times))}:
+        raise ValueError("other pictures than times")
+    return tuple(
+        Frame(_picture(pictures[str(i)]), _seconds(time), None if until is None else _seconds(until))
+        for i, (time, until) in enumerate(map(_pair, times))
+    )
+
+
 def pack_log(log: Log) -> Packed:
     """Its visible slots, which only grow, and where its blocks begin."""
     numbers = {"first": log.first, "length": log.length, "gone": log.gone, "block_slots": log.block_slots}
@@ -234,16 +251,6 @@ def _pair(value: JSON) -> tuple[JSON, JSON]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{value!r} are not two")
     return value[0], value[1]
-
-
-def _held(packed: Packed) -> tuple[Frame, ...]:
-    times, pictures = packed.document["held_times"], part(packed, "held").tensors
-    if not isinstance(times, list) or set(pictures) != {str(i) for i in range(len(times))}:
-        raise ValueError("other frames wait than are here")
-    return tuple(
-        Frame(_picture(pictures[str(i)]), _seconds(time), None if until is None else _seconds(until))
-        for i, (time, until) in enumerate(map(_pair, times))
-    )
 
 
 def _picture(tensor: Tensor) -> np.ndarray:

@@ -17,15 +17,18 @@ from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from pipeline.layers.rotary import rotary_tables
 from pipeline.models.fields import demand, text_fields
+from pipeline.models.native import NativeForm, fitted, middles
 from pipeline.models.prompts import GemmaPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
 from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
+from pipeline.towers.pixels import squashed_as_tensor
 from pipeline.towers.videomamba import EPS, VideoMamba, VideoMambaConfig, clip_pixels
 
 CLIPS_PER_CALL = 4  # 1,569 tokens each
+PICTURES_KEPT = 64  # to choose one clip from
 TEXT_ROOM = 2048  # positions kept free for the conversation when the context is filled with video
 ABOUT = (
     "Clips of 8 frames become 8 tokens each, which a transformer keeps. It was trained on one clip: a stream of them "
@@ -219,7 +222,18 @@ def _our_key(key: str) -> str | None:
 def _wrap(net: Gemamba, of: Checkpoint) -> SequenceModel:
     tokenizer = tokenizer_of(of.folder)
     limit = max(1, net.config.max_position_embeddings - TEXT_ROOM)
-    return SequenceModel(net, _Eyes(net), GemmaPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT, limit=limit)
+    size, side = net.eyes.cfg.frames, net.eyes.cfg.side
+    return SequenceModel(
+        net,
+        _Eyes(net),
+        GemmaPrompt(tokenizer),
+        tokenizer,
+        name=of.name,
+        about=ABOUT,
+        limit=limit,
+        native=NativeForm(PICTURES_KEPT, middles(size), fitted(squashed_as_tensor, side), f"one clip of {size}"),
+        streamed=of.options.mode == "streamed",
+    )
 
 
 GEMAMBA = System(
@@ -231,6 +245,6 @@ GEMAMBA = System(
     wrap=_wrap,
     golden=GemambaGolden,
     rows=(
-        Row("`TensorSenseAI/gemamba-v0`, encoder converted: 2.5 B", "GPU, bf16", "5.2 GB", "none", "1.1 MB", "66 MB"),
+        Row("`TensorSenseAI/gemamba-v0`, encoder converted: 2.5 B", "GPU, bf16", "5.2 GB", "none", "10 MB", "75 MB"),
     ),
 )

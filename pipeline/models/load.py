@@ -36,10 +36,12 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: `ModelOptions` (pipeline/options.py), of systems that take them; `kernels` with any, for the whole process.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode`, and `kernels`, which is
+    for the whole process.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     choose_kernels(options.pop("kernels", None))
+    mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
@@ -48,7 +50,7 @@ def load(
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)
-    given = _checked(system, options)
+    given = _checked(system, options).model_copy(update={"mode": mode})
     net = load_net(folder, config, device, dtype, for_use=True, int8=given.int8)
     assert system.wrap is not None  # its record was checked
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))

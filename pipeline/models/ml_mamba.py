@@ -22,18 +22,21 @@ from pipeline.layers.bimamba2 import BidirectionalMamba2
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
 from pipeline.models.fields import demand, only
+from pipeline.models.native import NativeForm, fitted, newest
 from pipeline.models.prompts import ZephyrPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
 from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
 from pipeline.stream import Frame, UserError
+from pipeline.towers.pixels import squashed
 from pipeline.towers.siglip_dino import NEVER_READ, Shapes, ViT, ViTConfig, tower_pixels
 
 EPS = 1e-5  # of every norm
 HEADS = {"dino": 16, "siglip": 16}  # of the published towers: no tensor's shape tells
 TOWERS = tuple(f"{name}_featurizer" for name in HEADS)
 PICTURE = 384  # pixels of a published tower's side
+PICTURES_KEPT = 16  # for questions about an earlier second
 ABOUT = (
     "Each picture becomes 729 tokens that pass through one recurrent state of constant size. It was trained on one "
     "picture and 2,048 tokens: a stream of them is more than it ever saw."
@@ -310,12 +313,12 @@ class _Eyes:
 
     def __init__(self, net: MLMamba, towers: Towers):
         self._net, self._towers = net, towers
-        self._side = round(towers.siglip_featurizer.cfg.table * towers.siglip_featurizer.cfg.patch)
+        side = round(towers.siglip_featurizer.cfg.table * towers.siglip_featurizer.cfg.patch)
+        self.side = PICTURE if side == PICTURE // 14 * 14 else side  # the last 6 of 384 pixels are never read
 
     def tokens(self, frames: Sequence[Frame]) -> Tensor:
         weight = next(self._net.mlp.parameters())
-        side = PICTURE if self._side == PICTURE // 14 * 14 else self._side  # the last 6 of 384 pixels are never read
-        return self._net.connect(self._towers(*tower_pixels(frames, side, weight)))
+        return self._net.connect(self._towers(*tower_pixels(frames, self.side, weight)))
 
 
 def _recognises(config: Config) -> bool:
@@ -369,8 +372,17 @@ def _wrap(net: MLMamba, of: Checkpoint) -> SequenceModel:
             "The folder lacks the two image towers, so the model cannot watch and was not loaded; "
             "make it with `python -m pipeline convert huangwenjun1994/ML-Mamba FOLDER`."
         )
-    tokenizer = tokenizer_of(of.folder)
-    return SequenceModel(net, _Eyes(net, net.towers), ZephyrPrompt(tokenizer), tokenizer, name=of.name, about=ABOUT)
+    tokenizer, eyes = tokenizer_of(of.folder), _Eyes(net, net.towers)
+    return SequenceModel(
+        net,
+        eyes,
+        ZephyrPrompt(tokenizer),
+        tokenizer,
+        name=of.name,
+        about=ABOUT,
+        native=NativeForm(PICTURES_KEPT, newest, fitted(squashed, eyes.side), "one"),
+        streamed=of.options.mode == "streamed",
+    )
 
 
 ML_MAMBA = System(

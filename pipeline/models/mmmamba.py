@@ -29,6 +29,7 @@ from pipeline.layers.norms import RMSNorm
 from pipeline.layers.rotary import rotary_tables
 from pipeline.layers.vamba import rotate
 from pipeline.models.fields import demand
+from pipeline.models.native import NativeForm, evenly, fitted
 from pipeline.models.prompts import InternPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
@@ -36,12 +37,14 @@ from pipeline.models.sequence_reading import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
 from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle, tile_pixels
+from pipeline.towers.pixels import squashed
 
 Rope = tuple[Tensor, Tensor]
 
 CONV_WIDTH, SSD_BLOCK = 2, 128
 HEAD_NORM_EPS = 1e-5  # of the mixers' norm per head: a constant of the published code, not the config's
 STACKS = ("embedding_config", "llm_config")
+TRAINED_PICTURES, PICTURES_KEPT = 30, 64  # 8,192 tokens of 263 a picture; kept to choose from
 
 
 @dataclass(frozen=True)
@@ -373,7 +376,19 @@ def _about(net: MMMamba) -> str:
 
 def _wrap(net: MMMamba, of: Checkpoint) -> SequenceModel:
     tokenizer = tokenizer_of(of.folder)
-    return SequenceModel(net, _Eyes(net), InternPrompt(tokenizer), tokenizer, name=of.name, about=_about(net))
+    native = NativeForm(
+        PICTURES_KEPT, evenly(TRAINED_PICTURES), fitted(squashed, net.cfg.side), f"some {TRAINED_PICTURES}"
+    )
+    return SequenceModel(
+        net,
+        _Eyes(net),
+        InternPrompt(tokenizer),
+        tokenizer,
+        name=of.name,
+        about=_about(net),
+        native=native,
+        streamed=of.options.mode == "streamed",
+    )
 
 
 MMMAMBA = System(
@@ -383,7 +398,7 @@ MMMAMBA = System(
     our_key=_our_key,
     wrap=_wrap,
     golden=MMMambaGolden,
-    rows=(  # minute and hour: snapshots for questions about earlier seconds, and keys where layers attend
+    rows=(  # minute and hour: snapshots for questions about earlier seconds, pictures, and keys where layers attend
         Row("`hustvl/mmMamba-linear`: 2.7 B, 32 layers", "GPU, bf16", "5.5 GB", "34 MB", "0.4 GB", "1.2 GB"),
         Row("`hustvl/mmMamba_hybrid`: 8 of 32 layers attend", "GPU, bf16", "5.4 GB", "25 MB", "0.8 GB", "32 GB"),
         Row("HoVLE, its transformer teacher: 2.6 B", "GPU, bf16", "5.2 GB", "none", "2.1 GB", "124 GB"),

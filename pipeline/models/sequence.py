@@ -5,6 +5,9 @@ is asked on a fork: states are values, and the conversation's keys are its own (
 the video is read once; then every unit of frames is appended, with the text the system puts around it; the question and
 the answer are read behind it and dropped.
 
+That a long stream is answered from what was carried through it is more than these systems were trained for, so their
+streams keep some pictures, too, and by default an answer is read from a few of those, encoded anew (models/native.py).
+
 A recurrent state cannot be taken back. For questions pinned to an earlier second the stream keeps some of its own
 states, ever fewer the older they are; keys are cut to the second exactly.
 """
@@ -12,7 +15,7 @@ states, ever fewer the older they are; keys are cut to the second exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,14 +32,27 @@ from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Prefix, Watching
 from pipeline.memory.memory import Memory
+from pipeline.models.native import NativeForm, Reservoir
 from pipeline.models.sequence_reading import Conversation, TokenRecordings, embedded
-from pipeline.stream import Frame, Model, Packed, Question, Sampling, StreamState, Token, Tokens, UserError, VideoChunk
+from pipeline.models.told import Snapshot, Told, is_kept, pack_told, unpack_told
+from pipeline.stream import (
+    Basis,
+    Frame,
+    Model,
+    Packed,
+    Question,
+    Sampling,
+    StreamState,
+    Token,
+    Tokens,
+    UserError,
+    VideoChunk,
+)
 from pipeline.weights.checkpoint import read_tokenizer
 
 TOKENS_PER_CALL = 4096  # of one pass through the layers
 BLOCK_SLOTS = 8192  # of the keys' storage
 KEPT_AFTER_DROP = 0.75  # of the limit: dropping in strides keeps long passes long
-SNAPSHOT_UNITS, SNAPSHOTS_KEPT = 4, 8  # a snapshot every so many units; of each age's, about so many are kept
 
 
 class Eyes(Protocol):
@@ -74,33 +90,6 @@ class Prompt(Protocol):
         ...
 
 
-class Snapshot(NamedTuple):
-    """The states as they were after `units` units, the newest frame of which was at `time`; `length` tokens in all."""
-
-    time: float
-    units: int
-    length: int
-    states: tuple[MixerState, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """All that the sequence carries.
-
-    states: of every recurrent layer. memory: keys and values of every attention layer from the first unit on, or None
-    where nothing attends; a slot of text has no time (NaN). length: tokens so far, so the next one's position. units:
-    how many were appended; per_unit: visual tokens of each. dropped: slots that a limit has let go.
-    """
-
-    states: tuple[MixerState, ...]
-    memory: Memory | None
-    length: int
-    units: int = 0
-    per_unit: int = 1
-    dropped: int = 0
-    snapshots: tuple[Snapshot, ...] = ()
-
-
 class Unit(NamedTuple):
     """One unit's inputs (1, T, D), with the text around them, and the second of every token (T,); NaN for text."""
 
@@ -108,28 +97,29 @@ class Unit(NamedTuple):
     times: Tensor
 
 
-def is_kept(unit: int, units: int) -> bool:
-    """Whether the snapshot after `unit` is kept when there are `units`: of both counts alone, so no cut matters.
-
-    Dense near the newest, then half as dense each time the age doubles; and the first, to have one to answer from.
-    """
-    if unit == 1 or unit % SNAPSHOT_UNITS:
-        return unit == 1
-    place = unit // SNAPSHOT_UNITS
-    return units // SNAPSHOT_UNITS - place < SNAPSHOTS_KEPT * (place & -place)  # times the largest power of 2 in it
-
-
 class SequenceModel(Model[Told]):
     """The common face (`stream.Model`) of these systems.
 
-    eyes, prompt: see above. limit: the most slots of keys kept; None: all. Beyond it the oldest units go.
+    eyes, prompt: see above. limit: the most slots of keys kept; None: all. Beyond it the oldest units go. native: what
+    the system was trained on; None: no pictures are kept for it. streamed: answer from what was carried all the same.
     """
 
     def __init__(
-        self, net: Any, eyes: Eyes, prompt: Prompt, tokenizer: Any, *, name: str, about: str, limit: int | None = None
+        self,
+        net: Any,
+        eyes: Eyes,
+        prompt: Prompt,
+        tokenizer: Any,
+        *,
+        name: str,
+        about: str,
+        limit: int | None = None,
+        native: NativeForm | None = None,
+        streamed: bool = False,
     ):
         self.net, self.eyes, self.prompt, self.tokenizer = net.eval(), eyes, prompt, tokenizer
         self.name, self.about, self.limit = name, about, limit
+        self.native, self.streamed = native, streamed or native is None
         self.unit_frames, self.long_side = eyes.unit_frames, eyes.long_side
         self._recordings = TokenRecordings(self.net, self.device)
         self.prefix, self._opened = self._read_opening()
@@ -164,14 +154,20 @@ class SequenceModel(Model[Told]):
         return told_later(torch.stack(parts).all()) if parts else lambda: True
 
     def start(self) -> StreamState[Told]:
-        told = Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening))
-        return self._state(StreamState(told), told)
+        pictures = Reservoir(self.native.room) if self.native else None
+        return self._state(StreamState(told := replace(self._blank(), pictures=pictures)), told)
+
+    def _blank(self) -> Told:
+        """Before the first unit."""
+        return Told(self._opened, self._empty(BLOCK_SLOTS), len(self.prompt.opening))
 
     def watch(self, chunk: VideoChunk, state: StreamState[Told]) -> StreamState[Told]:
         frames = state.held + chunk.frames
         whole = len(frames) // self.unit_frames * self.unit_frames
-        if whole:
-            state = self._state(state, self._see(frames[:whole], state.inner))
+        told = self._see(frames[:whole], state.inner) if whole else state.inner
+        if told.pictures is not None and self.native:
+            told = replace(told, pictures=told.pictures.see(chunk.frames, self.native.fitted))
+        state = self._state(state, told)
         count = state.frames + len(chunk.frames)
         return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
 
@@ -180,16 +176,35 @@ class SequenceModel(Model[Told]):
 
         A question pinned to a second is answered from what the stream still knows of itself up to that second.
         """
-        told = self.told_at(state, question.at)
+        chosen = self._chosen(question, state)
+        told = self._see(chosen, self._blank()) if chosen else self.told_at(state, question.at)
         ids = self.prompt.question(question, told.units)
-        return self._answer(self.conversation(told, len(ids) + sampling.max_tokens), ids, sampling)
+        return self._answer(self.conversation(told, len(ids) + sampling.max_tokens), ids, sampling, chosen)
+
+    def _chosen(self, question: Question, state: StreamState[Told]) -> tuple[Frame, ...]:
+        """Whole units of the pictures that an answer in the native form is read from; none for one that is streamed."""
+        pictures = state.inner.pictures
+        if self.native is None or self.streamed or pictures is None:
+            return ()
+        return tuple(self.native.choose(pictures.until(question.at)))
+
+    def basis(self, question: Question, state: StreamState[Told]) -> Basis:
+        if self.native is None:
+            return super().basis(question, state)
+        if chosen := self._chosen(question, state):
+            return self.native.basis(chosen)
+        return self.native.carried(min(self.told_at(state, question.at).units * self.unit_frames, state.frames))
 
     def conversation(self, told: Told, room: int) -> Conversation:
         """On a fork of the stream, of at most `room` tokens."""
         return Conversation(self._recordings, self.net, self.prefix, told.states, told.memory, told.length, room)
 
     def known_until(self, question: Question, state: StreamState[Told]) -> float:
-        """A pinned question is answered from a snapshot or from whole units, which may end earlier."""
+        """A pinned question is answered from a snapshot or from whole units, which may end earlier; in the native form
+        the newest of its pictures may be older, too."""
+        if (chosen := self._chosen(question, state)) and state.inner.pictures:
+            newest = chosen[-1] is state.inner.pictures.newest
+            return super().known_until(question, state) if newest else chosen[-1].time
         if question.at is None or question.at >= state.seen_until or not state.inner.units:
             return super().known_until(question, state)
         told = self.told_at(state, question.at)
@@ -298,6 +313,8 @@ class SequenceModel(Model[Told]):
         growing = sum(s.nbytes for snapshot in told.snapshots for s in snapshot.states)
         if memory is not None:
             growing += memory.nbytes + (self.prefix.k.nbytes + self.prefix.v.nbytes if self.prefix else 0)
+        if told.pictures is not None:
+            growing += told.pictures.nbytes
         if memory is not None and told.dropped:
             first = np.nanmin(memory.times)
             note = f"Only {self.limit:,} tokens fit, so what came before {mmss(first)} is no longer seen."
@@ -306,56 +323,24 @@ class SequenceModel(Model[Told]):
             inner=told,
             state_bytes=sum(s.nbytes for s in told.states),
             memory_bytes=growing,
+            host_bytes=told.pictures.nbytes if told.pictures and self.device.type != "cpu" else 0,
             dropped=told.dropped,
             dropped_note=note,
         )
 
     def pack(self, state: StreamState[Told]) -> Packed:
-        told = state.inner
-        snapshots = {
-            str(i): packing.join(
-                {"states": packing.pack_mixers(snapshot.states)},
-                time=snapshot.time,
-                units=snapshot.units,
-                length=snapshot.length,
-            )
-            for i, snapshot in enumerate(told.snapshots)
-        }
-        parts = {
-            "states": packing.pack_mixers(told.states),
-            "snapshots": packing.join(snapshots, count=len(snapshots)),
-            "memory": Packed({}, {}) if told.memory is None else packing.pack_memory(told.memory),
-        }
-        numbers = {"length": told.length, "units": told.units, "per_unit": told.per_unit, "dropped": told.dropped}
-        return packing.pack_stream(state, self._maker, packing.join(parts, **numbers))
+        return packing.pack_stream(state, self._maker, pack_told(state.inner))
 
     def unpack(self, packed: Packed) -> StreamState[Told]:
         return packing.unpack_stream(packed, self._maker, self._unpacked)
 
     def _unpacked(self, kept: Packed) -> StreamState[Told]:
-        memory, snapshots = self._empty(BLOCK_SLOTS), packing.part(kept, "snapshots")
-        if memory is not None:
-            memory = packing.unpack_memory(packing.part(kept, "memory"), memory)
-        length, units, per_unit, dropped = (
-            packing.count(kept, name) for name in ("length", "units", "per_unit", "dropped")
-        )
-        if dropped and not memory:
-            raise ValueError("everything was dropped")
-        states = packing.unpack_mixers(packing.part(kept, "states"), self._opened)
-        many = packing.count(snapshots, "count")
-        parts = [self._snapshot(packing.part(snapshots, str(i))) for i in range(many)]
-        told = Told(states, memory, length, units, per_unit, dropped, tuple(parts))
+        told = unpack_told(kept, self.start().inner)
         return self._state(StreamState(told), told)
-
-    def _snapshot(self, kept: Packed) -> Snapshot:
-        states = packing.unpack_mixers(packing.part(kept, "states"), self._opened)
-        return Snapshot(
-            packing.seconds(kept, "time"), packing.count(kept, "units"), packing.count(kept, "length"), states
-        )
 
     @cached_property
     def _maker(self) -> str:
-        return packing.fingerprint("sequence", self.net)
+        return packing.fingerprint("sequence and pictures" if self.native else "sequence", self.net)
 
     @torch.no_grad()
     def _read_opening(self) -> tuple[Prefix | None, tuple[MixerState, ...]]:
@@ -374,12 +359,18 @@ class SequenceModel(Model[Told]):
             return None
         return Memory.empty(layers, heads, width, self.dtype, self.device, block_slots=block_slots)
 
-    def _answer(self, conversation: Conversation, ids: list[int], sampling: Sampling) -> Tokens:
-        """No torch context is held over a `yield`: other models run on this thread in between."""
+    def _answer(
+        self, conversation: Conversation, ids: list[int], sampling: Sampling, chosen: tuple[Frame, ...]
+    ) -> Tokens:
+        """No torch context is held over a `yield`: other models run on this thread in between.
+
+        What was read from a single picture rests on that.
+        """
         text, chance = TextStream(self.tokenizer), generator(sampling)
+        only = (np.array([chosen[0].time]), np.ones(1)) if len(chosen) == 1 else None
         for left in reversed(range(sampling.max_tokens)):
             token = sample(conversation.feed(ids), sampling, chance)
-            looked, ids = conversation.looked(), [token]
+            looked, ids = only or conversation.looked(), [token]
             if token in self.prompt.stops:
                 if rest := text.flush():
                     yield Token(token, rest, looked)

@@ -111,8 +111,36 @@ def test_watched_and_asked_by_the_command_line(capsys, tmp_path, system) -> None
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["model"] == system and said["frames"] >= 3 and said["backend"].startswith(("cpu", "cuda"))
     assert (said["bytes"]["state"] > 0) == (system in ("mmmamba-linear", "mmmamba-hybrid", "ml-mamba", "vamba"))
-    assert bool(said["evidence"]) == (system not in ("mmmamba-linear", "ml-mamba"))
+    assert bool(said["evidence"]) == (system != "mmmamba-linear")  # one picture is evidence, a state is none
+    assert said["mode"] == "native" and bool(said["basis"]) == (system in SYSTEMS)
     assert main(["ask", *asked, "--at", "0:01"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1])["known_until"] <= 1.0
+
+
+MODES = {
+    "mmmamba-linear": ("native: 12 pictures, 0:00 to 0:11", "trained on some 30"),
+    "ml-mamba": ("native: one picture, of 0:11", "trained on one"),
+    "gemamba": ("native: 8 pictures, 0:00 to 0:10", "trained on one clip of 8"),
+}
+
+
+@pytest.mark.parametrize("system", MODES)
+def test_a_stream_is_answered_in_the_native_form_unless_the_operator_says_otherwise(capsys, tmp_path, system) -> None:
+    folder, film = checkpoint(system, tmp_path / system), tmp_path / "film.mp4"
+    write_video(film, ["red", "green", "blue"] * 4)
+    asked = ["ask", str(film), "what is it?", "--model", str(folder), "--max-tokens", "4"]
+    assert main(asked) == 0
+    native, streamed = MODES[system]
+    assert native in capsys.readouterr().err
+    assert main([*asked, "--mode", "streamed"]) == 0
+    assert f"streamed: carried through 12 pictures, {streamed}" in capsys.readouterr().err
+    assert main([*asked, "--mode", "streamed", "--json", "--keep", str(tmp_path / "kept")]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == "streamed"
+    resume = ["resume", str(tmp_path / "kept"), "what is it?", "--model", str(folder), "--max-tokens", "4", "--json"]
+    assert main([*resume, "--mode", "native"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mode"] == "native" and native == f"native: {said['basis']}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 from pipeline.engine import Engine
 from pipeline.models import sequence_reading
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig, StackConfig
-from pipeline.models.sequence import SNAPSHOT_UNITS, SNAPSHOTS_KEPT, SequenceModel, Told, is_kept
+from pipeline.models.sequence import SequenceModel
+from pipeline.models.told import SNAPSHOT_UNITS, SNAPSHOTS_KEPT, Told, is_kept
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from tests.conftest import Letters
 

@@ -10,6 +10,7 @@ from app.live.view import Phase, Turn, View
 from app.page import chat, panels
 from app.page.panels import NOTHING
 from pipeline import Answer, Evidence
+from pipeline.stream import Basis
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</div><script>alert(1)</script>", '" onclick="alert(1)', "&lt;b&gt;"]
 
@@ -58,3 +59,10 @@ def test_the_second_conversation_has_a_row_for_every_question_of_the_first():
         assert asked == [["one", "two", "three"]] * 2
         assert [chat.NOT_ASKED in one["content"] for one in right if one["role"] == "assistant"] == [True, False, True]
         assert not any(chat.NOT_ASKED in one["content"] for one in left)
+
+
+def test_a_published_models_mode_stands_under_its_answer() -> None:
+    answer = Answer("a dog", 40.0, 90.0, done=True, basis=Basis("streamed", "carried through 90 pictures <b>"))
+    shown = chat.foot(Turn(1, "what?"), answer, 0, True)
+    assert "seen until 1:30 · streamed: carried through 90 pictures &lt;b&gt;" in shown
+    assert "native" not in chat.foot(Turn(1, "what?"), replace(answer, basis=Basis("native")), 0, True)
