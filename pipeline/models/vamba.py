@@ -52,6 +52,8 @@ class VambaModel(DecoderModel[VambaInner]):
     gpu_memory: GB of a video's memory that stay on the GPU; older slots move to the computer's. None: all stay.
     """
 
+    trained_frames = 1024  # of a video in the authors' longest evaluation, LVBench
+
     def __init__(
         self,
         net: Vamba,

@@ -11,8 +11,9 @@ from pipeline.engine import Engine
 from pipeline.keeping.packing import whole
 from pipeline.models.native import NativeForm, Reservoir, evenly, fitted, middles, newest
 from pipeline.models.sequence import SequenceModel
-from pipeline.stream import Frame, Packed, Question, Sampling, VideoChunk
+from pipeline.stream import NATIVE, Frame, Packed, Question, Sampling, VideoChunk
 from pipeline.towers.pixels import squashed
+from tests.fake_model import FakeModel
 from tests.models.test_sequence import ATTENDING, HYBRID, LINEAR, film, watched
 from tests.models.test_sequence import model as sequence_model
 
@@ -148,3 +149,11 @@ def test_garbled_pictures_are_refused(change) -> None:
     assert seconds(Reservoir(ROOM).unpack(packed).until(None)) == [0, 4, 8, 12, 16, 19]
     with pytest.raises(ValueError, match="pictures"):
         Reservoir(ROOM).unpack(Packed(packed.tensors, {**packed.document, **change}))
+
+
+def test_a_model_says_when_a_stream_is_longer_than_its_authors_tested() -> None:
+    model = FakeModel()
+    state = model.watch(VideoChunk(tuple(film(6))), model.start())
+    assert model.basis(Question("?"), state) == NATIVE
+    model.trained_frames = 5
+    assert model.basis(Question("?"), state) == ("streamed", "carried through 6 pictures, tested on 5")
