@@ -1,4 +1,4 @@
-"""The page for programs: watch a file, look how far it is, ask, close. Four endpoints; a session is its secret key.
+"""The page for programs: watch a file, look how far it is, ask, be told, close. A session is its secret key.
 
 from gradio_client import Client, handle_file
 client = Client("http://127.0.0.1:7860")
@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.live.conversation import number
 from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import UPLOAD, Phase, Turn, View
@@ -66,6 +67,16 @@ def add_api(sessions: Sessions) -> None:
         if turn and turn.error:
             raise refused(turn.error)
 
+    def alerts(key: str, rule: str = "", cool_down: float = 10) -> dict[str, Any]:
+        """Takes one more rule, where one is given; all rules of a session and the alerts they have sent."""
+        session = found(key)
+        try:
+            if rule:
+                session.add_rule(rule, number(cool_down))
+        except UserError as error:
+            raise refused(str(error)) from None
+        return told(session.view())
+
     def close(key: str) -> bool:
         """Ends a session and deletes its file."""
         sessions.close(key)
@@ -77,6 +88,7 @@ def add_api(sessions: Sessions) -> None:
     )
     gr.api(status, api_name="status", concurrency_limit=None)
     gr.api(ask, api_name="ask", concurrency_limit=None)
+    gr.api(alerts, api_name="alerts", concurrency_limit=None)
     gr.api(close, api_name="close")
 
 
@@ -112,6 +124,21 @@ def second(at: object, view: View) -> float | None:
             f"{last:.0f}, or -1 for now."
         )
     return value
+
+
+def told(view: View) -> dict[str, Any]:
+    """Rules and their alerts as programs get them; times in seconds. until: when it was sure."""
+    return {
+        "rules": [
+            {"number": rule.number, "rule": rule.text, "says": rule.says, "cool_down": rule.cool_down}
+            for rule in view.rules
+        ],
+        "alerts": [
+            {"time": one.time, "until": one.until, "says": one.text, "weight": one.weight}
+            for one in view.events
+            if one.kind == "alert"
+        ],
+    }
 
 
 def standing(view: View) -> dict[str, Any]:

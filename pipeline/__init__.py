@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.stream import Evidence as Evidence
     from pipeline.stream import Frame as Frame
     from pipeline.stream import Question as Question
+    from pipeline.stream import Rule as Rule
     from pipeline.stream import Sampling as Sampling
     from pipeline.stream import StreamState as StreamState
     from pipeline.stream import UserError as UserError
@@ -47,6 +48,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "ModelOptions": "options",
     "Overflowed": "engine",
     "Question": "stream",
+    "Rule": "stream",
     "Sampling": "stream",
     "StreamState": "stream",
     "Timeline": "timeline.timeline",

@@ -89,6 +89,17 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What a visitor wants to be told of. says: how it was understood, and the text of its alerts. cool_down: seconds
+    of the video after an alert in which there is no other one. number: its own, in its stream."""
+
+    text: str
+    says: str
+    cool_down: float
+    number: int
+
+
+@dataclass(frozen=True)
 class Question:
     """What a visitor asks. `history` holds earlier (question, answer) pairs of the same conversation, oldest first.
 
@@ -215,6 +226,16 @@ class Pass:
         return len(self.ids) == 1
 
 
+class Spotter(Protocol):
+    """A rule's text, read once. says: how it was understood. gone: it is about what is there no longer."""
+
+    says: str
+    gone: bool
+
+    def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
+        """Of every picture after that second: its second, and how surely the thing is in it, 0 to 1."""
+
+
 Tokens: TypeAlias = Generator[Token, None, None]  # of one answer; closing it ends the answer
 Steps: TypeAlias = Generator[Token | Pass, Any, None]  # the same; what a pass gives is sent back in
 
@@ -277,6 +298,11 @@ class Model(ABC, Generic[B]):
     def shows(self, state: StreamState[B], start: float, end: float) -> str | None:
         """What the pictures from second `start` to before second `end` surely show, in a few words; "" where that is
         nothing. None: it keeps no index of what it saw, and must be asked."""
+        return None
+
+    def spotter(self, rule: str) -> Spotter | None:
+        """Who looks for what a rule tells of. None: it keeps no index, and must be asked. UserError for a rule that it
+        cannot judge."""
         return None
 
     def known_until(self, question: Question, state: StreamState[B]) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pipeline import Engine, Event, Frame, StreamState, Timeline
+from pipeline import Engine, Event, Frame, Rule, StreamState, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -19,31 +19,53 @@ class Noticing:
 
     def __init__(self, engine: Engine) -> None:
         self._timeline = Timeline(engine)
-        self._waiting: queue.SimpleQueue[tuple[Sequence[Frame], StreamState] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
+        self._newest: StreamState | None = None
 
     @property
     def events(self) -> tuple[Event, ...]:
         return self._timeline.events
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self._timeline.rules
+
     def watched(self, frames: Sequence[Frame], state: StreamState) -> None:
-        """What a chunk showed; no frames: the stream is over. Returns at once."""
-        self._waiting.put((frames, state))
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="notice", daemon=True)
-            self._worker.start()
+        """What a chunk showed. Returns at once."""
+        self._newest = state
+        self._do(lambda: self._timeline.watched(frames, state, self._behind))
+
+    def finish(self, state: StreamState) -> None:
+        """The stream is over. Returns at once."""
+        self._do(lambda: self._timeline.finish(state, self._behind))
+
+    def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
+        """Raises UserError for a rule that cannot be judged. What was seen already is judged soon."""
+        rule = self._timeline.add_rule(text) if cool_down is None else self._timeline.add_rule(text, cool_down)
+        if state := self._newest:
+            self._do(lambda: self._timeline.judge(state))
+        return rule
+
+    def remove_rule(self, number: int) -> None:
+        self._timeline.remove_rule(number)
 
     def close(self) -> None:
         self._waiting.put(None)
 
+    @property
+    def _behind(self) -> bool:
+        return self._waiting.qsize() > FAR_BEHIND
+
+    def _do(self, deed: Callable[[], None]) -> None:
+        self._waiting.put(deed)
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="notice", daemon=True)
+            self._worker.start()
+
     def _work(self) -> None:
-        while (given := self._waiting.get()) is not None:
-            frames, state = given
-            hurry = self._waiting.qsize() > FAR_BEHIND
+        while (deed := self._waiting.get()) is not None:
             try:
-                if frames:
-                    self._timeline.watched(frames, state, hurry)
-                else:
-                    self._timeline.finish(state, hurry)
+                deed()
             except Exception:  # a stream without marks is still watched and asked
                 log.exception("noticing failed")

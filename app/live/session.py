@@ -22,7 +22,7 @@ from app.live.uploads import Source
 from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, Phase, Turn, View
 from app.live.viewing import Viewing
 from app.live.watching import Watch
-from pipeline import Answer, Engine, UserError
+from pipeline import Answer, Engine, Rule, UserError
 
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 UNDO_S = 30.0  # Clear and Reset can be taken back for so long
@@ -74,6 +74,21 @@ class LiveSession:
             undo=kept.deed if (kept := self._kept) else "",
         )
         return watch.view(about) if watch else about
+
+    # What is to be told
+
+    def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
+        """Tells of it from now on, and where the model keeps an index also of what was seen. Raises UserError for what
+        cannot be judged, and where nothing is watched. cool_down: seconds of the video between two alerts."""
+        watch = self.watch
+        if watch is None:
+            raise UserError("Nothing is watched, so there is nothing to tell of; start a video or the camera first.")
+        return watch.noticing.add_rule(clean(text), cool_down)
+
+    def remove_rule(self, number: int) -> None:
+        """No more alerts of it; those that were sent stay."""
+        if watch := self.watch:
+            watch.noticing.remove_rule(number)
 
     # The source
 

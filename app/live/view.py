@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from pipeline import Answer, Event, mmss
+from pipeline import Answer, Event, Rule, mmss
 
 # The kinds of source, as the visitor reads them
 UPLOAD, WEBCAM, SCREEN, EXAMPLE = "Upload", "Webcam", "Screen", "Example"
@@ -118,12 +118,12 @@ class View:
 
     upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
     models that could, in the same order. conversations: the turns of each of them. film: the pictures that differ
-    most. events: what happened when (pipeline/timeline), first what is over, then what goes on. Times in seconds of
-    the video; progress: share of the file read, 0 to 1; rate: seconds of video per second of work, over all that was
-    watched; waiting and dropped: camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or
-    left out, in sentences; silent: whether a camera has sent nothing for a while. stream: the number of this stream
-    among the session's own; forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear",
-    "Reset" or "").
+    most. events: what happened when (pipeline/timeline), first what is over, then what goes on. rules: what the visitor
+    wants to be told of; the text of an alert is what its rule `says`. Times in seconds of the video; progress: share of
+    the file read, 0 to 1; rate: seconds of video per second of work, over all that was watched; waiting and dropped:
+    camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or left out, in sentences;
+    silent: whether a camera has sent nothing for a while. stream: the number of this stream among the session's own;
+    forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear", "Reset" or "").
     """
 
     phase: Phase = Phase.IDLE
@@ -147,6 +147,7 @@ class View:
     conversations: tuple[tuple[Turn, ...], ...] = ((), ())
     film: tuple[Picture, ...] = ()
     events: tuple[Event, ...] = ()
+    rules: tuple[Rule, ...] = ()
     stream: int = 0
     forgotten: int = 0
     undo: str = ""

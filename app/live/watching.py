@@ -90,6 +90,7 @@ class Watch:
                 models=models,
                 film=self.film.pictures,
                 events=self.noticing.events,
+                rules=self.noticing.rules,
             )
 
     def _rate(self) -> float | None:
@@ -265,7 +266,7 @@ class Watch:
             except UserError as error:
                 failed = error
         self._settle()
-        self.noticing.watched((), self.viewings[0].settled)
+        self.noticing.finish(self.viewings[0].settled)
         if failed:
             raise failed
 

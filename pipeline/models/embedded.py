@@ -39,8 +39,9 @@ from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.questions.replies import reply
 from pipeline.questions.router import Router
 from pipeline.senses.sensed import Senses
-from pipeline.stream import Packed, Pass, Question, Sampling, Steps, StreamState, Token, VideoChunk
-from pipeline.timeline.indexed import shown
+from pipeline.stream import Packed, Pass, Question, Sampling, Spotter, Steps, StreamState, Token, VideoChunk
+from pipeline.timeline.indexed import IndexSpotter, shown
+from pipeline.timeline.rules import read_rule
 from pipeline.towers.frame_tower import FrameTower
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
@@ -198,6 +199,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
 
     def shows(self, state: StreamState[EmbeddedInner], start: float, end: float) -> str:
         return shown(state.inner.index, self.senses, start, end)
+
+    def spotter(self, rule: str) -> Spotter:
+        return IndexSpotter(read_rule(rule), lambda state: state.inner.index)
 
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)

@@ -1,15 +1,20 @@
-"""What producers read of an index of frames (questions/index.py): words for a caption, and no more rows than needed."""
+"""What producers read of an index of frames (questions/index.py): words for a caption, where a rule's thing is seen."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from pipeline.memory.log import Log
 from pipeline.questions.facts import Known, described
 from pipeline.questions.index import Index, read_index
+from pipeline.questions.things import Things
 from pipeline.senses.sensed import Senses
+from pipeline.stream import StreamState
+from pipeline.timeline.rules import Read
 
 
 def rows_between(log: Log, start: float, end: float) -> Index:
@@ -23,3 +28,27 @@ def shown(log: Log, senses: Senses, start: float, end: float) -> str:
     index = rows_between(log, start, end)
     words = described(Known(index, senses), range(len(index.times))) if len(index.times) else ""
     return words and f"{words[0].upper()}{words[1:]}."
+
+
+class IndexSpotter:
+    """Looks for what a rule tells of in the index that `log_of` gives of a state."""
+
+    def __init__(self, rule: Read, log_of: Callable[[StreamState], Log]) -> None:
+        self.rule, self.says, self.gone, self._log_of = rule, rule.says, rule.gone, log_of
+
+    def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
+        index = rows_between(self._log_of(state), math.nextafter(since, math.inf), math.inf)
+        scores = np.array([self._score(things, index) for _, things in self.rule.things])
+        best = scores.max(0) if self.rule.either else scores.min(0)
+        return list(zip(index.times.tolist(), best.tolist()))
+
+    def _score(self, things: Things, index: Index) -> np.ndarray:
+        """(F,) how surely the towers see the thing, as often as is wanted. What the detector knows it alone tells: the
+        classifier, which must name something, names a thousand things of which nothing is there."""
+        features = index.features
+        if not things.coco:
+            shown = things.shown(features)
+            return np.zeros(len(index.times)) if shown is None or self.rule.number > 1 else shown
+        hits = torch.isin(features.det_ids, torch.tensor(things.coco))
+        scores = (features.det_scores * hits).sort(1, descending=True).values
+        return scores[:, self.rule.number - 1].double().numpy()

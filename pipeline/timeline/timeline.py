@@ -6,16 +6,19 @@ video is cut into chunks never changes what it notices; what it asks of a state 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.engine import Engine
-from pipeline.stream import Event, Frame, Question, Sampling, StreamState
+from pipeline.stream import Event, Frame, Question, Rule, Sampling, StreamState, UserError
+from pipeline.timeline.alerts import COOL_DOWN, Armed, AskedSpotter
 from pipeline.timeline.captions import Captions
 from pipeline.timeline.shots import Shots
 
 KEPT = 5_000  # events of a stream
+RULES = 20  # of a stream
 PIECE = 4  # pictures of a caption's piece, where an index tells them
 ASKED_PIECE = 30  # where the model must be asked
 ASKED_TOKENS = 32
@@ -30,6 +33,8 @@ class Timeline:
     def __init__(self, engine: Engine, limit: int = KEPT) -> None:
         self.engine, self.limit = engine, limit
         self.events: tuple[Event, ...] = ()  # those that have ended, then those that go on (`until` None)
+        self._armed: tuple[Armed, ...] = ()
+        self._rules_taken = 0
         self._ended: list[Event] = []
         self._shots, self._captions = Shots(), Captions(PIECE)
         self._newest = -1.0  # second of the newest picture
@@ -43,7 +48,33 @@ class Timeline:
         for frame in frames:
             if frame.time > self._newest:  # what overflowed is watched again
                 self._see(frame, state, hurry)
+        self.judge(state)
+
+    def judge(self, state: StreamState) -> None:
+        """Alerts of what was seen and not judged yet. Whoever adds a rule to a stream that is over calls it."""
+        for armed in self._armed:
+            self._keep([*armed.judge(state)])
         self._show()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return tuple(armed.rule for armed in self._armed)
+
+    def add_rule(self, text: str, cool_down: float = COOL_DOWN) -> Rule:
+        """Any thread may. An index is judged from its start, a model is asked from now on. UserError for a rule that
+        cannot be judged, and for one too many."""
+        if len(self._armed) >= RULES:
+            raise UserError(f"There are {RULES} rules already, so this one was not taken; remove another first.")
+        index = self.engine.model.spotter(text)
+        spotter = index or AskedSpotter(text, self.engine)
+        self._rules_taken += 1
+        rule = Rule(text, spotter.says, cool_down, self._rules_taken)
+        self._armed = (*self._armed, Armed(rule, spotter, -math.inf if index else self._newest))
+        return rule
+
+    def remove_rule(self, number: int) -> None:
+        """What it told stays."""
+        self._armed = tuple(armed for armed in self._armed if armed.rule.number != number)
 
     def finish(self, state: StreamState, hurry: bool = False) -> None:
         """The stream is over: what goes on ends with it."""
@@ -72,7 +103,10 @@ class Timeline:
         if hurry or not model.caption_question or self._whole < start:
             return ""
         question = Question(model.caption_question, at=self._whole)
-        *_, answer = self.engine.ask(question, state, Sampling(max_tokens=ASKED_TOKENS))
+        try:
+            *_, answer = self.engine.ask(question, state, Sampling(max_tokens=ASKED_TOKENS))
+        except UserError:  # such as no memory left: then nothing is said
+            return ""
         return answer.text.strip()
 
     def _keep(self, events: Sequence[Event]) -> None:

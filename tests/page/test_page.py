@@ -62,9 +62,9 @@ def test_the_page_is_served_with_headers_that_forbid_foreign_pictures(server):
         assert "Vamba Live" in response.read().decode()
 
 
-def test_the_api_offers_four_calls_and_no_internals(client):
+def test_the_api_offers_five_calls_and_no_internals(client):
     calls = client.view_api(return_format="dict", print_info=False)
-    assert set(calls["named_endpoints"]) == {"/watch", "/status", "/ask", "/close"}
+    assert set(calls["named_endpoints"]) == {"/watch", "/status", "/ask", "/alerts", "/close"}
     assert not calls["unnamed_endpoints"]
 
 
@@ -80,6 +80,16 @@ def test_a_program_watches_asks_and_closes(client, server, clip):
     assert answer["done"] and answer["text"].startswith("12 frames") and answer["evidence"][0]["weight"] > 0
     assert len(steps.outputs()) > 1, "it streams"
     assert client.predict(key, api_name="/close") is True and len(server[1]) == 0
+
+
+def test_a_program_is_told_of_what_its_rules_say(client, clip):
+    """The fake model keeps no index and never says yes."""
+    from gradio_client import handle_file
+
+    key = client.predict(handle_file(clip), api_name="/watch")
+    told = client.predict(key, "tell me when it is blue", 30, api_name="/alerts")
+    assert [(rule["rule"], rule["cool_down"]) for rule in told["rules"]] == [("tell me when it is blue", 30)]
+    assert client.predict(key, "", 10, api_name="/alerts")["alerts"] == []
 
 
 def test_a_file_that_is_no_video_is_an_error_and_gives_no_key(client, server, tmp_path):

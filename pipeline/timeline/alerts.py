@@ -1,0 +1,79 @@
+"""Alerts: what a visitor wants to be told of, once each time it comes (or goes), and seldom when it does not."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.engine import Engine
+from pipeline.stream import Event, Question, Rule, Sampling, Spotter, StreamState
+
+SURE = 0.5  # score from which a picture shows the thing: see pipeline/training/alerts.py for what comes of it
+CLEAR = 0.3  # score below which it does not
+NEWEST, SHOWING = 3, 2  # of the newest pictures, how many must show it
+ABSENT = 3  # pictures one after the other that must be clear of it
+COOL_DOWN = 10.0  # seconds
+ASKED_EVERY = 2.0  # seconds of the video between two questions, where a model must be asked
+
+
+class Glimpse(NamedTuple):
+    """A picture's second, and how surely the thing is in it."""
+
+    time: float
+    score: float
+
+
+class Armed:
+    """Judges one rule picture by picture. A thing that stays is told once; told again after it was absent.
+
+    A cool-down counts from the alert that was sent. What comes meanwhile and stays is told when it is over.
+    until: second of the newest picture that was judged.
+    """
+
+    def __init__(self, rule: Rule, spotter: Spotter, until: float = -math.inf) -> None:
+        self.rule, self.spotter, self.until = rule, spotter, until
+        self._quiet_until = -math.inf
+        self._newest: deque[Glimpse] = deque(maxlen=max(NEWEST, ABSENT))
+        self._armed = not spotter.gone  # what goes must have been there
+
+    def judge(self, state: StreamState) -> Iterator[Event]:
+        """The alerts of the pictures that came since."""
+        for time, score in self.spotter.seen(state, self.until):
+            self.until = time
+            self._newest.append(Glimpse(time, score))
+            yield from self._judged(time)
+
+    def _judged(self, time: float) -> Iterator[Event]:
+        shown = [one for one in list(self._newest)[-NEWEST:] if one.score >= SURE]
+        clear = [one for one in list(self._newest)[-ABSENT:] if one.score < CLEAR]
+        present, absent = len(shown) >= SHOWING, len(clear) == ABSENT
+        comes, rests = (absent, clear) if self.spotter.gone else (present, shown)
+        if comes and self._armed and time >= self._quiet_until:
+            self._armed, self._quiet_until = False, time + self.rule.cool_down
+            scores = [one.score for one in rests]
+            weight = sum(scores) / len(scores)
+            yield Event(rests[0].time, "alert", self.rule.says, 1 - weight if self.spotter.gone else weight, time)
+        elif present if self.spotter.gone else absent:
+            self._armed = True
+
+
+class AskedSpotter:
+    """Where no index tells: the model is asked whether it is so, every other second and pinned to it."""
+
+    gone = False  # the question is whether it is so, coming or going
+
+    def __init__(self, text: str, engine: Engine) -> None:
+        self.says, self._engine = text, engine
+        self._question = f'Somebody wants to know: "{text}" Is that so right now? Answer yes or no.'
+
+    def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
+        first = math.floor(since / ASKED_EVERY) + 1 if since >= 0 else 0
+        seconds = [n * ASKED_EVERY for n in range(first, math.floor(state.seen_until / ASKED_EVERY) + 1)]
+        # What waits for its partner is not asked about yet: afterwards the answer may be another.
+        return [(at, self._score(at, state)) for at in seconds if not state.held or at < state.held[0].time]
+
+    def _score(self, at: float, state: StreamState) -> float:
+        *_, answer = self._engine.ask(Question(self._question, at=at), state, Sampling(max_tokens=3))
+        return float(answer.text.strip().lower().startswith("yes"))
