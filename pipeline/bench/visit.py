@@ -46,11 +46,11 @@ def measure_file(engine: Engine, path: Path) -> dict[str, Any]:
     pictures = count_pictures(path)
     bare = seconds * pictures / max(1, decoded)
     _said("bare decoding", bare)
-    watching, watched = timed(lambda: _watched(engine, frames))
+    watching, watched = timed(lambda: _watched(engine, frames).frames)  # no state: two hours would not fit in a GPU
     _said("watching", watching)
     answerable, state = timed(lambda: _from_file(engine, path))
     _said("from file to answerable", answerable)
-    watching *= state.frames / max(1, watched.frames)
+    watching *= state.frames / max(1, watched)
     first = next(iter(engine.ask(QUESTION, state, Sampling(max_tokens=1)))).first_token_s
     return {
         "conditions": _conditions(engine, info),

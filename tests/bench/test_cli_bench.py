@@ -1,6 +1,7 @@
 """`python -m pipeline bench` on the command line."""
 
 import contextlib
+import gc
 import io
 import json
 from dataclasses import replace
@@ -13,6 +14,8 @@ import torch
 import pipeline
 from pipeline import Frame
 from pipeline.__main__ import main
+from pipeline.bench import visit
+from pipeline.stream import StreamState
 from tests.sources.test_video import render
 from tests.test_engine import ColourModel
 
@@ -200,6 +203,19 @@ def test_several_files_are_measured_in_one_sitting(benched_files):
     ) == 4
 
 
+def test_a_file_is_watched_with_no_other_state_in_memory(benched_files, monkeypatch):
+    """Two hours of the published size do not fit in a GPU."""
+    from_file = visit._from_file
+
+    def alone(engine, path):
+        gc.collect()
+        assert not any(type(thing) is StreamState and thing.frames for thing in gc.get_objects())
+        return from_file(engine, path)
+
+    monkeypatch.setattr(visit, "_from_file", alone)
+    assert len(benched_files(2)[0]["files"]) == 2
+
+
 def test_bare_decoding_of_a_long_file_is_scaled_and_says_so(benched_files, monkeypatch):
     monkeypatch.setattr("pipeline.bench.visit.BARE_S", 0.0)
     monkeypatch.setattr("pipeline.bench.visit.bare_decoding", lambda path, most: (0.5, 30) if most == 0.0 else None)
@@ -209,10 +225,8 @@ def test_bare_decoding_of_a_long_file_is_scaled_and_says_so(benched_files, monke
 
 
 def test_bare_decoding_stops_where_it_takes_too_long(tmp_path):
-    from pipeline.bench.visit import bare_decoding
-
     path = render(tmp_path / "film.mp4", [i / 10 for i in range(30)], gop=10)
-    assert bare_decoding(path, 1e-9)[1] == 1 and bare_decoding(path, 100)[1] == 30
+    assert visit.bare_decoding(path, 1e-9)[1] == 1 and visit.bare_decoding(path, 100)[1] == 30
 
 
 @pytest.mark.parametrize("count", ["0", "1000", "-1"])
