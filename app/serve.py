@@ -14,15 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import Engine, ModelOptions, UserError, choose_readers, load
+from pipeline import Engine, ModelOptions, UserError, choose_readers, load, partner_of
 
 PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
-NO_MODEL = "none"
+NO_MODEL, PARTNER = "none", "partner"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to serve, to whom. model, compare_model: names for `load`; compare_model None: nothing to compare with."""
+    """What to serve, to whom. model, compare_model: names for `load`; compare_model None: nothing to compare with;
+    PARTNER: the model's natural partner."""
 
     model: str
     compare_model: str | None
@@ -74,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare-model",
         default=os.environ.get("VAMBA_COMPARE_MODEL"),
-        help=f'the model to compare with, or "{NO_MODEL}"; beside the embedded model it is its transformer twin',
+        nargs="?",
+        const=PARTNER,
+        metavar="MODEL",
+        help=f'any model to compare with; "{PARTNER}" or no name: the natural one, as HoVLE is mmMamba\'s; '
+        f'"{NO_MODEL}": nobody; by default the embedded model\'s transformer twin beside it, else nobody',
     )
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
@@ -105,7 +110,8 @@ def serve(settings: Settings) -> None:
 
     choose_readers(settings.readers)
     uploads.room.ceiling = settings.uploads
-    rival = _ready(settings.compare_model, settings.options.shared()) if settings.compare_model else None
+    compared = partner_of(settings.model) if settings.compare_model == PARTNER else settings.compare_model
+    rival = _ready(compared, settings.options.shared()) if compared else None
     engine = _ready(settings.model, settings.options)
     sessions = Sessions(engine, rival, places=settings.visitors)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
     from pipeline.models.load import load as load
+    from pipeline.models.load import partner_of as partner_of
     from pipeline.options import ModelOptions as ModelOptions
     from pipeline.sources.camera import FrameQueue as FrameQueue
     from pipeline.sources.camera import thumbnail as thumbnail
@@ -61,6 +62,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "look": "timeline.shots",
     "mmss": "clock",
     "open_video": "sources.file",
+    "partner_of": "models.load",
     "probe": "sources.file",
     "thumbnail": "sources.camera",
 }

@@ -78,7 +78,7 @@ def test_json_is_one_document_with_every_figure(opened, capsys):
     assert document["dropped"] == 0 and document["backend"] == ColourModel().backend
     best = document["evidence"][0]
     assert 41 <= best["time"] <= 42 and 0.9 < best["weight"] <= 1
-    assert set(document["timings"]) == {"watch_s", "realtime_factor", "first_token_s", "tokens_per_s"}
+    assert set(document["timings"]) == {"watch_s", "picture_ms", "realtime_factor", "first_token_s", "tokens_per_s"}
     assert all(value > 0 for value in document["timings"].values())
     assert document["timings"]["realtime_factor"] == pytest.approx(119 / document["timings"]["watch_s"])
     assert document["bytes"]["state"] == 64 and document["bytes"]["memory"] == 32 * 120

@@ -84,6 +84,16 @@ def test_models_are_started_before_the_first_visitor(monkeypatch) -> None:
     assert told == {"one": {"int8": True}, "two": {}}, "what saves memory is for the model, not for its rival"
 
 
+@pytest.mark.parametrize("flags", [["--compare-model"], ["--compare-model", "partner"]])
+def test_a_model_is_compared_with_its_natural_partner(monkeypatch, flags) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(serve, "load", lambda name, **options: Counted(name + "".join(options.values()), started))
+    monkeypatch.setattr(serve, "partner_of", lambda name: f"partner of {name}, ")
+    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **_: None)
+    serve.serve(settings_from(["--model", "one, ", *flags, "--mode", "streamed"]))
+    assert sorted(set(started)) == ["one, streamed", "partner of one, , streamed"], "the mode goes for both"
+
+
 def test_a_taken_port_has_its_sentence(monkeypatch) -> None:
     def launch(self, **_):
         raise OSError("Cannot find empty port in range: 7860-7860.")

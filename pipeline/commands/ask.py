@@ -29,7 +29,8 @@ from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
 from pipeline.stream import JSON, Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
 
-MODEL, RIVAL = "embedded", "embedded-twin"
+MODEL, TWIN = "embedded", "embedded-twin"
+PARTNER = "partner"  # instead of a name: the model that the other is naturally compared with
 BACKLOG = 1_000_000  # a file is all backlog: the largest chunks the model likes
 
 
@@ -42,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         nargs="?",
-        const=RIVAL,
+        const=PARTNER,
         metavar="MODEL",
-        help=f"let a second model watch the same pictures (default: {RIVAL})",
+        help="let a second model watch the same pictures: any; by default the natural partner (of the embedded model "
+        "its transformer twin, of mmMamba HoVLE, of Vamba Qwen2-VL)",
     )
     parser.add_argument("--keep", metavar="FOLDER", help="keep the stream there, so that `resume FOLDER` can go on")
     add_answer_arguments(parser)
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     _check_file(args.video, args.fps)
     viewers = [_viewer(args.model, options)]
     if args.compare:
-        viewers.append(_viewer(args.compare, options.shared()))
+        rival = pipeline.partner_of(args.model) if args.compare == PARTNER else args.compare
+        viewers.append(_viewer(rival, options.shared()))
     if args.keep:
         viewers[0].keeper = _keeper(viewers[0].engine, args, options)
     with closing_keepers(viewers):
@@ -223,14 +226,24 @@ def _summary(viewer: Viewer, answer: Answer) -> str:
     basis = f"\n  {answer.basis.mode}: {answer.basis.words}" if answer.basis.words else ""
     return (
         f"  looked at: {looked}{basis}\n  asked at {mmss(answer.asked_at)} after {viewer.state.frames} pictures "
-        f"in {viewer.watch_s:.1f} s{speed}{note}"
+        f"in {viewer.watch_s:.1f} s{speed}{note}\n  {_costs(viewer, answer)}"
     )
+
+
+def _costs(viewer: Viewer, answer: Answer) -> str:
+    """What two models are compared by."""
+    state, timings = viewer.state, _timings(viewer, answer)
+    said = [f"state {state.state_bytes / 1e6:,.1f} MB", f"memory {state.memory_bytes / 1e6:,.1f} MB"]
+    said += [f"{ms:,.1f} ms a picture"] if (ms := timings["picture_ms"]) else []
+    said += [f"first word after {first:.2f} s"] if (first := timings["first_token_s"]) else []
+    return ", ".join(said)
 
 
 def _timings(viewer: Viewer, answer: Answer) -> dict[str, float | None]:
     """realtime_factor: seconds of video per second of watching, decoding not counted; None for a single picture."""
     return {
         "watch_s": viewer.watch_s,
+        "picture_ms": viewer.watch_s / viewer.state.frames * 1e3 if viewer.state.frames else None,
         "realtime_factor": answer.seen_until / viewer.watch_s if answer.seen_until and viewer.watch_s else None,
         "first_token_s": answer.first_token_s,
         "tokens_per_s": answer.tokens_per_s,

@@ -18,7 +18,7 @@ import pipeline
 from pipeline.clock import parse_mmss
 from pipeline.commands.ask import MODEL as SHIPPED
 from pipeline.commands.ask import (
-    RIVAL,
+    TWIN,
     Viewer,
     add_answer_arguments,
     answered,
@@ -90,7 +90,7 @@ def _sizes(cuts: Sequence[Cut], position: int) -> list[int]:
 def _model(kept: KeptStream, args: argparse.Namespace) -> str:
     """What a folder says is believed of models that come with the code alone: another name might be anybody's."""
     named = args.model or kept.about.get("model")
-    if not args.model and named not in (SHIPPED, RIVAL):
+    if not args.model and named not in (SHIPPED, TWIN):
         raise UserError(
             f"This stream was watched by {str(named)[:60]!r}, which is loaded only where you name it, so nothing was; "
             "repeat the command with --model."

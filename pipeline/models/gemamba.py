@@ -220,7 +220,11 @@ def _our_key(key: str) -> str | None:
 
 
 def _wrap(net: Gemamba, of: Checkpoint) -> SequenceModel:
-    tokenizer = tokenizer_of(of.folder)
+    return model_of(net, tokenizer_of(of.folder), of.name, of.options.mode == "streamed")
+
+
+def model_of(net: Gemamba, tokenizer: Any, name: str, streamed: bool = False) -> SequenceModel:
+    """The network with its eyes, its prompt and its native form."""
     limit = max(1, net.config.max_position_embeddings - TEXT_ROOM)
     size, side = net.eyes.cfg.frames, net.eyes.cfg.side
     return SequenceModel(
@@ -228,11 +232,11 @@ def _wrap(net: Gemamba, of: Checkpoint) -> SequenceModel:
         _Eyes(net),
         GemmaPrompt(tokenizer),
         tokenizer,
-        name=of.name,
+        name=name,
         about=ABOUT,
         limit=limit,
         native=NativeForm(PICTURES_KEPT, middles(size), fitted(squashed_as_tensor, side), f"one clip of {size}"),
-        streamed=of.options.mode == "streamed",
+        streamed=streamed,
     )
 
 

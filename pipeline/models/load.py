@@ -56,6 +56,19 @@ def load(
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
 
 
+def partner_of(name: str) -> str:
+    """The name of the model that this one is naturally compared with; UserError where there is none."""
+    if own := _shipped().get(name):
+        system, config = own, {}
+    else:
+        config = checkpoint.read_config(_folder(name))
+        system = system_of(config)
+    partner = system.partner(config)
+    if partner is None:
+        raise UserError(f"A {system.name} has no partner, so nothing was compared; name the model to compare it with.")
+    return partner
+
+
 def choose_kernels(kernels: str | None = None) -> None:
     """Who computes in this process from now on; UserError where it cannot. None: as before, or as the variable says."""
     if kernels is not None:

@@ -372,16 +372,21 @@ def _wrap(net: MLMamba, of: Checkpoint) -> SequenceModel:
             "The folder lacks the two image towers, so the model cannot watch and was not loaded; "
             "make it with `python -m pipeline convert huangwenjun1994/ML-Mamba FOLDER`."
         )
-    tokenizer, eyes = tokenizer_of(of.folder), _Eyes(net, net.towers)
+    return model_of(net, net.towers, tokenizer_of(of.folder), of.name, of.options.mode == "streamed")
+
+
+def model_of(net: MLMamba, towers: Towers, tokenizer: Any, name: str, streamed: bool = False) -> SequenceModel:
+    """The network with its eyes, its prompt and its native form."""
+    eyes = _Eyes(net, towers)
     return SequenceModel(
         net,
         eyes,
         ZephyrPrompt(tokenizer),
         tokenizer,
-        name=of.name,
+        name=name,
         about=ABOUT,
         native=NativeForm(PICTURES_KEPT, newest, fitted(squashed, eyes.side), "one"),
-        streamed=of.options.mode == "streamed",
+        streamed=streamed,
     )
 
 

@@ -375,7 +375,11 @@ def _about(net: MMMamba) -> str:
 
 
 def _wrap(net: MMMamba, of: Checkpoint) -> SequenceModel:
-    tokenizer = tokenizer_of(of.folder)
+    return model_of(net, tokenizer_of(of.folder), of.name, of.options.mode == "streamed")
+
+
+def model_of(net: MMMamba, tokenizer: Any, name: str, streamed: bool = False) -> SequenceModel:
+    """The network with its eyes, its prompt and its native form."""
     native = NativeForm(
         PICTURES_KEPT, evenly(TRAINED_PICTURES), fitted(squashed, net.cfg.side), f"some {TRAINED_PICTURES}"
     )
@@ -384,11 +388,17 @@ def _wrap(net: MMMamba, of: Checkpoint) -> SequenceModel:
         _Eyes(net),
         InternPrompt(tokenizer),
         tokenizer,
-        name=of.name,
+        name=name,
         about=_about(net),
         native=native,
-        streamed=of.options.mode == "streamed",
+        streamed=streamed,
     )
+
+
+def _partner(config: Config) -> str:
+    """Teacher and pupil."""
+    kinds = MMMambaConfig.from_dict(config).kinds
+    return "OpenGVLab/HoVLE" if "mamba2" in kinds else "hustvl/mmMamba-linear"
 
 
 MMMAMBA = System(
@@ -397,6 +407,7 @@ MMMAMBA = System(
     build=_build,
     our_key=_our_key,
     wrap=_wrap,
+    partner=_partner,
     golden=MMMambaGolden,
     rows=(  # minute and hour: snapshots for questions about earlier seconds, pictures, and keys where layers attend
         Row("`hustvl/mmMamba-linear`: 2.7 B, 32 layers", "GPU, bf16", "5.5 GB", "34 MB", "0.4 GB", "1.2 GB"),

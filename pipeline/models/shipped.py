@@ -80,6 +80,7 @@ def _quick_dtype(device: torch.device) -> torch.dtype:
 EMBEDDED = System(
     name="embedded",
     shipped=partial(load_embedded, False),
+    partner=lambda config: "embedded-twin",
     rows=(
         Row(
             "`embedded`: Vamba, 135 M language model, 5 layers cross-attend",
@@ -94,6 +95,7 @@ EMBEDDED = System(
 TWIN = System(
     name="embedded-twin",
     shipped=partial(load_embedded, True),
+    partner=lambda config: "embedded",
     rows=(
         Row(
             "`embedded-twin`: the same without mixers, full self-attention",

@@ -14,6 +14,7 @@ in models/__init__.py, `SYSTEMS`. Nothing else asks which system a checkpoint is
     finish          what is left to do once the weights are in: tables that no checkpoint holds
     wrap            (network with its weights, Checkpoint) -> the Model that watches and answers
     options         the record of options it takes, or None
+    partner         config -> the name of the model that it is naturally compared with, or None
     golden          (network, tensors of expected.safetensors) -> a Golden, which `verify` compares, or None
 
 A system that comes with the code has `shipped` instead: (device, dtype) -> its Model, found by `name`.
@@ -119,6 +120,10 @@ def _as_it_is(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
     return config
 
 
+def _nobody(config: Config) -> str | None:
+    return None
+
+
 def _nothing(net: nn.Module) -> None: ...
 
 
@@ -137,6 +142,7 @@ class System:
     finish: Callable[[Any], None] = _nothing
     wrap: Callable[[Any, Checkpoint], Model[Any]] | None = None
     options: type[ModelOptions] | None = None
+    partner: Callable[[Config], str | None] = _nobody
     golden: Callable[[Any, Mapping[str, Tensor]], Golden] | None = None
     shipped: Callable[[torch.device, torch.dtype | None], Model[Any]] | None = None
 

@@ -305,6 +305,7 @@ QWEN2_VL = System(
     our_key=published_key,
     finish=Qwen2VL.finish,
     wrap=_wrap,
+    partner=lambda config: "TIGER-Lab/Vamba-Qwen2-VL-7B",
     rows=(
         Row(
             "`Qwen/Qwen2-VL-7B-Instruct`: the transformer it was made from",

@@ -419,6 +419,7 @@ VAMBA = System(
     our_key=published_key,
     unused=_unused,
     wrap=_wrap,
+    partner=lambda config: "Qwen/Qwen2-VL-7B-Instruct",
     options=ModelOptions,
     golden=VambaGolden,
     rows=(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.__main__ import main
 from pipeline.models import systems
-from pipeline.models.load import load
+from pipeline.models.load import load, partner_of
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig
 from pipeline.models.prompts import GemmaPrompt, InternPrompt, ZephyrPrompt
 from pipeline.models.system import readme_table
@@ -162,6 +162,34 @@ def test_what_is_not_known_is_refused_in_words(tmp_path, system, section, change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=said):
         load(str(folder), "cpu")
+
+
+def test_who_is_naturally_compared_with_whom(tmp_path) -> None:
+    folders = {system: str(checkpoint(system, tmp_path / system)) for system in [*SYSTEMS, *QWENS]}
+    assert partner_of("embedded") == "embedded-twin" and partner_of("embedded-twin") == "embedded"
+    assert partner_of(folders["mmmamba-linear"]) == partner_of(folders["mmmamba-hybrid"]) == "OpenGVLab/HoVLE"
+    assert partner_of(folders["hovle"]) == "hustvl/mmMamba-linear"
+    assert partner_of(folders["vamba"]).startswith("Qwen/") and "Vamba" in partner_of(folders["qwen2-vl"])
+    with pytest.raises(UserError, match="Gemamba has no partner"):
+        partner_of(folders["gemamba"])
+
+
+def test_any_two_systems_are_compared_side_by_side(capsys, tmp_path) -> None:
+    folders = [str(checkpoint(system, tmp_path / system)) for system in ("mmmamba-linear", "hovle")]
+    write_video(tmp_path / "film.mp4", ["red", "green", "blue"])
+    asked = ["ask", str(tmp_path / "film.mp4"), "what?", "--model", folders[0], "--compare", folders[1]]
+    assert main([*asked, "--max-tokens", "3", "--json"]) == 0
+    pupil, teacher = json.loads(capsys.readouterr().out)
+    assert (pupil["model"], teacher["model"]) == ("mmmamba-linear", "hovle")
+    assert pupil["bytes"]["state"] > 0 == teacher["bytes"]["state"]
+    for said in (pupil, teacher):
+        assert said["frames"] == 3 and said["mode"] == "native" and said["bytes"]["memory"] > 0
+        assert said["timings"]["picture_ms"] > 0 and said["timings"]["first_token_s"] > 0
+        assert said["timings"]["picture_ms"] == pytest.approx(said["timings"]["watch_s"] / 3 * 1e3)
+    assert main([*asked, "--max-tokens", "3"]) == 0
+    told = capsys.readouterr()
+    assert "[mmmamba-linear]" in told.out and "[hovle]" in told.out
+    assert told.err.count("ms a picture, first word after") == 2 and "state 0.0 MB, memory" in told.err
 
 
 def test_missing_and_unexpected_keys_are_named(tmp_path) -> None:
