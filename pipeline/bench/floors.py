@@ -77,3 +77,10 @@ def baseline_flops(net: Qwen2VL, tokens: int) -> int:
     weights = sum(p.numel() for p in net.model.layers.parameters() if p.dim() > 1)
     config = net.model.config
     return 2 * weights * tokens + 2 * tokens**2 * config.hidden_size * config.num_hidden_layers
+
+
+def products(*modules: nn.Module) -> int:
+    """Weights of the linear layers and patch embeddings in them: a token that passes costs twice as many operations."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    parts = [part for module in modules for part in module.modules() if isinstance(part, kinds)]
+    return sum(part.weight.numel() for part in parts)

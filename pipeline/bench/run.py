@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loading", metavar="FOLDER", help="only load the checkpoint there; where there is none, write a random one"
     )
     group.add_argument("--mixers", action="store_true", help="only one mixer, by the own and by the published kernels")
+    group.add_argument("--headlines", action="store_true", help="only mmMamba beside HoVLE, ML-Mamba and Gemamba")
     group.add_argument("--no-tower", dest="tower", action="store_false", help="leave the vision tower out")
     parser.add_argument("--json", action="store_true", help="print only the JSON document on stdout")
 
@@ -117,6 +118,11 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.mixers:
         document = measure_mixers_alone(PUBLISHED, device, torch.bfloat16)
         return document, mixers_table(document)
+    if args.headlines:
+        from pipeline.bench.headlines import Sizes, headlines_table, measure_headlines
+
+        document = measure_headlines(Sizes(), device, torch.bfloat16, minutes=args.minutes, per_chunk=args.frames or 64)
+        return document, headlines_table(document)
     if args.visitors:
         from pipeline.bench.visitors import published_visitors, visitors_table
 
