@@ -32,7 +32,8 @@ from pipeline.memory.memory import Memory, Policy
 from pipeline.models.answering import SteppedModel, passed_by_readings
 from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet, novelty_of
 from pipeline.questions.asked import parse, without_notes
-from pipeline.questions.composer import Composer, summary
+from pipeline.questions.composer import Composer
+from pipeline.questions.facts import summary
 from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner

@@ -24,6 +24,7 @@ from pipeline.questions.facts import (
     doubtful,
     gaps,
     joined,
+    kinds_of,
     named,
     runs,
     surely,
@@ -31,7 +32,8 @@ from pipeline.questions.facts import (
 from pipeline.questions.index import Index, spread
 from pipeline.questions.looking import CLOTHES, LOOKED, THERE, light
 from pipeline.questions.notes import SEEN, Verdict
-from pipeline.questions.things import Things
+from pipeline.questions.replies import late
+from pipeline.questions.things import GROUPED, Things
 from pipeline.senses.colours import MOST, TERMS
 from pipeline.senses.counting import counts, traffic
 from pipeline.senses.sensed import Senses
@@ -48,6 +50,7 @@ UNKNOWABLE = {
     "foreign": "Please ask in English; I understand no other language.",
 }
 ELSEWHERE = ("after", "before", "now", "describe", "list", "compare", "at")  # kinds not about the thing's own moment
+WHICH = ("position", "holding", "now", "who", "premise", "where")  # of these, "what animal" asks for its name
 LOOKS = {
     "colour": "I am not sure of its colour.",
     "bw": "I cannot tell whether it is in colour, dark or bright.",
@@ -60,19 +63,14 @@ LOOKS = {
 }
 
 
-def late(asked: Asked) -> str:
-    """That the video has not come so far; the second is said as it was asked."""
-    when = asked.when
-    first = when.time if when.time is not None else max(when.both) if when.both else (when.stretch or (None,))[0]
-    return "" if first is None else f"The video has not reached {mmss(first)} yet."
-
-
 class Composer:
     """One question's facts. kind: what is asked (router.py's kinds)."""
 
     def __init__(self, kind: str, asked: Asked, verdict: Verdict, index: Index, senses: Senses):
         if kind in ("talk", "about_you", "command", "length") and asked.each:  # who names a thing asks for it
             kind = "yesno" if "yes or no" in asked.cues else "premise"
+        if kind in ("now", "at") and asked.each and "yes or no" in asked.cues:  # "Is the bird there now?"
+            kind = "yesno"
         self.kind, self.asked, self.verdict, self.index = kind, asked, verdict, index
         self.known = Known(index, senses)
         self.runs = runs(index, asked.things)
@@ -89,7 +87,9 @@ class Composer:
             run = self.runs[-1 if kind == "last" else min(1, len(self.runs) - 1) if kind == "again" else 0]
             time = float(index.times[run.start])
             self.verdict = verdict = verdict._replace(frames=spread(run, 4), time=time, found=True)
-        self.said = surely(index, verdict.frames)
+        if self.runs and kind in ("after", "before") and verdict.plan == kind and not asked.refers:
+            self.beside(kind)
+        self.said = surely(index, self.verdict.frames)
 
     def answer(self) -> str:
         if self.kind in UNKNOWABLE:
@@ -102,10 +102,12 @@ class Composer:
             return late(self.asked)
         if "negated" in self.asked.cues and not self.asked.each:
             return self.without()
-        if self.asked.unnamed[:1] == ("what",) and self.kind in ("position", "holding"):
+        if self.asked.unnamed[:1] == ("what",) and self.kind in ("position", "holding") and not self.of_a_group():
             return self.on_it()
         if absent := self.absent():
             return absent
+        if self.runs and self.of_a_group() and (named_so := self.which()):
+            return named_so
         if "negated" in self.asked.cues and self.kind not in ("yesno", "both"):
             return "I am not sure when that is."
         tell: dict[str, Callable[[], str]] = {
@@ -122,12 +124,45 @@ class Composer:
             "who": self.who,
             "either": self.either,
             "followup": self.moment,
+            "before": self.who if "who" in self.asked.cues else self.moment,
         }
         if "yes or no" in self.asked.cues and (self.kind in LOOKS or self.kind == "count_now") and self.asked.each:
             return self.yes()
         if self.kind in LOOKED:
             return LOOKED[self.kind](self.asked, self.known, self.verdict) or self.look()
         return tell.get(self.kind, self.look if self.kind in LOOKS else self.moment)()
+
+    def beside(self, kind: str) -> None:
+        """Rest on what comes right after, or right before, the things are seen: of a shot's rest, or of the next one.
+
+        Before: of those who are still there ("before this man came") the present stay counts.
+        """
+        here = self.runs[-1].stop >= len(self.index.times) - 1
+        run = self.runs[-1 if kind == "before" and here else 0]
+        row = run.stop if kind == "after" else run.start - 1
+        if not 0 <= row < len(self.index.times):
+            return
+        shot = self.index.frames_of(self.index.shot_of(row))
+        self.show(
+            range(row, min(shot.stop, row + READ)) if kind == "after" else range(max(shot.start, row - 3), row + 1)
+        )
+
+    def of_a_group(self) -> bool:
+        """Whether it asks for one of many kinds: "What vegetable is lying there?"."""
+        return (
+            self.asked.unnamed[:1] in (("what",), ("which",))
+            and self.asked.each[:1] != ()
+            and (self.asked.each[0][0] in GROUPED and self.kind in WHICH)
+        )
+
+    def which(self) -> str:
+        """The kinds of a group that are seen: now, if one is there, else where one was first."""
+        run = self.runs[-1 if self.runs[-1].stop >= len(self.index.times) - 1 else 0]
+        kinds = [counted(word, 1) for word in kinds_of(self.index, self.asked.each[0][1], run)]
+        if not kinds:
+            return ""
+        self.show(run)
+        return f"At {self.at(run)} I see {joined(kinds)}."
 
     # --- is it there, and when
 
@@ -352,11 +387,22 @@ class Composer:
         people = runs(self.index, PEOPLE)
         if not people:
             return "I have not seen a person."
+        if self.kind == "before" and self.runs:
+            return self.who_before(people)
         if self.pinned and self.verdict.time is not None:
             at = mmss(self.verdict.time)
             return f"I see nobody at {at}." if self.known.nobody(self.verdict.frames) else f"A person, at {at}."
         self.show(people[0])
         return f"A person, at {joined([self.at(run) for run in people[:4]])}; names I do not give."
+
+    def who_before(self, people: Sequence[range]) -> str:
+        """Who was there before the things, or before those who are there now, came."""
+        row = self.verdict.frames[-1]
+        earlier = [run for run in people if run.stop <= row + 1]
+        if not earlier:
+            return "I have seen nobody before that."
+        self.show(earlier[-1])
+        return f"A person, at {self.at(earlier[-1])}; names I do not give."
 
     def either(self) -> str:
         present = [word for word, things in self.asked.each if runs(self.index, things)]
@@ -380,13 +426,6 @@ class Composer:
         if not seen and len(shot) <= LONG_TAKE and (seen := described(self.known, shot)):
             self.show(shot)
         if not seen or self.verdict.time is None:
-            return "I am not sure what this is."
+            looks = self.known.scenery(self.verdict.frames)
+            return f"I am not sure what this is; the picture is {looks}." if looks else "I am not sure what this is."
         return f"At {mmss(self.verdict.time)} I see {seen}."
-
-
-def summary(index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses) -> list[str]:
-    """A sentence for every moment the towers are sure of, "" for the others; all of one doubt if they are of none."""
-    known = Known(index, senses)
-    seen = [described(known, frames) for _, frames in moments]
-    said = [f"{mmss(time)} {words}." if words else "" for (time, _), words in zip(moments, seen)]
-    return said if any(said) else [f"{mmss(time)} I am not sure what this is." for time, _ in moments]

@@ -11,17 +11,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from pipeline.clock import mmss
 from pipeline.questions.index import Index
 from pipeline.questions.notes import SEEN
 from pipeline.questions.things import Things, named_things
 from pipeline.senses.colours import CENTRE, TERMS, WHOLE
+from pipeline.senses.light import Light
 from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import labels
 
 GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
 SHORT = 8  # frames of a video in which one frame is much
 TOLD = 0.5  # score from which a detection is said as a fact; persons are seldom mistaken, so SEEN is enough
-CLASS_SURE = 0.5  # mean probability from which an ImageNet class is said as a fact
+CLASS_SURE = 0.7  # mean probability from which an ImageNet class is said as a fact
+GREY_SURE = 0.9  # the same in black and white, unlike what the classifier learnt: a brick wall is a maze at .83
+GROUP_SURE = 0.5  # what the classes of one everyday word must add up to
+VISITED = 0.25  # share of a shot with people from which their absence is worth a word
 DOUBTED = 0.3  # score from which something may be there
 FEW = 0.1  # share of a colour up to which a thing does not have it
 PEOPLE = Things((0,), ())
@@ -86,7 +91,9 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     most = [(i, n) for i, n in found if (n > 0).mean() > 0.5 or features.det_scores[rows][ids == i].max() >= GLIMPSE]
     counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in most]
     classes = likely(index, rows)
-    exact = {word.lower().split()[-1] for word in classes}  # "an Egyptian cat" needs no "a cat" beside it
+    many = {word for word, number in counts if number > 1}
+    classes = [word for word in classes if word.lower().split()[-1] not in many]  # "three bottles" are water bottles
+    exact = {word.lower().split()[-1] for word in classes}  # "a coffee mug" needs no "a mug" beside it
     counts = [(word, number) for word, number in counts if number > 1 or (number and word not in exact)]
     said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
     words_of = " ".join(said).lower().split()
@@ -94,13 +101,36 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
 
 
 def likely(index: Index, rows: Sequence[int]) -> list[str]:
-    """ImageNet's words whose probability, averaged over the frames, is enough; else the group's that adds up to it."""
+    """Everyday words whose classes add up, over the frames, to enough; ImageNet's own words where one alone is sure.
+
+    A breed or a make is often the wrong one where the kind is right, so a word that has a group is said as the group.
+    """
     classes, probs = index.features.classes[list(rows)], index.features.class_probs[list(rows)]
     means = {int(c): float((probs * (classes == c)).sum()) / len(classes) for c in classes.unique()}
-    sure = sorted((c for c, mean in means.items() if mean >= CLASS_SURE), key=lambda c: -means[c])
-    if sure:
-        return [labels()["imagenet"][c] for c in sure]
-    return [group for group in GROUPS if sum(means.get(c, 0.0) for c in named_things(group).classes) >= CLASS_SURE]
+    groups = {group: named_things(group).classes for group in GROUPS}
+    said = [group for group, of in groups.items() if sum(means.get(c, 0.0) for c in of) >= GROUP_SURE]
+    grouped = {c for of in groups.values() for c in of}
+    least = GREY_SURE if grey(index, rows) else CLASS_SURE
+    sure = sorted((c for c, mean in means.items() if mean >= least and c not in grouped), key=lambda c: -means[c])
+    return said + [labels()["imagenet"][c] for c in sure]
+
+
+def kinds_of(index: Index, group: Things, rows: Sequence[int]) -> list[str]:
+    """Which of a group's kinds are seen: detections, else the class that holds most of what the group's add up to."""
+    features, rows = index.features, list(rows)
+    ids, scores = features.det_ids[rows], features.det_scores[rows]
+    found = [labels()["coco"][i] for i in group.coco if (scores * (ids == i)).max() >= TOLD]
+    means = {c: float((features.class_probs[rows] * (features.classes[rows] == c)).sum()) for c in group.classes}
+    best = max(means, key=lambda c: means[c], default=None)
+    if found or best is None or means[best] < SEEN * len(rows):
+        return found
+    return [labels()["imagenet"][best]] if means[best] >= sum(means.values()) / 2 else []
+
+
+def grey(index: Index, rows: Sequence[int]) -> bool:
+    """Whether the pictures are known to be black and white."""
+    light = index.sensed.get("light")
+    return light is not None and "black and white" in (word for word, _ in Light().say(light[list(rows)]))
 
 
 def runs(index: Index, things: Things) -> list[range]:
@@ -175,11 +205,22 @@ class Known:
         shown = PEOPLE.shown(self.index.features)
         assert shown is not None
         shot = self.index.frames_of(self.index.shot_of(rows[0]))
-        return bool(shown[shot].max() >= GLIMPSE and shown[list(rows)].max() < DOUBTED)
+        often = (shown[shot] >= SEEN).mean() >= VISITED  # a hand that reaches in now and then is no visit
+        return bool(often and shown[shot].max() >= GLIMPSE and shown[list(rows)].max() < DOUBTED)
 
     def looks(self, rows: Sequence[int]) -> list[str]:
-        """ "black and white" or "in colour", "dark" or "bright"."""
+        """ "black and white" or "in colour", "black", "dark", "bright" or "white"."""
         return [word for word, _ in self.senses.looks(self.index.sensed, rows)]
+
+    def blank(self, rows: Sequence[int]) -> str:
+        """ "a black picture" or "a white picture", where there is nothing else."""
+        return next((f"a {word} picture" for word in self.looks(rows) if word in ("black", "white")), "")
+
+    def scenery(self, rows: Sequence[int]) -> str:
+        """What the pixels alone tell of a picture: "dark", "mostly green and white"."""
+        looks = [word for word in self.looks(rows) if word in ("dark", "black and white")]
+        hues = [] if looks else self.overall(rows)
+        return joined(looks) or (f"mostly {joined(hues)}" if hues else "")
 
     def shares(self, things: Things, rows: Iterable[int]) -> np.ndarray:
         """(n, 11) colours of the surest detection of the things in each frame that has one; of what a class alone
@@ -193,7 +234,7 @@ class Known:
             wanted = np.flatnonzero(np.isin(ids[row], things.coco) & sure[row])
             if len(wanted):
                 found.append(self.senses.colours.row(colours[row], int(wanted[0])))
-            elif named is not None and named[row] >= CLASS_SURE:
+            elif named is not None and named[row] >= GROUP_SURE:
                 found.append(self.senses.colours.row(colours[row], CENTRE))
         return np.stack(found) if found else np.zeros((0, len(TERMS)))
 
@@ -215,7 +256,9 @@ def named(word: str) -> str:
 
 
 def described(known: Known, rows: Sequence[int]) -> str:
-    """What is seen in some frames: things, settings, that nobody is there."""
+    """What is seen in some frames: things, settings, that nobody is there, that they are black."""
+    if blank := known.blank(rows):
+        return blank
     said = surely(known.index, rows)[:4]
     said += [word for word in map(phrased, known.settings(rows)) if word not in said][: 5 - len(said)]
     if not known.nobody(rows):
@@ -226,3 +269,19 @@ def described(known: Known, rows: Sequence[int]) -> str:
 def phrased(word: str) -> str:
     """A word of the places' head as something seen."""
     return word if word in SUBSTANCES or word.endswith("ing") or " " in word else counted(word, 1)
+
+
+def summary(index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses) -> list[str]:
+    """A sentence for every moment the towers are sure of, "" for the others; all of one doubt if they are of none.
+
+    Where most are unknown, that is said at the end.
+    """
+    known = Known(index, senses)
+    seen = [described(known, frames) for _, frames in moments]
+    said = [f"{mmss(time)} {words}." if words else "" for (time, _), words in zip(moments, seen)]
+    if not any(said):
+        return [f"{mmss(time)} I am not sure what this is." for time, _ in moments]
+    if 2 * seen.count("") > len(seen):
+        last = max(i for i, sentence in enumerate(said) if sentence)
+        said[last] += " Of the rest I am not sure."
+    return said

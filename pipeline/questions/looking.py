@@ -25,6 +25,7 @@ ELSEWHERE_WORN = _words("hat head helmet glasses shoes feet hair trousers pants 
 HUES = _words("color colors colour colours coloured colored shade hue kind sort main exactly")
 GREYS = _words("black white monochrome grey gray colour color coloured colored")
 LIGHT = _words("dark bright light night lit dim day")
+BLANK = _words("black white blank empty")
 
 
 def colour(asked: Asked, known: Known, verdict: Verdict) -> str:
@@ -53,7 +54,14 @@ def doing(asked: Asked, known: Known, verdict: Verdict) -> str:
 
 def light(asked: Asked, known: Known, verdict: Verdict) -> str:
     """Colour or black-and-white, dark or bright, whichever the question names."""
-    asks = {"black and white": GREYS, "in colour": GREYS, "dark": LIGHT, "bright": LIGHT}
+    asks = {
+        "black and white": GREYS,
+        "in colour": GREYS,
+        "dark": LIGHT,
+        "bright": LIGHT,
+        "black": BLANK,
+        "white": BLANK,
+    }
     said = [word for word in known.looks(verdict.frames) if asks[word] & set(asked.unnamed)]
     return f"The picture is {joined(said)} at {mmss(verdict.time)}." if said and verdict.time is not None else ""
 

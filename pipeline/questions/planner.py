@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.questions.asked import Asked
+from pipeline.questions.facts import surely
 from pipeline.questions.index import Index, spread
 from pipeline.questions.locator import PLANS, Located, Locator
 from pipeline.questions.notes import SEEN, Verdict
@@ -22,6 +23,7 @@ from pipeline.questions.things import Things
 READ = 4  # frames of a moment the reader looks at
 LISTED = 6  # moments a summary names
 LONG_TAKE = 15  # frames from which a shot is looked at in parts
+WEIGHED = 40  # moments among which a summary chooses
 PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 
@@ -230,7 +232,7 @@ class Planner:
         return a * margin + b + c * math.log(shots) > 0
 
     def _list(self, things: Things, index: Index) -> Verdict:
-        """Shots spread evenly over the video; of fewer shots than there is room for, the longest are split.
+        """The shots that together show most; of fewer shots than there is room for, the longest are split.
 
         Where the question names things ("Which animals did you see?"): the shots in which the towers see them best.
         """
@@ -240,7 +242,7 @@ class Planner:
         while len(pieces) < LISTED and len(longest := max(pieces, key=len)) > LONG_TAKE:
             at, half = pieces.index(longest), longest.start + len(longest) // 2
             pieces[at : at + 1] = [range(longest.start, half), range(half, longest.stop)]
-        return self._listed([spread(pieces[i], READ) for i in spread(range(len(pieces)), LISTED)], index)
+        return self._listed([spread(pieces[i], READ) for i in telling(pieces, index, LISTED)], index)
 
     def _list_of(self, shown: np.ndarray, index: Index) -> Verdict:
         best = np.maximum.reduceat(shown, index.starts)
@@ -252,6 +254,24 @@ class Planner:
 
     def _listed(self, moments: Sequence[tuple[int, ...]], index: Index) -> Verdict:
         return Verdict("list", moments[0], float(index.times[moments[0][0]]), listed=tuple(moments))
+
+
+def telling(pieces: Sequence[range], index: Index, at_most: int) -> list[int]:
+    """Which pieces of a video together show most, in their order: one after the other the piece that adds most words to
+    what the chosen ones tell; then such as tell anything, then any, spread evenly."""
+    numbers = spread(range(len(pieces)), WEIGHED)
+    words = {i: set(surely(index, spread(pieces[i], READ))) for i in numbers}
+    chosen: list[int] = []
+    while len(chosen) < at_most:
+        told = set[str]().union(*(words[i] for i in chosen))
+        best = max(numbers, key=lambda i: len(words[i] - told))
+        if not words[best] - told:
+            break
+        chosen.append(best)
+    for rest in ([i for i in numbers if words[i]], numbers):
+        left = [i for i in rest if i not in chosen]
+        chosen += [left[i] for i in spread(range(len(left)), at_most - len(chosen))] if left else []
+    return sorted(chosen)
 
 
 def stretch_plan(plan: str, asked: Asked) -> str:

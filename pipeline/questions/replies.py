@@ -37,3 +37,10 @@ def reply(asked: Asked, continues: bool, end: float) -> str:
     if continues or asked.each or asked.names_time or not open_ended:
         return ""
     return PLAIN.get(asked.kind or "", "")
+
+
+def late(asked: Asked) -> str:
+    """That the video has not come so far; the second is said as it was asked."""
+    when = asked.when
+    first = when.time if when.time is not None else max(when.both) if when.both else (when.stretch or (None,))[0]
+    return "" if first is None else f"The video has not reached {mmss(first)} yet."

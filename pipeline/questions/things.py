@@ -37,6 +37,7 @@ _KINDS = {
     "vegetable": "broccoli carrot",
     "fruit": "banana apple orange",
 }
+GROUPED = {*_KINDS, "bird", "dog", "cat", "fish", "flower"}  # words of which one may ask "which?"
 _CLASSES = {  # ImageNet's order of animals: first class, one past the last
     "dog": ((151, 269),),
     "cat": ((281, 286),),
@@ -145,8 +146,12 @@ def unnamed(text: str) -> tuple[str, ...]:
     return tuple(word for word, entry in _phrases(text) if not entry and word not in _SMALL)
 
 
+_FILLED = re.compile(r"\b(glass|bottle|bowl) of (beer|wine|water|pop|soda|soup)\b")  # as the towers name them
+
+
 def _phrases(text: str) -> Iterator[tuple[str, tuple[tuple[int, ...], tuple[int, ...]] | None]]:
-    words_of, i = re.findall(r"[a-z]+", text.lower()), 0
+    text = _FILLED.sub(r"\2 \1", text.lower())
+    words_of, i = re.findall(r"[a-z]+", text), 0
     while i < len(words_of):
         for size in (3, 2, 1):
             phrase = " ".join(words_of[i : i + size])

@@ -59,7 +59,8 @@ def plain(text: str) -> str:
 _REFERRING = {"it", "that", "they", "them", "he", "she", "there", "next", "then"}
 CUES = {
     "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
-    "now": r"\b(right now|just now|now|currently|at (the|this) moment|at this point|still)\b",
+    "now": r"\b(right now|just now|now|currently|at (the|this) moment|at this point|still|at present|presently"
+    r"|in this (frame|picture))\b",
     "first": r"\bfirst\b",
     "last": r"\blast\b",
     "negated": r"\b(nobody|no one|no-one|empty|without)\b|\bthere (is|was|are|were) (no|not)\b|^\W*when\b.*\bno \w+\b"
@@ -69,7 +70,9 @@ CUES = {
     "after": r"\bafter\b",
     "counts": r"\b(how many|count|number of)\b",
     "who": r"^\W*who\b",
-    "yes or no": r"^\W*(is|are|was|were|did|do|does|has|have|had|any)\b",
+    "yes or no": r"^\W*((is|are|was|were|did|do|does|has|have|had|any)\b|(can|could) (you|we|i|one|anyone) "
+    r"((still|also) )?(see|spot|find|notice|recogni[sz]e|identify|make out)\b"
+    r"(?!.*\b(what|which|who|where|when|how)\b))",
     "when or where": r"^\W*(when|at what time|where)\b",
 }
 

@@ -18,6 +18,7 @@ STEP = 4  # every fourth pixel both ways is looked at
 GREY, COLOURED = 4.0, 9.0  # spread (of 255) up to which a picture is black-and-white, and from which it is not
 DARK, BRIGHT = 0.22, 0.6  # mean of R, G and B, 0..1
 NIGHT = 0.04  # mean up to which a picture has no colours that could be told
+BLACK, WHITE = 0.015, 0.985  # mean up to which, and from which, there is nothing in a picture
 
 
 class Light:
@@ -30,9 +31,10 @@ class Light:
         return torch.tensor([measures(rgb) for rgb in frames], dtype=torch.float16).reshape(-1, 2)
 
     def say(self, numbers: np.ndarray) -> list[tuple[str, float]]:
-        """Says "black and white" or "in colour", "dark" or "bright"; in between neither. numbers: (F, 2)."""
+        """Says "black and white" or "in colour", "dark" or "bright", in between neither; "black" or "white" first where
+        there is nothing else. numbers: (F, 2)."""
         mean, spread = np.median(np.asarray(numbers, float), axis=0)
-        said = []
+        said = [("black" if mean <= BLACK else "white", 0.99)] if mean <= BLACK or mean >= WHITE else []
         if mean > NIGHT and (spread <= GREY or spread >= COLOURED):
             said.append(("black and white" if spread <= GREY else "in colour", 0.95))
         if mean <= DARK or mean >= BRIGHT:

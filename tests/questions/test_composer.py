@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.questions.asked import parse
-from pipeline.questions.composer import UNKNOWABLE, Composer, summary
-from pipeline.questions.facts import Known, counted, described, surely
+from pipeline.questions.composer import UNKNOWABLE, Composer
+from pipeline.questions.facts import Known, counted, described, summary, surely
 from pipeline.questions.notes import Verdict
 from pipeline.senses.colours import TERMS, WHOLE
 from pipeline.senses.sensed import Senses
@@ -69,6 +69,8 @@ NOW = index([0.0] * 24, (0, 15), features(24, {f: [("dog", 0.9, "left")] for f i
     ("kind", "text", "expected"),
     [
         ("yesno", "Is the dog there right now?", "Yes, at 0:23."),
+        ("now", "Is there a dog now?", "Yes, at 0:23."),
+        ("now", "Can you see the dog at present?", "Yes, at 0:23."),
         ("count_now", "How many dogs are there at this moment?", "One dog at 0:23."),
         ("yesno", "Is anybody there?", "No, I have not seen a person."),
     ],
@@ -114,11 +116,82 @@ def test_numbers_in_words():
 
 
 def test_a_thing_that_a_class_names_more_exactly_is_said_once():
-    both = {f: [("cat", 0.9, "left"), ("person", 0.9, "left")] for f in range(3)}
-    found = features(3, both, {f: ("Egyptian cat", 0.8) for f in range(3)})
-    assert surely(index([0.0] * 3, (0,), found), range(3)) == ["an Egyptian cat", "a person"]
-    two = features(3, {f: [("cat", 0.9, "left")] * 2 for f in range(3)}, {f: ("Egyptian cat", 0.8) for f in range(3)})
-    assert surely(index([0.0] * 3, (0,), two), range(3)) == ["an Egyptian cat", "two cats"]
+    both = {f: [("bottle", 0.9, "left"), ("person", 0.9, "left")] for f in range(3)}
+    found = features(3, both, {f: ("water bottle", 0.8) for f in range(3)})
+    assert surely(index([0.0] * 3, (0,), found), range(3)) == ["a water bottle", "a person"]
+    three = {f: [("bottle", 0.9, "left")] * 3 for f in range(3)}
+    found = features(3, three, {f: ("water bottle", 0.8) for f in range(3)})
+    assert surely(index([0.0] * 3, (0,), found), range(3)) == ["three bottles"]
+
+
+@pytest.mark.parametrize(
+    ("word", "sure", "said"),
+    [
+        ("Egyptian cat", 0.8, ["a cat"]),  # the breed is the tower's guess
+        ("missile", 0.6, ["a rocket"]),
+        ("tennis ball", 0.6, []),  # a broccoli was one at .58
+        ("tennis ball", 0.8, ["a tennis ball"]),
+    ],
+)
+def test_a_class_is_said_by_its_everyday_word_or_where_it_is_very_sure(word, sure, said):
+    found = features(3, classes={f: (word, sure) for f in range(3)})
+    assert surely(index([0.0] * 3, (0,), found), range(3)) == said
+
+
+def test_in_black_and_white_a_class_must_be_surer_still():
+    """A wall of grey bricks is a maze at .83."""
+    idx = index([0.0] * 3, (0,), features(3, classes={f: ("maze", 0.83) for f in range(3)}))
+    for spread, said in ((1.0, []), (40.0, ["a maze"])):
+        lit = idx._replace(sensed={"light": np.full((3, 2), (0.5, spread), np.float16)})
+        assert surely(lit, range(3)) == said
+
+
+def test_a_black_picture_is_said_to_be_black():
+    black = sensed(12, {}, light=(0.0, 0.0))
+    assert tell("at", "What is at 0:02?", black, at=2) == "At 0:02 I see a black picture."
+    assert tell("bw", "Is the picture black?", black).startswith("The picture is black")
+
+
+def test_a_doubt_says_what_the_pixels_tell():
+    blue = sensed(12, {})._replace(features=features(12))
+    assert tell("at", "What is at 0:02?", blue, at=2) == (
+        "I am not sure what this is; the picture is mostly blue."
+    )
+
+
+def test_right_after_and_right_before_are_beside_the_things_own_frames():
+    """Within one shot, too: the neighbouring shot may be far from the thing."""
+    things = {2: [("cat", 0.9, "left")], 3: [("dog", 0.9, "left")], 4: [("cat", 0.9, "left")]}
+    idx = index([0.0] * 9, (0, 7), features(9, things))
+    for kind, time in (("after", 4.0), ("before", 0.0)):
+        composer = Composer(kind, parse(f"What came {kind} the dog?", 8.0), Verdict(kind, (8,), 8.0), idx, NONE)
+        assert composer.verdict.time == time and (2 if kind == "before" else 4) in composer.verdict.frames
+
+
+def test_who_was_there_before_somebody_came_is_the_one_before():
+    people = {f: [("person", 0.9, "left")] for f in (*range(2, 5), *range(12, 16))}
+    idx = index([0.0] * 16, (0,), features(16, people))
+    asked, before = parse("Who was there before this man came?", 15.0), Verdict("before", (0,), 0.0)
+    assert Composer("before", asked, before, idx, NONE).answer() == "A person, at 0:02; names I do not give."
+
+
+def test_which_of_a_group_names_its_kinds_alone():
+    things = {f: [("apple", 0.9, "left"), ("broccoli", 0.9, "left")] for f in range(4, 9)}
+    idx = index([0.0] * 9, (0,), features(9, things))
+    for text, said in (("What vegetable is lying there?", "a broccoli"), ("Which fruit is it?", "an apple")):
+        answer = Composer("position", parse(text, 8.0), Verdict("find", (0,), 0.0), idx, NONE).answer()
+        assert answer == f"At 0:04 I see {said}."
+
+
+def test_a_summary_says_that_most_is_unknown():
+    some = [(float(f), (f,)) for f in (0, 5, 12, 15)]
+    assert summary(INDEX, some, NONE) == ["", "0:05 two dogs. Of the rest I am not sure.", "", ""]
+
+
+def test_nobody_is_said_where_people_come_and_go_not_of_a_hand_that_reaches_in():
+    for seen, said in ((range(4, 10), True), (range(9, 10), False)):
+        idx = index([0.0] * 12, (0,), features(12, {f: [("person", 0.9, "left")] for f in seen}))
+        assert Known(idx, NONE).nobody([0, 1]) == said
 
 
 # --- with senses

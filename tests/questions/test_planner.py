@@ -274,6 +274,14 @@ def test_a_long_take_is_listed_in_parts():
     assert len(listed) == LISTED and listed[0][0] == 0 and listed[-1][-1] == 99
 
 
+def test_a_summary_tells_the_shots_that_show_something():
+    """A cat in two of eleven shots was left out because the even ones were told."""
+    seen = features(110, {f: [("cat", 0.9, "left")] for f in (*range(30, 40), *range(70, 80))})
+    listed = plan("list", index([0.0] * 110, tuple(range(0, 110, 10)), seen)).listed
+    assert len(listed) == LISTED and {30, 70} <= {moment[0] for moment in listed}
+    assert listed == tuple(sorted(listed))
+
+
 @pytest.mark.parametrize("name", ["now", "last", "chat", "yesno_now"])
 def test_now_is_the_newest_frames_of_the_newest_shot(name):
     idx = shots((9, 20), (-1, 2))

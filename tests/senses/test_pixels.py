@@ -71,7 +71,14 @@ def test_the_middle_of_a_frame_has_its_own_colours():
 
 
 def test_what_is_nearly_black_has_no_colours():
-    assert Light().say(Light().see([painted((3, 3, 3))]).numpy()) == [("dark", 0.9)]
+    assert [word for word, _ in Light().say(Light().see([painted((8, 8, 8))]).numpy())] == ["dark"]
+
+
+def test_nothing_but_black_or_white_is_said_to_be_so():
+    for value, word in ((0, "black"), (3, "black"), (254, "white")):
+        assert Light().say(Light().see([painted((value,) * 3)]).numpy())[0][0] == word
+    for value in (8, 128, 245):
+        assert not {"black", "white"} & dict(Light().say(Light().see([painted((value,) * 3)]).numpy())).keys()
 
 
 def test_grey_and_sepia_are_black_and_white():
