@@ -24,8 +24,10 @@ import numpy as np
 import pipeline
 from pipeline.bench.cost import Cost, add_floors
 from pipeline.bench.machine import machine_conditions, peak_memory, reset_peak_memory, timed
+from pipeline.bench.upkeep import measure_upkeep
 from pipeline.engine import Engine
 from pipeline.models import load as loading
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.stream import Frame, Model, Question, Sampling, StreamState, UserError, VideoChunk
 
 FPS = 1.0
@@ -44,9 +46,11 @@ def measure_pair(names: dict[str, str], minutes: list[int], frames: int) -> dict
     size, measured = None, {}
     for role, name in names.items():
         reset_peak_memory()
-        model = pipeline.load(name)
+        load_s, model = timed(partial(pipeline.load, name))
         size = size or _picture_size(model)
-        measured[role] = measure_model(model, minutes, frames, size)
+        measured[role] = measure_model(model, minutes, frames, size) | {"load_s": load_s}
+        if isinstance(model, EmbeddedModel):
+            measured[role] |= measure_upkeep(model, list(itertools.islice(pictures(size), frames)))
         del model
         gc.collect()
     machine = add_floors(measured)

@@ -125,9 +125,20 @@ def embedded_table(document: dict[str, Any]) -> str:
         lines += [_mark_line(row) for row in found["rows"]]
         lines += [f"  last / first: {_shown(found['growth'])}"] if len(found["rows"]) > 1 else []
         lines += [f"  stopped: {found['stopped']}"] if found["stopped"] else []
+        lines += [f"  loaded in {found['load_s']:.1f} s{_upkeep(found)}"]
     lines += [f"model / baseline at minute {r['minute']}: {_shown(r)}" for r in document["model_over_baseline"]]
     lines += [", ".join(f"{name} {rate:.3g}" for name, rate in document["machine"].items())]
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
+
+
+def _upkeep(found: dict[str, Any]) -> str:
+    if "senses_over_none" not in found:
+        return ""
+    total, largest = (found[key] / 1e6 for key in ("assets_bytes", "largest_asset_bytes"))
+    return (
+        f", files {total:.0f} MB (largest {largest:.0f} MB), a picture with the senses "
+        f"{found['senses_over_none']:.2f}x of one without ({found['picture_cpu_ms']:.1f} ms of processor time)"
+    )
 
 
 def _mark_line(row: dict[str, Any]) -> str:

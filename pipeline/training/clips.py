@@ -240,6 +240,24 @@ def read_questions(videos: Path, source: Path = QUESTIONS[1]) -> dict[str, list[
     return by_clip
 
 
+def read_visitors(source: Path) -> dict[str, list[dict]]:
+    """Records of a file of visitors' questions, asked at the end of each clip, by the clip's path from this folder.
+
+    {"sets": [{"file": path, "q": [{"ask": ..., "any": patterns, one must match, "not": patterns, none may}]}]}
+    """
+    by_clip = {
+        one["file"]: [
+            {"clip": one["file"], "kind": "visitor", "question": q["ask"], "ask_at": None, "anywhere": True}
+            | {"expected": [q["any"]], "forbidden": q["not"], "expected_time": None}
+            for q in one["q"]
+        ]
+        for one in json.loads(source.read_text(encoding="utf-8"))["sets"]
+    }
+    if missing := [clip for clip in by_clip if not Path(clip).is_file()]:
+        raise SystemExit(f"There is no {', '.join(missing)} here; start from the folder the paths begin at.")
+    return by_clip
+
+
 def make_watcher(model: str, words_alone: bool) -> Watcher:
     return WordsAlone(FrameTower.load(), StockChat()) if words_alone else EngineWatcher(Engine(load(model)))
 
@@ -257,16 +275,20 @@ def run(watcher: Watcher, videos: Path, by_clip: dict[str, list[dict]], show: Ca
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--videos", type=Path, required=True, help="folder with the clips of clip_questions.json")
+    parser.add_argument("--videos", type=Path, help="folder with the clips of clip_questions.json")
+    parser.add_argument("--visitors", type=Path, metavar="FILE", help="instead: a file of visitors' questions")
     parser.add_argument("--set", type=int, choices=QUESTIONS, default=3, help="which questions; see the model card")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--words-alone", action="store_true", help="the baseline: towers' words, stock language model")
     parser.add_argument("--json", action="store_true", help="no table: every answer in the JSON line")
     args = parser.parse_args()
+    if (args.videos is None) == (args.visitors is None):
+        parser.error("give --videos or --visitors")
     torch.set_num_threads(2)
-    by_clip, began = read_questions(args.videos, QUESTIONS[args.set]), time.monotonic()
+    by_clip = read_visitors(args.visitors) if args.visitors else read_questions(args.videos, QUESTIONS[args.set])
+    videos, began = args.videos or Path(), time.monotonic()
     show = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
-    rows = run(make_watcher(args.model, args.words_alone), args.videos, by_clip, show)
+    rows = run(make_watcher(args.model, args.words_alone), videos, by_clip, show)
     out = {"model": "words alone" if args.words_alone else args.model} | summary(rows)
     out |= {"seconds": round(time.monotonic() - began)} | (
         {"answers": [r._asdict() for r in rows]} if args.json else {}

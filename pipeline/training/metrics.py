@@ -101,17 +101,23 @@ def judge(record: dict, answer: str, evidence_times: Sequence[float] = ()) -> bo
 
     Every group of `expected` must match in at least one of its patterns (regular expressions, whole words, any case),
     none of `forbidden` may. Where `expected_time` is [low, high] seconds, a time the answer states must lie in it; if
-    the answer states none, the first of `evidence_times` (the moment it rests on most) must.
+    the answer states none, the first of `evidence_times` (the moment it rests on most) must. `anywhere`: parts of words
+    match as well.
     """
-
-    def found(pattern: str) -> bool:
-        return re.search(rf"(?<!\w)(?:{pattern})(?!\w)", answer, re.IGNORECASE) is not None
-
-    if any(found(p) for p in record.get("forbidden") or ()):
+    if says_forbidden(record, answer):
         return False
-    if not all(any(found(p) for p in group) for group in record["expected"]):
+    if not all(any(_matches(record, p, answer) for p in group) for group in record["expected"]):
         return False
     return _rests_on(record.get("expected_time"), answer, evidence_times)
+
+
+def says_forbidden(record: dict, answer: str) -> bool:
+    return any(_matches(record, pattern, answer) for pattern in record.get("forbidden") or ())
+
+
+def _matches(record: dict, pattern: str, answer: str) -> bool:
+    pattern = pattern if record.get("anywhere") else rf"(?<!\w)(?:{pattern})(?!\w)"
+    return re.search(pattern, answer, re.IGNORECASE) is not None
 
 
 # Only these say that an answer does not know; no other words count as doubt.
@@ -125,10 +131,8 @@ def outcome(record: dict, answer: str, evidence_times: Sequence[float] = ()) -> 
 
     The doubt's own words are none: where "not" and "cannot" are forbidden, what they mean is a denial.
     """
-    rest = DOUBTS.sub(" ", answer)
-    forbidden = any(re.search(rf"(?<!\w)(?:{p})(?!\w)", rest, re.IGNORECASE) for p in record.get("forbidden") or ())
     if DOUBTS.search(answer):
-        return "false" if forbidden else "unsure"
+        return "false" if says_forbidden(record, DOUBTS.sub(" ", answer)) else "unsure"
     return "right" if judge(record, answer, evidence_times) else "false"
 
 

@@ -154,9 +154,7 @@ def test_a_black_picture_is_said_to_be_black():
 
 def test_a_doubt_says_what_the_pixels_tell():
     blue = sensed(12, {})._replace(features=features(12))
-    assert tell("at", "What is at 0:02?", blue, at=2) == (
-        "I am not sure what this is; the picture is mostly blue."
-    )
+    assert tell("at", "What is at 0:02?", blue, at=2) == ("I am not sure what this is; the picture is mostly blue.")
 
 
 def test_right_after_and_right_before_are_beside_the_things_own_frames():

@@ -215,3 +215,18 @@ def test_the_words_of_a_doubt_are_no_denial():
 def test_every_question_says_what_must_not_be_said(number):
     records = json.loads(clips.QUESTIONS[number].read_text())["questions"]
     assert all(record["forbidden"] and record["expected"] for record in records)
+
+
+def test_visitors_questions_are_asked_at_the_end_and_judged_by_parts_of_words(clip, tmp_path):
+    asked = [
+        {"ask": "What?", "any": ["12 fra", "nothing"], "not": ["oil"]},
+        {"ask": "What?", "any": ["12 frames"], "not": ["ame"]},
+    ]
+    source = tmp_path / "visitors.json"
+    source.write_text(json.dumps({"sets": [{"file": str(clip), "q": asked}]}))
+    by_clip = clips.read_visitors(source)
+    rows = clips.run(EngineWatcher(fake_engine()), clip.parent.parent, by_clip, lambda text: None)
+    assert [row.outcome for row in rows] == ["right", "false"]
+    source.write_text(json.dumps({"sets": [{"file": "no such clip.mp4", "q": asked}]}))
+    with pytest.raises(SystemExit, match="no such clip"):
+        clips.read_visitors(source)
