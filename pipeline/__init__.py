@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.stream import StreamState as StreamState
     from pipeline.stream import UserError as UserError
     from pipeline.stream import VideoChunk as VideoChunk
+    from pipeline.timeline.chapters import chapters as chapters
+    from pipeline.timeline.chapters import suggestions as suggestions
+    from pipeline.timeline.chapters import summary as summary
     from pipeline.timeline.shots import look as look
     from pipeline.timeline.timeline import Timeline as Timeline
 
@@ -56,6 +59,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
+    "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",
     "example_clip": "assets",
     "load": "models.load",
@@ -64,6 +68,8 @@ PLACES = {  # every name of the door, and the module it lives in
     "open_video": "sources.file",
     "partner_of": "models.load",
     "probe": "sources.file",
+    "suggestions": "timeline.chapters",
+    "summary": "timeline.chapters",
     "thumbnail": "sources.camera",
 }
 __all__ = list(PLACES)

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline ask | resume | probe | bench | verify | fidelity | convert`.
+"""The command line: `python -m pipeline ask | events | resume | probe | bench | verify | fidelity | convert`.
 
 Every command is a module with `add_arguments(parser)` and `run(args) -> exit code`; only the one asked for is imported.
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS = {
     "ask": ("pipeline.commands.ask", "watch a file, then answer a question about it"),
+    "events": ("pipeline.commands.events", "what happens when in a file: captions, chapters, alerts, costs"),
     "resume": ("pipeline.commands.resume", "go on with a stream that `ask --keep` or the page has kept"),
     "probe": ("pipeline.commands.probe", "say what is in a video file, or why it cannot be read"),
     "bench": ("pipeline.bench.run", "what an hour costs: the model and its baseline over growing video"),

@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     question = checked(Question(args.question), sampling)  # before the video is watched for nothing
     options = ModelOptions.from_flags(args)
     choose_readers(args.readers)
-    _check_file(args.video, args.fps)
-    viewers = [_viewer(args.model, options)]
+    check_file(args.video, args.fps)
+    viewers = [viewer_of(args.model, options)]
     if args.compare:
         rival = pipeline.partner_of(args.model) if args.compare == PARTNER else args.compare
-        viewers.append(_viewer(rival, options.shared()))
+        viewers.append(viewer_of(rival, options.shared()))
     if args.keep:
         viewers[0].keeper = _keeper(viewers[0].engine, args, options)
     with closing_keepers(viewers):
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 class Viewer:
     """One model in front of the video, the seconds it spent watching, and who keeps what it saw.
 
-    position: pictures of the video taken so far.
+    position: pictures of the video taken so far. noticed: told of every chunk afterwards, with the seconds of watching.
     """
 
     engine: Engine
@@ -94,6 +94,7 @@ class Viewer:
     watch_s: float = 0.0
     keeper: Keeper | None = None
     position: int = 0
+    noticed: Callable[[tuple[Frame, ...], StreamState, float], None] | None = None
 
     def watch(self, frames: tuple[Frame, ...]) -> None:
         began = time.perf_counter()
@@ -102,6 +103,8 @@ class Viewer:
         if self.keeper:
             self.keeper.watched(len(frames), self.position, self.state)
         self.watch_s += time.perf_counter() - began
+        if self.noticed:
+            self.noticed(frames, self.state, self.watch_s)
 
     def conclude(self) -> None:
         """Waits for the last chunk. Raises UserError where the model could not take it."""
@@ -110,7 +113,7 @@ class Viewer:
         self.watch_s += time.perf_counter() - began
 
 
-def _check_file(video: str, fps: float) -> None:
+def check_file(video: str, fps: float) -> None:
     """Opens the file once before any model is loaded: its error comes in half a second, not after the weights."""
     check_fps(fps)
     pipeline.open_video(video, fps=fps, long_side=64).close()
@@ -144,7 +147,7 @@ def closing_keepers(viewers: list[Viewer]) -> Iterator[None]:
                 print(keeper.error, file=sys.stderr)
 
 
-def _viewer(name: str, options: ModelOptions) -> Viewer:
+def viewer_of(name: str, options: ModelOptions) -> Viewer:
     engine = Engine(pipeline.load(name, **options.given()))
     return Viewer(engine, engine.start())
 

@@ -15,6 +15,7 @@ from pipeline.engine import Engine
 from pipeline.stream import Event, Frame, Question, Rule, Sampling, StreamState, UserError
 from pipeline.timeline.alerts import COOL_DOWN, Armed, AskedSpotter
 from pipeline.timeline.captions import Captions
+from pipeline.timeline.chapters import chapters
 from pipeline.timeline.shots import Shots
 
 KEPT = 5_000  # events of a stream
@@ -77,11 +78,13 @@ class Timeline:
         self._armed = tuple(armed for armed in self._armed if armed.rule.number != number)
 
     def finish(self, state: StreamState, hurry: bool = False) -> None:
-        """The stream is over: what goes on ends with it."""
+        """The stream is over: what goes on ends with it, and it gets its chapters."""
         end = max(state.seen_until, self._newest)
         shot = self._shots.end(end)
-        self._keep([*self._captions.end(end, lambda a, b: self._words(state, a, b, hurry)), *([shot] if shot else [])])
+        said = self._captions.end(end, lambda start, _: self._words(state, start, math.inf, hurry))
+        self._keep([*said, *([shot] if shot else [])])
         self._shots = Shots()
+        self._keep(chapters(self._ended, end))
         self._show()
 
     def _see(self, frame: Frame, state: StreamState, hurry: bool) -> None:

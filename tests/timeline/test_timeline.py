@@ -97,7 +97,7 @@ def test_a_picture_that_is_watched_again_is_noticed_once():
 def test_a_stream_without_end_keeps_a_bounded_number_and_rare_kinds_longest():
     frames = scenes([("red", 40), ("blue", 1), ("green", 1), ("grey", 1)] + [("blue", 1), ("grey", 1)] * 30)
     events = noticed(Colours(), frames, WHOLE, Timeline(Engine(Colours()), limit=12))
-    assert len(events) == 12 and len(of("caption", events)) >= 5 and events[-1].until == frames[-1].time
+    assert len(events) == 12 and len(of("caption", events)) >= 4 and of("chapter", events)
 
 
 def test_a_pan_and_a_crowd_are_no_cuts():

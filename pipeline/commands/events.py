@@ -1,0 +1,97 @@
+"""`python -m pipeline events FILE`: what happens when in a video, as a file of another program."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.ask import MODEL, check_file, viewer_of, watch_file
+from pipeline.options import ModelOptions
+from pipeline.sources.readers import choose_readers
+from pipeline.stream import Frame, StreamState, UserError
+from pipeline.timeline import export
+from pipeline.timeline.timeline import Timeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", help="a video file")
+    parser.add_argument("--format", default="md", choices=list(FORMATS), help="of what is written (default: md)")
+    parser.add_argument("--out", metavar="FILE", help="where to write it (default: to the terminal)")
+    parser.add_argument(
+        "--rule", action="append", default=[], metavar="TEXT", help='be told of it: "a person enters"; may be repeated'
+    )
+    parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
+    parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
+    parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+
+
+class Noticed:
+    """A timeline that is filled while a file is watched, and what each chunk cost."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.costs: list[dict[str, Any]] = []
+        self._watched_s = 0.0
+
+    def watched(self, frames: tuple[Frame, ...], state: StreamState, watched_s: float) -> None:
+        """After a chunk. watched_s: seconds that watching has taken so far."""
+        began = time.perf_counter()
+        self.timeline.watched(frames, state)
+        self.costs.append(
+            {
+                "seen_until": state.seen_until,
+                "frames": len(frames),
+                "watch_ms": round((watched_s - self._watched_s) * 1e3, 3),
+                "notice_ms": round((time.perf_counter() - began) * 1e3, 3),
+                "state_bytes": state.state_bytes,
+                "memory_bytes": state.memory_bytes,
+            }
+        )
+        self._watched_s = watched_s
+
+
+def run(args: argparse.Namespace) -> int:
+    options = ModelOptions.from_flags(args)
+    choose_readers(args.readers)
+    check_file(args.video, args.fps)
+    viewer = viewer_of(args.model, options)
+    noticed = Noticed(Timeline(viewer.engine))
+    for rule in args.rule:
+        print(noticed.timeline.add_rule(rule).says, file=sys.stderr)
+    viewer.noticed = noticed.watched
+    watch_file([viewer], args.video, args.fps, None)
+    noticed.timeline.finish(viewer.state)
+    _write(FORMATS[args.format](args, noticed, viewer.state.seen_until), args.out)
+    return 0
+
+
+def _write(text: str, out: str | None) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        Path(out).write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        why = error.strerror or "it failed"
+        raise UserError(f"{out} could not be written ({why}), so nothing was kept; choose another --out.") from None
+
+
+def _json(args: argparse.Namespace, noticed: Noticed, end: float) -> str:
+    timeline = noticed.timeline
+    rules = [{"rule": rule.text, "says": rule.says, "cool_down": rule.cool_down} for rule in timeline.rules]
+    about = {"video": Path(args.video).name, "model": timeline.engine.name, "seen_until": end, "rules": rules}
+    return export.as_json(timeline.events, {**about, "chunks": noticed.costs})
+
+
+FORMATS: dict[str, Callable[[argparse.Namespace, Noticed, float], str]] = {
+    "md": lambda args, noticed, end: export.markdown(noticed.timeline.events, Path(args.video).name, end),
+    "vtt": lambda args, noticed, end: export.vtt(noticed.timeline.events, end),
+    "srt": lambda args, noticed, end: export.srt(noticed.timeline.events, end),
+    "json": _json,
+    "csv": lambda args, noticed, end: export.table(noticed.costs),
+}
