@@ -32,7 +32,10 @@ def add_api(sessions: Sessions) -> None:
     """Adds the endpoints to the Blocks being built."""
 
     def found(key: str) -> LiveSession:
-        session = sessions.get(key)
+        try:
+            session = sessions.bring_back(key)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
         if session is None:
             raise refused("There is no session with this key, so nothing was done; call /watch first.")
         return session

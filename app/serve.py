@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline import Engine, ModelOptions, UserError, choose_readers, load, partner_of
 
@@ -33,6 +35,8 @@ class Settings:
     visitors: int
     share: bool
     readers: int | None  # processes that decode a file; None: as many as there are cores
+    store: Path | None  # the folder of kept streams; None: none are kept
+    store_bytes: int  # that they may take together
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -62,6 +66,8 @@ def settings_from(argv: Sequence[str]) -> Settings:
         visitors=given.visitors,
         share=given.share,
         readers=given.readers,
+        store=Path(given.store) if given.store else None,
+        store_bytes=round(given.store_gb * 1e9),
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -89,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
     )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode a file (default: every core)")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        default=os.environ.get("VAMBA_STORE"),
+        help="a folder for streams that visitors want kept over restarts (default: none are)",
+    )
+    parser.add_argument("--store-gb", type=float, metavar="GB", default=20.0, help="disk for all of them (default: 20)")
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
     return parser
 
@@ -105,6 +118,7 @@ def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
 def serve(settings: Settings) -> None:
     """Loads the models and serves the page until it is stopped."""
     from app.live import uploads
+    from app.live.shelf import Shelf
     from app.live.table import Sessions
     from app.page.ui import build, launch_options
 
@@ -113,7 +127,11 @@ def serve(settings: Settings) -> None:
     compared = partner_of(settings.model) if settings.compare_model == PARTNER else settings.compare_model
     rival = _ready(compared, settings.options.shared()) if compared else None
     engine = _ready(settings.model, settings.options)
-    sessions = Sessions(engine, rival, places=settings.visitors)
+    shelf = None
+    if settings.store:
+        about: dict[str, Any] = {"model": settings.model, "options": settings.options.given()}
+        shelf = Shelf(settings.store, settings.store_bytes, about)
+    sessions = Sessions(engine, rival, settings.visitors, shelf)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}

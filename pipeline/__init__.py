@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.clock import mmss as mmss
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
+    from pipeline.keeping.keeper import Keeper as Keeper
+    from pipeline.keeping.kept import KeptStream as KeptStream
+    from pipeline.keeping.segment import Record as Record
     from pipeline.models.load import load as load
     from pipeline.models.load import partner_of as partner_of
     from pipeline.options import ModelOptions as ModelOptions
@@ -49,9 +52,12 @@ PLACES = {  # every name of the door, and the module it lives in
     "Evidence": "stream",
     "Frame": "stream",
     "FrameQueue": "sources.camera",
+    "Keeper": "keeping.keeper",
+    "KeptStream": "keeping.kept",
     "ModelOptions": "options",
     "Overflowed": "engine",
     "Question": "stream",
+    "Record": "keeping.segment",
     "Rule": "stream",
     "Sampling": "stream",
     "StreamState": "stream",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Sequence
+
 import numpy as np
+from PIL import Image
 
 from app.live.view import Picture
 from pipeline import Frame, look
 
+LOOKED_AT = 20  # times as many pictures of an earlier run are looked at as are shown
 TIME_SHARE = 0.08  # what lying as far apart as the stream is long adds to how much two pictures differ
 
 
@@ -27,6 +33,14 @@ class Film:
             spare = most_alike(np.array([picture.time for picture in pictures]), np.array(self._looks))
             del pictures[spare], self._looks[spare]
         self.pictures = tuple(pictures)
+
+    def put_back(self, pictures: Sequence[Picture]) -> None:
+        """From pictures of an earlier run, in order of time: of many those that lie evenly."""
+        for picture in pictures[:: max(1, len(pictures) // (LOOKED_AT * self._limit))]:
+            with contextlib.suppress(OSError):  # damaged
+                self.add(
+                    Frame(np.asarray(Image.open(io.BytesIO(picture.jpeg)).convert("RGB")), picture.time), picture.jpeg
+                )
 
 
 def most_alike(times: np.ndarray, looks: np.ndarray) -> int:

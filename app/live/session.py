@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from app.live import uploads
+from app.live import comeback, uploads
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
+from app.live.keep import Keep
+from app.live.shelf import Shelf
 from app.live.uploads import Source
-from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, Phase, Turn, View
+from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, KeptView, Phase, Turn, View
 from app.live.viewing import Viewing
 from app.live.watching import Watch
 from pipeline import Answer, Engine, Rule, UserError
@@ -45,14 +47,19 @@ class Kept:
 class LiveSession:
     """A source and its lifetime, and a conversation with each model."""
 
-    def __init__(self, engine: Engine, rival: Engine | None = None) -> None:
-        self.engine, self.rival = engine, rival
+    def __init__(self, engine: Engine, rival: Engine | None = None, shelf: Shelf | None = None, name: str = "") -> None:
+        """shelf, name: where this visitor's stream is kept if it is to be, and as what."""
+        self.engine, self.rival, self.shelf, self.name = engine, rival, shelf, name
         self.watch: Watch | None = None
         self.conversations = tuple(Conversation(partial(self._subject, model)) for model in (0, 1))
         self._upload: Source | None = None  # the visitor's file; stays while something else is watched
         self._comparing = False
         self._stream = 0  # the number of the stream being watched; watching it again keeps it
         self._kept: Kept | None = None
+        self._keeping = False  # the visitor wants what is watched to be kept
+        self._keep: Keep | None = None
+        self._closing: Keep | None = None  # the newest that was closed
+        self._not_kept = ""  # why it could not be
         self._questions = itertools.count(1)
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
@@ -72,6 +79,8 @@ class LiveSession:
             stream=self._stream,
             forgotten=self.conversations[0].forgotten,
             undo=kept.deed if (kept := self._kept) else "",
+            keeping=self._keeping,
+            kept=self._kept_view(),
         )
         return watch.view(about) if watch else about
 
@@ -152,6 +161,7 @@ class LiveSession:
             at_work = watch is not None and self.has_file and watch.view(View()).phase is Phase.WATCHING
             if watch:
                 watch.pause()
+            self.delete_kept()
             self.watch = self._upload = None
             self._keep_for_undo(Kept(RESET, words, self._reset_at, watch, at_work, upload))
 
@@ -194,12 +204,18 @@ class LiveSession:
 
     def _start(self, source: Source) -> None:
         self.watch = Watch(source, self.engine, self.rival if self._comparing else None)
+        if self._keeping:
+            try:
+                self._begin_keep(self.watch)
+            except UserError as error:
+                self._keeping, self._not_kept = False, str(error)
 
     def _end_watch(self) -> None:
         self.stop_answer()
         if watch := self.watch:
             watch.close()
         self.watch = None
+        self._close_keep()
 
     def _forget_upload(self) -> None:
         """The file goes at once: a worker in the middle of a chunk has it open, and needs no name for it."""
@@ -210,6 +226,88 @@ class LiveSession:
     def _check_open(self) -> None:
         if self._closed:
             raise UserError("This session was closed, so nothing was started; reload the page to begin a new one.")
+
+    # Keeping
+
+    def keep(self, on: bool) -> None:
+        """Keeps what was and will be watched and said, or writes no more; what is kept stays. Raises UserError."""
+        with self._commands:
+            self._check_open()
+            self._keeping, self._not_kept = on and self.shelf is not None, ""
+            if self._keeping and self.watch:
+                self._begin_keep(self.watch)
+            if not on:
+                self._close_keep()
+
+    def delete_kept(self) -> None:
+        """All that is kept of this visitor's stream, at once; watching goes on, and nothing more is kept."""
+        with self._commands:
+            self._keeping, self._not_kept = False, ""
+            if self.watch:
+                self.watch.keep(None)
+            keep, self._keep = self._keep, None
+            if keep:
+                keep.delete()
+            elif self.shelf:
+                self.shelf.delete(self.name)
+
+    def keep_words(self) -> None:
+        """Writes what was said since this was called last; for a clock."""
+        if keep := self._keep:
+            keep.said(tuple(conversation.turns for conversation in self.conversations))
+
+    def go_on(self) -> None:
+        """Goes on with what is kept of this visitor's stream, as if nothing had happened. Raises UserError.
+
+        Where another model runs by now, what was said comes back and a file is watched again from its start.
+        """
+        if self.shelf is None:
+            return
+        back = comeback.of(self.shelf, self.name, self.engine)
+        with self._commands:
+            self._check_open()
+            for conversation, turns in zip(self.conversations, back.words):
+                conversation.put_back(turns)
+            self._questions = itertools.count(1 + max((turn.id for turns in back.words for turn in turns), default=0))
+            self._stream = max((turn.stream for turns in back.words for turn in turns), default=1)
+            self._keeping, self._keep = True, back.keep
+            self._upload = back.source if back.source.upload else None
+            if back.start:
+                self.watch = Watch(back.source, self.engine, None, back.start, back.keep)
+            else:
+                self._start(back.source)
+
+    def join(self, timeout: float) -> None:
+        """After `close`: waits for what is still being written."""
+        if self._closing:
+            self._closing.join(timeout)
+
+    def _begin_keep(self, watch: Watch) -> None:
+        """In place of what was kept of another stream."""
+        assert self.shelf is not None
+        self._close_keep()
+        source = watch.source
+        size = source.path.stat().st_size if source.path else 0
+        kept = self.shelf.create(self.name, comeback.about(source, self.engine), size)
+        self._keep = Keep(self.shelf, self.name, kept, self.engine)
+        if source.path:
+            self._keep.take_video(source.path)
+        watch.keep(self._keep)
+
+    def _close_keep(self) -> None:
+        if self.watch:
+            self.watch.keep(None)
+        if self._keep:
+            self._closing = self._keep
+            self._keep.close()
+        self._keep = None
+
+    def _kept_view(self) -> KeptView | None:
+        if keep := self._keep:
+            return keep.view()
+        if self._not_kept:
+            return KeptView(0, 0.0, self._not_kept)
+        return self.shelf.view(self.name) if self.shelf and self.shelf.has(self.name) else None
 
     # Asking
 

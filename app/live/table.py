@@ -13,9 +13,10 @@ import threading
 import time
 from typing import NamedTuple
 
-from app.live import uploads
+from app.live import comeback, uploads
 from app.live.session import LiveSession
-from app.live.view import View
+from app.live.shelf import Shelf, name_of
+from app.live.view import Phase, View
 from pipeline import Engine, UserError
 
 log = logging.getLogger(__name__)
@@ -77,24 +78,35 @@ class InLine(NamedTuple):
 class Sessions:
     """Any thread may call. Closing a session only signals, so nobody here waits for somebody else's chunk."""
 
-    def __init__(self, engine: Engine, rival: Engine | None = None, places: int = PLACES) -> None:
-        self.engine, self.rival, self.places = engine, rival, places
+    def __init__(
+        self, engine: Engine, rival: Engine | None = None, places: int = PLACES, shelf: Shelf | None = None
+    ) -> None:
+        """shelf: where streams are kept whose visitors want it; None: nowhere."""
+        self.engine, self.rival, self.places, self.shelf = engine, rival, places, shelf
+        self._back: dict[str, Place] = {}  # streams that went on by themselves, by the name they are kept under
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
         self._issued: dict[str, None] = {}  # keys without a session, oldest first
         self._line: dict[str, float] = {}  # those of them that wait for a place, first come first; when last heard of
+        self._coming_back = threading.Lock()
         self._lock = threading.RLock()  # of the four
         self._closing = threading.Event()
         threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True).start()
+        if shelf:
+            threading.Thread(target=self._go_on, name="going on", daemon=True).start()
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self._by_key) + len(self._back)
 
     def get(self, key: str | None, page: str | None = None) -> LiveSession | None:
         """The session of a key, touched; None for a key that is unknown, foreign or over. page: who is there now."""
         with self._lock:
-            place = self._by_key.get(key) if isinstance(key, str) else None
-            if key is None or place is None:
+            if key is None or not isinstance(key, str):
+                return None
+            if self._back and (place := self._back.pop(name_of(key), None)):
+                self._by_key[key] = place
+            place = self._by_key.get(key)
+            if place is None:
                 return None
             place.touch()
             if page:
@@ -104,7 +116,9 @@ class Sessions:
     def peek(self, key: object) -> View | None:
         """What a stream shows, without a sign of its page: whoever only looks through a list keeps nothing alive."""
         with self._lock:
-            place = self._by_key.get(key) if isinstance(key, str) else None
+            place = (self._by_key.get(key) or self._back.get(name_of(key))) if isinstance(key, str) else None
+        if place is None and self.shelf and isinstance(key, str) and self.shelf.has(name := name_of(key)):
+            return View(phase=Phase.PAUSED, file_name="A kept stream", kept=self.shelf.view(name))
         return place.session.view() if place else None
 
     def issue(self) -> str:
@@ -137,13 +151,64 @@ class Sessions:
             key = key if key is not None and self.awaits(key) else secrets.token_urlsafe(16)
             self._issued.pop(key, None)
             self._line.pop(key, None)
-            session = LiveSession(self.engine, self.rival)
+            session = self._new(key)
             self._by_key[key] = Place(session, program)
             if page:
                 self._pages[page] = key
         if retired:
             retired.close()
         return key, session
+
+    def bring_back(self, key: str | None, page: str | None = None) -> LiveSession | None:
+        """`get`, and where there is no such session any more, the stream that is kept under its key. Raises UserError
+        where it is kept but cannot go on, and where every place is taken."""
+        session = self.get(key, page)
+        if session is not None or self.shelf is None or not isinstance(key, str) or not self.shelf.has(name_of(key)):
+            return session
+        with self._coming_back:  # somebody else may be bringing back the same one
+            session = self.get(key, page)
+            if session is None:
+                session = self._new(key)
+                session.go_on()
+                self._place(key, session, page)
+            return session
+
+    def _place(self, key: str, session: LiveSession, page: str | None) -> None:
+        with self._lock:
+            retired = self._make_room(key)
+            self._issued.pop(key, None)
+            self._by_key[key] = Place(session)
+            if page:
+                self._pages[page] = key
+        if retired:
+            retired.close()
+
+    def _new(self, key: str) -> LiveSession:
+        return LiveSession(self.engine, self.rival, self.shelf, name_of(key))
+
+    def _go_on(self) -> None:
+        """Files that were being watched when the server ended are watched on, newest first, as far as there are places;
+        whoever has the key finds them."""
+        assert self.shelf is not None
+        for name in self.shelf.names():
+            if self._closing.is_set() or len(self) >= self.places:
+                return
+            try:
+                with self._coming_back:
+                    self._go_on_with(name)
+            except UserError as error:
+                log.warning("a kept stream does not go on by itself: %s", error)
+            except Exception:
+                log.exception("a kept stream does not go on by itself")
+
+    def _go_on_with(self, name: str) -> None:
+        assert self.shelf is not None
+        known = {place.session.name for place in list(self._by_key.values())}
+        if name not in known and comeback.goes_on_alone(self.shelf, name):
+            session = LiveSession(self.engine, self.rival, self.shelf, name)
+            session.go_on()
+            with self._lock:
+                self._back[name] = Place(session)
 
     def wait(self, key: str) -> None:
         """Gets in line for a place, with a key that was issued; who waits already keeps theirs."""
@@ -166,7 +231,7 @@ class Sessions:
 
     def _free(self, now: float) -> int:
         """Places that a newcomer may have."""
-        return self.places - len(self._by_key) + sum(place.expendable(now) for place in self._by_key.values())
+        return self.places - len(self) + sum(place.expendable(now) for place in self._by_key.values())
 
     def _make_room(self, key: str | None) -> LiveSession | None:
         """Takes out the session that nobody has looked at for longest, where every place is taken."""
@@ -204,17 +269,22 @@ class Sessions:
         with self._lock:
             places = list(self._by_key.values())
             overdue = [key for key, place in self._by_key.items() if place.overdue(now)]
+            unclaimed = [name for name, place in self._back.items() if place.overdue(now)]
+            forgotten = [self._back.pop(name) for name in unclaimed]
         for key in overdue:
             self.close(key)
+        for place in forgotten:
+            place.session.close()
         for place in places:
             place.session.let_go_of_kept()
+            place.session.keep_words()
         with self._lock:
             self._pages = {page: key for page, key in self._pages.items() if key in self._by_key}
-        return len(overdue)
+        return len(overdue) + len(forgotten)
 
     def _reap_for_ever(self) -> None:
         while not self._closing.wait(2.0):
-            for duty in (self.reap, uploads.sweep):
+            for duty in (self.reap, uploads.sweep, *([self.shelf.sweep] if self.shelf else [])):
                 try:
                     duty()
                 except Exception:  # a reaper that dies keeps every later visitor's memory for ever
@@ -224,8 +294,11 @@ class Sessions:
         """Closes every session and waits a while for their workers; for the end of the server and for tests."""
         self._closing.set()
         with self._lock:
-            places = list(self._by_key.values())
+            places = [*self._by_key.values(), *self._back.values()]
             self._by_key.clear()
+            self._back.clear()
+        for place in places:
+            place.session.keep_words()
         watches = [place.session.watch for place in places]
         for place in places:
             place.session.close()
@@ -233,3 +306,5 @@ class Sessions:
         for watch in watches:
             if watch:
                 watch.join(max(0.0, end - time.monotonic()))
+        for place in places:
+            place.session.join(max(0.0, end - time.monotonic()))

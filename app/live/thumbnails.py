@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,6 +55,17 @@ class Thumbnails:
             self._changes[index + 1] += self._changes[index]
         self._pictures = [one for index, one in enumerate(self._pictures) if index not in gone]
         self._changes = [one for index, one in enumerate(self._changes) if index not in gone]
+
+    def put_back(self, pictures: Sequence[Picture]) -> None:
+        """Pictures of an earlier run, in order of time, before any other; of too many those that lie evenly."""
+        with self._lock:
+            self._pictures = list(pictures[:: -(-len(pictures) // self._limit) or 1])
+            self._changes = [1.0] * len(self._pictures)  # not known any more
+
+    def after(self, at: float) -> list[Picture]:
+        """Those of later than a second, oldest first."""
+        with self._lock:
+            return self._pictures[bisect.bisect(self._pictures, at, key=lambda picture: picture.time) :]
 
     def near(self, at: float) -> bytes | None:
         """The picture that stands at `at`, or the first one; None where nothing was seen yet."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -86,6 +87,20 @@ def take_over(path: Path, name: str) -> Source:
     except UserError:
         give_up(path)
         raise
+
+
+def put_back(video: Path, name: str) -> Source:
+    """A file that was kept, as the source it was: a copy of our own to watch, and one for the player."""
+    suffix = Path(name).suffix if re.fullmatch(r"\.\w{1,5}", Path(name).suffix, re.ASCII) else ""
+    folder().mkdir(parents=True, exist_ok=True)
+    shown = Path(tempfile.mkdtemp(prefix="kept-", dir=folder())) / f"video{suffix}"
+    own = own_copy(video)
+    try:
+        os.link(own, shown)
+    except OSError:  # another file system
+        shutil.copyfile(own, shown)
+    use(shown)
+    return Source(UPLOAD, name, own, upload=shown)
 
 
 def let_go(source: Source) -> None:

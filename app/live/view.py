@@ -49,6 +49,15 @@ class Sample(NamedTuple):
     memory_bytes: int
 
 
+class KeptView(NamedTuple):
+    """A stream that is kept: bytes on the disk, until when if nothing more is written (as `time.time` counts), and what
+    should be known of it in a sentence, such as why keeping stopped."""
+
+    nbytes: int
+    until: float
+    told: str = ""
+
+
 class Told(NamedTuple):
     """The state line in words. kind: one of idle, waiting, watching, catching, paused, ended, error."""
 
@@ -124,6 +133,7 @@ class View:
     camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or left out, in sentences;
     silent: whether a camera has sent nothing for a while. stream: the number of this stream among the session's own;
     forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear", "Reset" or "").
+    keeping: whether the visitor wants the stream kept; kept: what is.
     """
 
     phase: Phase = Phase.IDLE
@@ -151,6 +161,8 @@ class View:
     stream: int = 0
     forgotten: int = 0
     undo: str = ""
+    keeping: bool = False
+    kept: KeptView | None = None
 
     @property
     def frames(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from app.live.view import ModelView, Sample
 from pipeline import Engine, Frame, Overflowed, StreamState, UserError, VideoChunk
@@ -18,15 +19,26 @@ class Viewing:
     it fails again it is left out, counted and said: offering it for ever would end the stream there.
     """
 
-    def __init__(self, engine: Engine, behind: bool = False, since: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        behind: bool = False,
+        since: float = 0.0,
+        state: StreamState | None = None,
+        frames: int = 0,
+        watched: Callable[[int, int, StreamState], None] | None = None,
+    ) -> None:
+        """state, frames: to go on from, and how many of the source's it has had. watched: told of every chunk, with its
+        frames, those of the source up to there, and the state after it."""
         self.engine = engine
-        self.state: StreamState = engine.start()
+        self.state: StreamState = engine.start() if state is None else state
         self.settled = self.state  # after the newest chunk that every model has seen: what questions are asked of
         self.behind = behind  # joined late and must first see what the others have seen
         self.since = since  # the second of the video from which on it has watched
         self.backlog: list[Frame] = []
         self._suspect = 0  # of the backlog: its first frames, which overflowed and took the others along
-        self.frames = 0  # seen
+        self.frames = frames  # seen
+        self._watched = watched
         self.left_out = 0  # frames that failed twice
         self._samples: list[Sample] = []
         self._first_tokens: list[tuple[float, float]] = []
@@ -48,6 +60,13 @@ class Viewing:
             self._samples.append(Sample(frames[-1].time, ms, state.state_bytes, state.memory_bytes))
             if len(self._samples) > SAMPLES:  # every other one: the whole video stays on the plot
                 self._samples = self._samples[1::2]
+        if self._watched:
+            self._watched(len(frames), self.position, state)
+
+    @property
+    def position(self) -> int:
+        """Frames of the source it has had, those it left out included."""
+        return self.frames + self.left_out
 
     def _go_back(self, error: Overflowed) -> None:
         """To before a chunk that turned out to overflow; it is offered again with the backlog."""

@@ -10,20 +10,21 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from app.live.film import Film
+from app.live.keep import Keep
 from app.live.noticing import Noticing
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
-from app.live.view import Phase, View
+from app.live.view import Phase, Picture, View
 from app.live.viewing import Viewing
-from pipeline import Engine, Frame, FrameQueue, UserError, mmss, open_video
+from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, mmss, open_video
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,18 @@ HELD = {Phase.PAUSED, Phase.STOPPED}
 OPEN = {Phase.WATCHING, *HELD}
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a stream goes on that was watched before. position: frames of the source that were taken. pictures: for the
+    film. since: second of the video that a camera's next picture has. note: what the visitor should know."""
+
+    state: StreamState
+    position: int
+    pictures: Sequence[Picture] = ()
+    since: float = 0.0
+    note: str = ""
+
+
 class Watch:
     """A source being watched, in one of the phases of `Phase`; `_move` alone changes it.
 
@@ -45,24 +58,42 @@ class Watch:
     change nothing that anybody still looks at.
     """
 
-    def __init__(self, source: Source, engine: Engine, rival: Engine | None = None) -> None:
-        self.source = source
+    def __init__(
+        self,
+        source: Source,
+        engine: Engine,
+        rival: Engine | None = None,
+        start: Start | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        self.source, self._start, self._keep = source, start, keep
         self.thumbnails = Thumbnails()
         self.film = Film(FILM)
-        self.viewings: tuple[Viewing, ...] = tuple(Viewing(one) for one in (engine, rival) if one)
+        first = Viewing(
+            engine,
+            state=start.state if start else None,
+            frames=start.position if start else 0,
+            watched=self._write_chunk,
+        )
+        self.viewings: tuple[Viewing, ...] = (first,) if rival is None or start else (first, Viewing(rival))
         self.noticing = Noticing(engine)
-        self.camera = FrameQueue(CAMERA_QUEUE, self._long_side()) if source.path is None else None
+        since = start.since if start else 0.0
+        self.camera = FrameQueue(CAMERA_QUEUE, self._long_side(), since=since) if source.path is None else None
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._phase, self._error = Phase.WATCHING, ""
         self._rival = rival  # wanted beside the first; the worker lets it join
         self._duration: float | None = None
         self._progress = 0.0
         self._skipped = 0  # damaged pictures the file's reader left out
-        self._notes: tuple[str, ...] = ()  # what it mended or left out, in sentences
-        self._shown = 0  # frames given to the models
+        self._found: tuple[str, ...] = (start.note,) if start and start.note else ()
+        self._notes = self._found  # what it mended or left out, in sentences
+        self._shown = start.position if start else 0  # frames given to the models
         self._offered_at = time.monotonic()
         self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
         self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them
+        if start:
+            self.thumbnails.put_back(start.pictures)
+            self.film.put_back(start.pictures)
         self._worker = threading.Thread(target=self._work, name="watch", daemon=True)
         self._worker.start()
 
@@ -140,6 +171,12 @@ class Watch:
                 self.viewings = self.viewings[:1]
             self._changed.notify_all()
 
+    def keep(self, keep: Keep | None) -> None:
+        """Writes what was seen, and from now on every chunk; or nothing any more."""
+        with self._changed:
+            self._keep = keep
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Ends the worker within one chunk, and waits for nothing."""
         self._move(Phase.CLOSED, set(Phase))
@@ -172,10 +209,13 @@ class Watch:
             error = self._attempt(work) or error
             self._move(Phase.ENDED, OPEN, error)
             with self._changed:
-                self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival())
-            if not self._move(Phase.WATCHING, {Phase.ENDED}):
+                self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival() or self._unkept())
+            if self._unkept():
+                work = self._write_so_far
+            elif self._move(Phase.WATCHING, {Phase.ENDED}):
+                work = self._let_rival_join
+            else:
                 return
-            work = self._let_rival_join
 
     def _attempt(self, work: Callable[[], None]) -> str:
         """The sentence of what went wrong, or ""."""
@@ -194,7 +234,7 @@ class Watch:
     def _watch_file(self) -> None:
         with self._open() as video:
             self._duration = video.info.duration
-            frames, broken = iter(video), None
+            frames, broken = itertools.islice(video, self._shown, None), None
             while not broken and self._ready():
                 began = time.perf_counter()
                 chunk, broken = take(frames, self._chunk_size(self._frames_left()))
@@ -204,10 +244,12 @@ class Watch:
                 with self._changed:
                     self._skipped, self._progress = video.skipped, video.progress
             with self._changed:
-                self._duration, self._notes = video.seconds or self._duration, tuple(video.findings.notes())
+                self._duration = video.seconds or self._duration
+                self._notes = (*self._found, *video.findings.notes())
             self._conclude()
             if broken and self._ready():
                 raise broken
+            self._write_end()
 
     def _watch_camera(self) -> None:
         assert self.camera is not None
@@ -226,6 +268,7 @@ class Watch:
                 viewing.watch_again()
             self._settle()
             self._let_rival_join()
+            self._write_so_far()
             if self._phase in AT_WORK:
                 return True
         return False
@@ -276,6 +319,28 @@ class Watch:
         if not any(viewing.backlog for viewing in viewings):
             for viewing in viewings:
                 viewing.settle()
+
+    # Keeping
+
+    def _unkept(self) -> bool:
+        return self._keep is not None and not self._keep.begun and not self._keep.over
+
+    def _write_so_far(self) -> None:
+        """Somebody wants the stream kept: what was seen until now is written as one chunk."""
+        keep, first = self._keep, self.viewings[0]
+        if keep and self._unkept() and first.position:
+            keep.watched(first.position, first.position, first.state, self.thumbnails.after(-1.0))
+            if self._phase is Phase.ENDED and not self._error:
+                keep.ended()
+
+    def _write_chunk(self, frames: int, position: int, state: StreamState) -> None:
+        """The page's own model has watched a chunk."""
+        if (keep := self._keep) and (keep.begun or position == frames):
+            keep.watched(frames, position, state, self.thumbnails.after(keep.pictured))
+
+    def _write_end(self) -> None:
+        if (keep := self._keep) and self._phase is not Phase.CLOSED:  # else it goes on when the server does
+            keep.ended()
 
     # A second model
 

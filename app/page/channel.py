@@ -7,6 +7,7 @@ The key of a stream travels in a header or a body and never in an address, which
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from app.live.conversation import number
+from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import Phase, View
 from pipeline import UserError, mmss
@@ -53,7 +55,7 @@ class Channel:
         told_at = 0.0
         loop = asyncio.get_running_loop()
         while not server_ends.is_set():
-            session = self.sessions.get(key)
+            session = self.sessions.get(key) or await run_in_threadpool(self._brought_back, key)
             if session is None and not self.sessions.awaits(key):
                 yield json.dumps({"known": False}) + "\n"
                 return
@@ -65,6 +67,12 @@ class Channel:
                 told_at = loop.time()
                 yield "\n"
             await asyncio.sleep(LOOK_S)
+
+    def _brought_back(self, key: str) -> LiveSession | None:
+        """The stream that is kept under a key, where it can go on; `Events.restore` says why where it cannot."""
+        with contextlib.suppress(UserError):
+            return self.sessions.bring_back(key)
+        return None
 
     async def picture(self, request: Request) -> Response:
         """Takes one JPEG; tells what becomes of the next: "watching", "paused", or "none": no camera is watched."""

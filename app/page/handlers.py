@@ -91,7 +91,11 @@ class Events:
 
     def restore(self, key: str, request: gr.Request) -> tuple:
         """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
-        session = self.sessions.get(key, request.session_hash)
+        try:
+            session = self.sessions.bring_back(key, request.session_hash)
+        except UserError as error:
+            gr.Warning(str(error))
+            session = None
         if session is None:
             return key if self.sessions.awaits(key) else self.sessions.issue(), *(gr.skip(),) * 5
         view = session.view()

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
+from app.page import keeping
 from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
@@ -91,6 +92,8 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
                 _heading("Video")
                 _stage(ui, example)
                 _controls(ui)
+                if sessions.shelf:
+                    keeping.add(ui)
             with gr.Column(elem_id="right", scale=5, min_width=320):
                 _heading("Conversation")
                 _conversation(ui, sessions)
@@ -98,6 +101,8 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         _wire_source(ui, do)
         _wire_chat(ui, do)
         _wire_clock(ui, do, page)
+        if sessions.shelf:
+            keeping.wire(ui, sessions, page, AT_ONCE)
         add_api(sessions)
     return page
 

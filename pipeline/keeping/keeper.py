@@ -11,22 +11,26 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from queue import Full, Queue
+from typing import TypeAlias
 
 from torch import Tensor
 
 from pipeline.clock import mmss
 from pipeline.engine import Engine
+from pipeline.keeping import packing
 from pipeline.keeping.found import Cut
 from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.segment import Record
 from pipeline.stream import Packed, StreamState, UserError
 
 log = logging.getLogger(__name__)
+Rows: TypeAlias = dict[str, dict[str, Tensor]]  # what grew, by part
 
-WAITING = 4  # chunks that may wait to be written; each holds a state
+WAITING = 4  # chunks that may wait to be written; each holds a copy of a state
 PATIENCE_S = 30.0  # watching waits for so long for a disk that is too slow
 LARGEST_STATE = 32 << 20  # bytes: a larger state would be written longer than it took to watch
 LARGEST_MEMORY = (
@@ -44,7 +48,8 @@ class Keeper:
         self.engine, self.kept, self.limit, self.error = engine, kept, limit, ""
         self.written = kept.next_number  # chunks, those of before included
         self.seconds = 0.0  # of a processor, spent on keeping
-        self._states, self._until = True, 0.0
+        self._states, self._until, self._closed = True, 0.0, False
+        self._ends = dict(kept.ends)  # how far what grows was copied
         self._jobs: Queue[Callable[[], None] | None] = Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
         self._thread.start()
@@ -54,10 +59,29 @@ class Keeper:
         """Bytes on the disk."""
         return self.kept.nbytes
 
+    def keeps(self, state: StreamState) -> bool:
+        """Whether such a state is kept; where it is not, going on means to watch again."""
+        return self._states and _worth_keeping(state)
+
     def watched(self, frames: int, position: int, state: StreamState, records: Iterable[Record] = ()) -> None:
         """A chunk of so many frames was watched. position: frames of the source taken with it. records: what belongs
-        to it."""
-        self._put(partial(self._add, frames, position, state, tuple(records)))
+        to it.
+
+        The state is copied at once and written later: what is watched next waits for a copy, never for a disk.
+        """
+        if self.error or self._closed:
+            return
+        self._states = self.keeps(state)
+        try:
+            with self._timed():
+                packed, rows = (
+                    self.engine.between(partial(self._copied, state)) if self._states else (Packed({}, {}), {})
+                )
+        except UserError as error:  # of a model that cannot be kept, or whose numbers overflowed
+            self.error = str(error)
+            return
+        self._ends = packing.grown_to(packed)
+        self._put(partial(self._add, frames, position, state.seen_until, packed, rows, tuple(records)))
 
     def note(self, records: Iterable[Record] = (), forget: Sequence[tuple[str, int]] = ()) -> None:
         """Other records, see `KeptStream.note`."""
@@ -68,14 +92,15 @@ class Keeper:
         self._put(job)
 
     def close(self) -> None:
-        """Writes what waits, and ends. May be called twice."""
+        """Writes what waits, and ends; what comes later is not written. May be called twice."""
+        self._closed = True
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
         self.kept.close()
 
     def _put(self, job: Callable[[], None]) -> None:
-        if self.error:
+        if self.error or self._closed:
             return
         try:
             self._jobs.put(job, timeout=PATIENCE_S)
@@ -88,36 +113,41 @@ class Keeper:
                 self._try(job)
 
     def _try(self, job: Callable[[], None]) -> None:
-        began = time.thread_time()
         try:
-            job()
+            with self._timed():
+                job()
             if self.limit is not None and self.nbytes > self.limit:
                 self._stop(f"The {self.limit / 1e9:.1f} GB that a kept stream may take are full")
-        except UserError as error:  # of a model that cannot be kept, or whose numbers overflowed
-            self.error = str(error)
         except (sqlite3.Error, OSError) as error:
             log.warning("keeping stopped", exc_info=error)
             self._stop("The disk is full" if _full(error) else "The disk failed")
         except Exception:
             log.exception("keeping failed")
             self._stop("Something failed on our side")
-        self.seconds += time.thread_time() - began
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds += time.thread_time() - began
 
     def _stop(self, why: str) -> None:
         self.error = f"{why}, so {UNTIL.format(mmss(self._until))}"
 
-    def _add(self, frames: int, position: int, state: StreamState, records: tuple[Record, ...]) -> None:
-        self._states = self._states and _worth_keeping(state)
-        packed, rows = self.engine.between(partial(self._copied, state)) if self._states else (Packed({}, {}), {})
-        cut = Cut(self.kept.next_number, frames, position, float(state.seen_until))
+    def _add(
+        self, frames: int, position: int, until: float, packed: Packed, rows: Rows, records: tuple[Record, ...]
+    ) -> None:
+        cut = Cut(self.kept.next_number, frames, position, float(until))
         self.kept.add(cut, packed, rows, records)
         self.written, self._until = cut.number + 1, cut.until
 
-    def _copied(self, state: StreamState) -> tuple[Packed, dict[str, dict[str, Tensor]]]:
+    def _copied(self, state: StreamState) -> tuple[Packed, Rows]:
         """The state, and what grew. Between two turns, because copying from a GPU that records its graphs ends them."""
         self.engine.confirm(state)
         packed = self.engine.model.pack(state)
-        return packed, self.kept.newer(packed)
+        return packed, packing.newer(packed, self._ends)
 
 
 def _worth_keeping(state: StreamState) -> bool:

@@ -30,7 +30,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.keeping import packing
-from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, readable, segments
+from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, notes, readable, segments
 from pipeline.keeping.segment import Record, Segment
 from pipeline.stream import JSON, Model, Packed, UserError
 
@@ -50,7 +50,7 @@ class KeptStream:
         self.folder, self.about, self._lock = folder, about, lock
         self._open: Segment | None = None  # the newest segment, while it is written
         self._last: Cut | None = None  # written
-        self._ends: dict[str, int] = {}  # how far what grows was written
+        self.ends: dict[str, int] = {}  # how far what grows was written
         self._began = 0.0  # second of the video at which the open segment begins
         self._sealed = _bytes(folder.iterdir())
         self.found = Found(about)
@@ -90,7 +90,7 @@ class KeptStream:
         """What is written comes after a state that was found, and what came after it goes."""
         _cut_off(self.folder, self.found, resumed.cut.number if resumed.cut else -1)
         self._last = resumed.cut
-        self._ends = packing.grown_to(model.pack(resumed.state)) if resumed.cut else {}
+        self.ends = packing.grown_to(model.pack(resumed.state)) if resumed.cut else {}
         self._sealed = _bytes(self.folder.iterdir())
 
     @property
@@ -122,10 +122,6 @@ class KeptStream:
                 f"back as {self.video.name!r}, or start the video again."
             )
 
-    def newer(self, packed: Packed) -> dict[str, dict[str, Tensor]]:
-        """What grew since the newest chunk that was written."""
-        return packing.newer(packed, self._ends)
-
     def add(self, cut: Cut, packed: Packed, rows: dict[str, dict[str, Tensor]], records: Iterable[Record] = ()) -> None:
         """A chunk, the state after it, what grew by it, and what belongs to it: all, or nothing.
 
@@ -140,7 +136,7 @@ class KeptStream:
             written.append(Record("state", cut.number % 2, about, safetensors.torch.save(packed.tensors)))
         segment = self._segment()
         segment.put(written)
-        self._last, self._ends = cut, ends
+        self._last, self.ends = cut, ends
         if cut.until - self._began >= SEGMENT_S or _bytes(_files(segment.path)) >= SEGMENT_BYTES:
             self._seal()
             thin(self.folder)
@@ -149,6 +145,10 @@ class KeptStream:
         """Other records, which replace those of the same kind and number; and some that are to be forgotten."""
         gone = [Record(kind, number, {"forgotten": True}) for kind, number in forget]
         self._segment().put([*gone, *records])
+
+    def notes(self, kind: str) -> dict[int, Record]:
+        """Records of a kind by number, as they were last written; those that are damaged are left out."""
+        return notes(self.folder, kind)
 
     def close(self) -> None:
         """Seals what is open and lets others have it. May be called twice."""

@@ -20,16 +20,22 @@ MAX_PIXELS = 40_000_000
 class FrameQueue:
     """The newest pictures of a live source, at most `maxlen`; older ones give way and are counted, never silently.
 
-    offered == taken + waiting + dropped, always. Times are seconds since the first picture, on a clock that only goes
-    forward. Any threads may offer, take and close.
+    offered == taken + waiting + dropped, always. Times are seconds on a clock that only goes forward and says `since`
+    at the first picture. Any threads may offer, take and close.
     """
 
-    def __init__(self, maxlen: int = 8, long_side: int = 640, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        maxlen: int = 8,
+        long_side: int = 640,
+        clock: Callable[[], float] = time.monotonic,
+        since: float = 0.0,
+    ) -> None:
         if maxlen < 1:
             raise ValueError("maxlen must be at least 1")
         self.maxlen, self.long_side, self.closed = maxlen, long_side, False
         self.offered = self.taken = self.dropped = 0
-        self._clock, self._last = clock, 0.0
+        self._clock, self._since, self._last = clock, since, since
         self._first: float | None = None
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
@@ -53,7 +59,8 @@ class FrameQueue:
                 return
             if self._first is None:
                 self._first = arrived
-            self._last = max(self._last, arrived - self._first if time is None else float(time))
+            at = self._since + arrived - self._first if time is None else float(time)
+            self._last = max(self._last, at)
             self._frames.append(Frame(small, self._last))
             self.offered += 1
             if len(self._frames) > self.maxlen:

@@ -127,13 +127,11 @@ def test_a_disk_that_hangs_stops_keeping_not_watching(tmp_path, engine, monkeypa
     monkeypatch.setattr("pipeline.keeping.keeper.PATIENCE_S", 0.05)
     keeper = Keeper(engine, KeptStream.create(tmp_path / "stream", about(engine)))
     gate = threading.Event()
-    holder = threading.Thread(target=lambda: engine.between(gate.wait))
-    holder.start()
-    for frames, position, state in states(Engine(engine.model)):
+    keeper.do(lambda: gate.wait(30) or None)
+    for frames, position, state in states(engine):
         keeper.watched(frames, position, state)
     gate.set()
     keeper.close()
-    holder.join(10)
     assert keeper.error.startswith("The disk is too slow, so keeping stopped")
 
 

@@ -17,6 +17,7 @@ from pipeline.engine import Engine
 from pipeline.keeping import kept as keeping
 from pipeline.keeping.found import find
 from pipeline.keeping.kept import KeptStream
+from pipeline.keeping.packing import newer
 from pipeline.keeping.segment import Segment
 from pipeline.stream import UserError
 from tests.keeping.streams import CHUNKS, ROOM, chunks, digest, keep, states, tiny
@@ -107,7 +108,7 @@ def torn(tmp_path, engine) -> tuple[Path, int]:
     for number, (frames, position, state) in enumerate(states(engine)):
         before = log_of(kept.folder).stat().st_size if number else 0
         packed = engine.model.pack(state)
-        kept.add(keeping.Cut(number, frames, position, state.seen_until), packed, kept.newer(packed))
+        kept.add(keeping.Cut(number, frames, position, state.seen_until), packed, newer(packed, kept.ends))
     shutil.copytree(kept.folder, tmp_path / "dead")
     kept.close()
     return tmp_path / "dead", before

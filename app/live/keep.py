@@ -1,0 +1,159 @@
+"""Keep: one stream being kept for its visitor: what was seen, the film's pictures and what was said; and back again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app.live.shelf import Shelf
+from app.live.view import SCREEN, WEBCAM, KeptView, Picture, Turn
+from pipeline import Answer, Engine, Evidence, Keeper, KeptStream, Record, StreamState
+
+log = logging.getLogger(__name__)
+
+LIVE = (WEBCAM, SCREEN)  # sources that cannot be watched again
+TOO_LARGE = (
+    "What this model carries is too large to be kept, and a camera cannot be watched again, so this stream is not "
+    "kept; watching goes on."
+)
+
+
+class Keep:
+    """Any thread may tell; the keeper's own writes. begun: whether what was seen before is written.
+
+    Turns are compared with what was written of them, so nobody need tell when one changes.
+    """
+
+    def __init__(self, shelf: Shelf, name: str, kept: KeptStream, engine: Engine, note: str = "") -> None:
+        """note: what of an earlier run the visitor should know."""
+        self.shelf, self.name, self.kept, self.note = shelf, name, kept, note
+        self.begun = False
+        self.keeper = Keeper(engine, kept, shelf.limit(name))
+        self._file = kept.about.get("source") not in LIVE
+        self._closing: threading.Thread | None = None
+        self._said: dict[int, Turn] = {}
+        self.pictured = -1.0  # second of the newest picture that was written
+        self._refused = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether keeping stopped: nothing more is written."""
+        return bool(self._refused or self.keeper.error)
+
+    # What was seen
+
+    def take_video(self, path: Path) -> None:
+        """The file that is watched; before the first chunk."""
+        self.keeper.do(partial(self.kept.take_video, path))
+
+    def watched(self, frames: int, position: int, state: StreamState, pictures: Sequence[Picture]) -> None:
+        """A chunk, or all that was seen until now. position: frames of the source taken. pictures: of the film."""
+        if not self._file and not self.keeper.keeps(state):
+            self._refused = TOO_LARGE
+            return
+        self.begun = True
+        new = [picture for picture in pictures if picture.time > self.pictured]
+        records = [Record("picture", round(1000 * p.time), {"time": p.time}, p.jpeg) for p in new]
+        self.pictured = max([self.pictured, *(picture.time for picture in new)])
+        self.keeper.watched(frames, position, state, records)
+
+    def ended(self) -> None:
+        """The source is over: nothing is left to go on with by itself."""
+        self.keeper.note([Record("end", 0, {})])
+
+    def goes_on(self, pictures: Sequence[Picture], conversations: Sequence[Iterable[Turn]]) -> None:
+        """All of this is written already."""
+        self.begun = True
+        self.pictured = max([-1.0, *(picture.time for picture in pictures)])
+        self._said = numbered(conversations)
+
+    # What was said
+
+    def said(self, conversations: Sequence[Iterable[Turn]]) -> None:
+        """Every model's turns, in the same order as ever."""
+        turns = numbered(conversations)
+        new = {number: turn for number, turn in turns.items() if turn.over and turn != self._said.get(number)}
+        gone = [("turn", number) for number in self._said if number not in turns]
+        if new or gone:
+            self.keeper.note([_record(number, turn) for number, turn in new.items()], gone)
+        self._said = {n: turn for n, turn in (self._said | new).items() if n in turns}
+
+    # Its end
+
+    def view(self) -> KeptView:
+        told = self._refused or self.keeper.error or self.note
+        return KeptView(self.keeper.nbytes, self.shelf.until(self.name), told)
+
+    def close(self) -> None:
+        """Writes what waits, without making anybody wait; it stays on the shelf."""
+        if self._closing is None:
+            self._closing = threading.Thread(target=self._close, name="keep", daemon=True)
+            self._closing.start()
+
+    def _close(self) -> None:
+        self.keeper.close()
+        self.shelf.release(self.name)
+
+    def join(self, timeout: float) -> None:
+        """Waits for what `close` began."""
+        if self._closing:
+            self._closing.join(timeout)
+
+    def delete(self) -> None:
+        """At once: what is still being written goes with it."""
+        self.shelf.delete(self.name)
+        self.close()
+
+
+def numbered(conversations: Sequence[Iterable[Turn]]) -> dict[int, Turn]:
+    """Turns of several models by one number."""
+    return {2 * turn.id + model: turn for model, turns in enumerate(conversations) for turn in turns}
+
+
+def pictures_of(kept: KeptStream) -> list[Picture]:
+    """Of the film, in order of time."""
+    records = kept.notes("picture").values()
+    found = [Picture(float(at), r.body) for r in records if isinstance(at := r.about.get("time"), (int, float))]
+    return sorted(found, key=lambda picture: picture.time)
+
+
+def turns_of(kept: KeptStream) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """Of both models' conversations; what cannot be read is left out."""
+    turns: tuple[list[Turn], list[Turn]] = [], []
+    for number, record in kept.notes("turn").items():
+        try:
+            turns[number % 2].append(_turn(record))
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("a kept turn is left out: %r", error)
+    return tuple(turns[0]), tuple(turns[1])
+
+
+def has_ended(kept: KeptStream) -> bool:
+    return bool(kept.notes("end"))
+
+
+def _record(number: int, turn: Turn) -> Record:
+    """JPEGs follow each other in the body; in the JSON there are their lengths."""
+    about: dict[str, Any] = asdict(turn)
+    jpegs = [*turn.pictures, *(picture.jpeg for picture in turn.said)]
+    about["pictures"] = [None if jpeg is None else len(jpeg) for jpeg in turn.pictures]
+    about["said"] = [[picture.time, len(picture.jpeg)] for picture in turn.said]
+    return Record("turn", number, about | {"written": time.time()}, b"".join(jpeg for jpeg in jpegs if jpeg))
+
+
+def _turn(record: Record) -> Turn:
+    about: dict[str, Any] = {name: value for name, value in record.about.items() if name != "written"}
+    jpegs = io.BytesIO(record.body)
+    about["pictures"] = tuple(None if size is None else jpegs.read(size) for size in about["pictures"])
+    about["said"] = tuple(Picture(at, jpegs.read(size)) for at, size in about["said"])
+    if answer := about["answer"]:
+        answer["evidence"] = tuple(Evidence(**moment) for moment in answer["evidence"])
+        about["answer"] = Answer(**answer)
+    return Turn(**about)

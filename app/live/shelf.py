@@ -1,0 +1,156 @@
+"""Shelf: where a server keeps the streams whose visitors asked for it: names, room, and how long.
+
+A stream's folder is named by a hash of its key, so whoever lists the disk cannot open a session with it. Room is
+reserved before a stream is taken, and given back as it is deleted; what is still wanted is never deleted for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from app.live.view import KeptView
+from pipeline import KeptStream, UserError
+
+CEILING = 20_000_000_000  # bytes of all kept streams together, unless told otherwise
+SHARE = 0.9  # of the disk that may be used
+LARGEST = 1_000_000_000  # bytes a stream may grow to beside its video
+DAYS = 7.0  # a stream is kept for so long after something was last written
+NAME = re.compile(r"[0-9a-f]{32}")
+
+
+class Shelf:
+    """Any thread may call. folder: made where it is missing; UserError where it cannot be written."""
+
+    def __init__(self, folder: Path, ceiling: int = CEILING, about: dict[str, Any] | None = None) -> None:
+        """about: the model that watches, as `python -m pipeline resume` must know it."""
+        self.folder, self.ceiling, self.about = folder, ceiling, about or {}
+        self._reserved: dict[str, int] = {}  # of streams that are being written
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".written"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"The folder for kept streams cannot be written ({error.strerror}), so nothing was started; name "
+                "another one with --store."
+            ) from None
+
+    def create(self, name: str, about: dict[str, Any], video: int) -> KeptStream:
+        """A new stream in place of an older one of the same name. video: bytes of the file that comes with it.
+
+        Raises UserError where there is no room for it, or where it is being watched elsewhere.
+        """
+        self.delete(name)
+        self._reserve(name, video + LARGEST)
+        try:
+            return KeptStream.create(self.folder / name, self.about | about)
+        except OSError:
+            self.release(name)
+            raise UserError(
+                "The disk cannot be written, so this stream is not kept; watching goes on without."
+            ) from None
+        except UserError:
+            self.release(name)
+            raise
+
+    def open(self, name: str) -> KeptStream:
+        """A kept one, to go on with. Raises UserError."""
+        with self._lock:
+            video = self.folder / name / "video"
+            self._reserved[name] = (video.stat().st_size if video.is_file() else 0) + LARGEST
+        try:
+            return KeptStream.open(self.folder / name)
+        except BaseException:
+            self.release(name)
+            raise
+
+    def limit(self, name: str) -> int:
+        """Bytes that a stream which is being written may take."""
+        return self._reserved.get(name, LARGEST)
+
+    def release(self, name: str) -> None:
+        """It is no longer written."""
+        with self._lock:
+            self._reserved.pop(name, None)
+
+    def has(self, name: str) -> bool:
+        return bool(NAME.fullmatch(name)) and (self.folder / name).is_dir()
+
+    def names(self) -> list[str]:
+        """Of all that is kept, the newest first."""
+        found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+        return [path.name for path in sorted(found, key=_written, reverse=True)]
+
+    def until(self, name: str) -> float:
+        """When a stream will be deleted if nothing more is written: seconds as `time.time` counts them."""
+        return _written(self.folder / name) + DAYS * 86_400
+
+    def view(self, name: str) -> KeptView:
+        """Of a stream that nobody writes."""
+        return KeptView(_bytes(self.folder / name), self.until(name))
+
+    def delete(self, name: str) -> None:
+        """All of it, at once; nothing where there is none."""
+        self.release(name)
+        if self.has(name):
+            gone = self.folder / f".gone-{name}-{time.monotonic_ns()}"  # never a half of one under its name
+            with contextlib.suppress(OSError):
+                os.rename(self.folder / name, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep(self, now: float | None = None) -> int:
+        """Deletes what is kept for longer than was said, and halves of what was deleted; returns how many streams."""
+        now = time.time() if now is None else now
+        over = [name for name in self.names() if name not in self._reserved and self.until(name) < now]
+        for name in over:
+            self.delete(name)
+        for half in self.folder.glob(".gone-*"):
+            shutil.rmtree(half, ignore_errors=True)
+        return len(over)
+
+    def _reserve(self, name: str, size: int) -> None:
+        with self._lock:
+            written = {other: _bytes(self.folder / other) for other in self.names()}
+            promised = sum(self._reserved.values()) + sum(
+                n for other, n in written.items() if other not in self._reserved
+            )
+            disk = shutil.disk_usage(self.folder)
+            coming = promised - sum(written.values())  # promised and not on the disk yet
+            if promised + size > self.ceiling or disk.used + coming + size > SHARE * disk.total:
+                raise UserError(
+                    "There is no room to keep another stream here, so this one is not kept; watching goes on without, "
+                    "and room comes back when others delete theirs."
+                )
+            self._reserved[name] = size
+
+
+def name_of(key: str) -> str:
+    """The folder of a key's stream."""
+    return hashlib.blake2b(key.encode(), digest_size=16, person=b"vamba-stream").hexdigest()
+
+
+def _written(folder: Path) -> float:
+    """When something was last written."""
+    times = [0.0]
+    for path in (folder, *folder.glob("*.sqlite*")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

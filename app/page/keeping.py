@@ -1,0 +1,74 @@
+"""The panel of keeping: a switch, what is kept and until when, Delete, and two sentences on who can read it."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from app.live.shelf import DAYS
+from app.live.table import Sessions
+from app.live.view import View
+from app.page.panels import NOTHING, said
+from pipeline import UserError
+
+PRIVACY = (
+    "If you switch this on, the video file (of a camera or screen small pictures only), what the model saw and your "
+    f"conversation are written to this server's disk, and stay there for {DAYS:.0f} days after the last picture was "
+    "watched. They are not encrypted: whoever runs the server can read them, and whoever has this page's key; Delete "
+    "removes them at once, and starting another video replaces them."
+)
+
+
+def add(ui: SimpleNamespace) -> None:
+    """The layout; the server offers it only where it was given a folder."""
+    with gr.Row(elem_id="keeping"):
+        ui.keep = gr.Checkbox(label="Keep this stream", container=False, elem_id="keep", scale=0, min_width=150)
+        ui.kept = gr.HTML(told(NOTHING), elem_id="kept")
+        ui.delete = gr.Button("Delete", size="sm", elem_id="delete", scale=0, min_width=80, visible=False)
+        ui.kept_clock = gr.Timer(2.0)
+    gr.HTML(f"<p>{PRIVACY}</p>", elem_id="privacy")
+
+
+def wire(ui: SimpleNamespace, sessions: Sessions, page: gr.Blocks, at_once: dict[str, Any]) -> None:
+    """What the switch, Delete and the clock do."""
+    shown = [ui.keep, ui.kept, ui.delete]
+
+    def switch(on: bool, key: str | None, request: gr.Request) -> tuple:
+        try:
+            key, session = sessions.ensure(key, request.session_hash)
+            session.keep(bool(on))
+        except UserError as error:
+            return key, False, said(str(error)), gr.skip()
+        return key, *standing(session.view())
+
+    def delete(key: str | None) -> tuple:
+        if session := sessions.get(key):
+            session.delete_kept()
+        return look(key)
+
+    def look(key: str | None) -> tuple:
+        session = sessions.get(key)
+        return standing(session.view() if session else NOTHING)
+
+    ui.keep.input(switch, [ui.keep, ui.key], [ui.key, *shown], **at_once)
+    ui.delete.click(delete, ui.key, shown, **at_once)
+    ui.kept_clock.tick(look, ui.key, shown, **at_once)
+    page.load(look, ui.key, shown, **at_once)
+
+
+def standing(view: View) -> tuple:
+    """(switch, what is kept in words, Delete)."""
+    return view.keeping, told(view), gr.update(visible=view.kept is not None and view.kept.nbytes > 0)
+
+
+def told(view: View) -> str:
+    """Size, date, and what should be known."""
+    if view.kept is None:
+        return ""
+    size, until, sentence = view.kept
+    date = time.strftime("%d %B", time.localtime(until)).lstrip("0")
+    words = f"<span>{size / 1e6:.1f} MB, until {date}</span>" if size else ""
+    return words + said(sentence)

@@ -1,0 +1,128 @@
+"""Keeping in a real browser: the server is killed in the middle of an upload, and it is as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from app.live.shelf import Shelf
+from app.live.table import Sessions
+from app.page.keeping import PRIVACY
+from app.page.ui import build
+from pipeline.keeping.found import notes
+from tests.fake_model import fake_engine
+from tests.page.conftest import ask, state, upload
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "tests/data/corpus/valid/h264_faststart.mp4"
+QUESTION = "What is it?"
+
+
+class Server:
+    """A server that can be killed and started again, on one port and one shelf."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.process = folder, None
+        self.url = f"http://127.0.0.1:{self.port}/"
+
+    def start(self, seconds: float) -> None:
+        uploads = self.folder / f"uploads {time.monotonic_ns()}"  # as on a Space: gone with the process
+        command = [sys.executable, "-m", "tests.page.serving", str(self.port), str(self.folder / "shelf"), str(seconds)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "GRADIO_TEMP_DIR": str(uploads)})
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(self.url, timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None and time.monotonic() < end, "the server did not start"
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    one = Server(tmp_path)
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+def come(browser):
+    """come(url) -> a new visitor's page."""
+    contexts = []
+
+    def visit(url: str):
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.wait_for_selector("#go")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def frames(page) -> int:
+    return int(page.inner_text("#strip .tile:has-text('Frames seen') b").replace(",", "") or 0)
+
+
+@pytest.mark.browser
+def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(server, come):
+    server.start(1.0)
+    page = come(server.url)
+    page.click("#keep input")
+    upload(page, CLIP)
+    page.wait_for_selector("#kept:has-text('MB, until')")
+    page.fill("#question textarea", "What was it until now?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#chat .bot-row:has-text('E')")
+    page.click("#stop")  # words take turns with a model that is slow to watch
+    page.wait_for_selector("#chat .facts:has-text('stopped')")
+    kept = server.folder / "shelf" / Shelf(server.folder / "shelf").names()[0]
+    while not notes(kept, "turn"):  # a clock writes what was said
+        time.sleep(0.1)
+    state(page, "Watching")
+    assert 0 < frames(page) < 40
+    server.kill()
+    server.start(0.05)
+    page.reload()
+    state(page, "Ended")
+    page.wait_for_selector("#chat .user-row:has-text('What was it until now?')")
+    assert page.locator("#chat .facts:has-text('stopped')").count() == 1 and page.is_checked("#keep input")
+    page.click("#clear")  # what was said before is part of a question
+    page.wait_for_selector("#chat .message-row", state="detached")
+    seen, answer = frames(page), ask(page, QUESTION)
+    assert seen > 50
+    other = come(server.url)  # somebody for whom nothing was ever kept or killed
+    upload(other, CLIP)
+    state(other, "Ended")
+    assert frames(other) == seen and ask(other, QUESTION) == answer
+    page.click("#delete")
+    page.wait_for_selector("#delete", state="hidden")
+    assert not page.is_checked("#keep input") and list((server.folder / "shelf").iterdir()) == []
+
+
+def test_the_panel_is_there_only_where_streams_can_be_kept(tmp_path):
+    for shelf in (None, Shelf(tmp_path)):
+        sessions = Sessions(fake_engine(), None, shelf=shelf)
+        page = build(sessions, CLIP)
+        assert (PRIVACY in str(page.get_config_file())) == (shelf is not None)
+        sessions.shut()
