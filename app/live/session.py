@@ -32,7 +32,7 @@ POLL_S = 0.05  # a question looks so often whether there is a first picture
 
 
 @dataclass(frozen=True)
-class Kept:
+class Undoable:
     """What Clear or Reset took away, until it is forgotten for good. A stream is held still meanwhile, and keeps its
     visitor's place; at_work: whether it was watching."""
 
@@ -55,7 +55,7 @@ class LiveSession:
         self._upload: Source | None = None  # the visitor's file; stays while something else is watched
         self._comparing = False
         self._stream = 0  # the number of the stream being watched; watching it again keeps it
-        self._kept: Kept | None = None
+        self._undoable: Undoable | None = None
         self._keeping = False  # the visitor wants what is watched to be kept
         self._keep: Keep | None = None
         self._closing: Keep | None = None  # the newest that was closed
@@ -78,7 +78,7 @@ class LiveSession:
             conversations=tuple(conversation.turns for conversation in self.conversations),
             stream=self._stream,
             forgotten=self.conversations[0].forgotten,
-            undo=kept.deed if (kept := self._kept) else "",
+            undo=held.deed if (held := self._undoable) else "",
             keeping=self._keeping,
             kept=self._kept_view(),
         )
@@ -163,7 +163,7 @@ class LiveSession:
                 watch.pause()
             self.delete_kept()
             self.watch = self._upload = None
-            self._keep_for_undo(Kept(RESET, words, self._reset_at, watch, at_work, upload))
+            self._hold_for_undo(Undoable(RESET, words, self._reset_at, watch, at_work, upload))
 
     def compare(self, on: bool) -> None:
         """Adds or removes the second model. For a file it first sees what the other has seen."""
@@ -183,22 +183,22 @@ class LiveSession:
         """Whether nothing would be lost with it: no stream (or one of what was no video), no words, nothing to undo."""
         watch = self.watch
         empty = watch is None or watch.came_to_nothing
-        return empty and self._kept is None and not any(conversation.turns for conversation in self.conversations)
+        return empty and self._undoable is None and not any(conversation.turns for conversation in self.conversations)
 
     def close(self) -> None:
         """Ends everything and deletes the visitor's file, pictures and words. May be called twice."""
         with self._commands:
             self._closed = True
             self._take_words()
-            self._forget_kept()
+            self._forget_undoable()
             self._end_watch()
             self._forget_upload()
 
     def _start_another(self, source: Source) -> None:
         """What was reset cannot be brought back beside it: a visitor has one stream."""
         self._end_watch()
-        if self._kept and self._kept.deed == RESET:
-            self._forget_kept()
+        if self._undoable and self._undoable.deed == RESET:
+            self._forget_undoable()
         self._stream += 1
         self._start(source)
 
@@ -347,7 +347,7 @@ class LiveSession:
             conversation.stop()
 
     def mark(self, question: int, model: int, wrong: bool) -> None:
-        """The visitor says that a model's answer is wrong, or takes that back. Kept with the turn and sent nowhere."""
+        """The visitor says that a model's answer is wrong, or takes that back. Undoable with the turn and sent nowhere."""
         if model in range(len(self.conversations)):
             self.conversations[model].mark(question, wrong)
 
@@ -381,43 +381,43 @@ class LiveSession:
         """Forgets the conversations, not what was seen. `undo` brings them back for a while."""
         with self._commands:
             if any(conversation.turns for conversation in self.conversations):
-                self._keep_for_undo(Kept(CLEAR, self._take_words(), time.monotonic()))
+                self._hold_for_undo(Undoable(CLEAR, self._take_words(), time.monotonic()))
 
     def undo(self) -> bool:
         """Takes the newest Clear or Reset back; whether there was one."""
         with self._commands:
-            kept, self._kept = self._kept, None
-            if kept is None:
+            held, self._undoable = self._undoable, None
+            if held is None:
                 return False
-            if kept.deed == RESET:
-                self.watch, self._upload = kept.watch or self.watch, kept.upload or self._upload
-            if kept.watch and kept.at_work:
-                kept.watch.resume()
-            for conversation, turns in zip(self.conversations, kept.words):
+            if held.deed == RESET:
+                self.watch, self._upload = held.watch or self.watch, held.upload or self._upload
+            if held.watch and held.at_work:
+                held.watch.resume()
+            for conversation, turns in zip(self.conversations, held.words):
                 conversation.put_back(turns)
             return True
 
-    def let_go_of_kept(self, older_than: float = UNDO_S) -> None:
+    def let_go_of_undoable(self, older_than: float = UNDO_S) -> None:
         """Forgets for good what was cleared or reset so many seconds ago."""
         with self._commands:
-            if self._kept and time.monotonic() - self._kept.since >= older_than:
-                self._forget_kept()
+            if self._undoable and time.monotonic() - self._undoable.since >= older_than:
+                self._forget_undoable()
 
-    def _keep_for_undo(self, kept: Kept) -> None:
+    def _hold_for_undo(self, held: Undoable) -> None:
         """Together with what was cleared or reset a moment before."""
-        if before := self._kept:
-            words = tuple((*old, *new) for old, new in zip(before.words, kept.words))
-            kept = replace(kept, words=words, deed=RESET if RESET in (before.deed, kept.deed) else CLEAR)
+        if before := self._undoable:
+            words = tuple((*old, *new) for old, new in zip(before.words, held.words))
+            held = replace(held, words=words, deed=RESET if RESET in (before.deed, held.deed) else CLEAR)
             if before.watch or before.upload:
-                kept = replace(kept, watch=before.watch, at_work=before.at_work, upload=before.upload)
-        self._kept = kept
+                held = replace(held, watch=before.watch, at_work=before.at_work, upload=before.upload)
+        self._undoable = held
 
-    def _forget_kept(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept and kept.watch:
-            kept.watch.close()
-        if kept and kept.upload:
-            uploads.let_go(kept.upload)
+    def _forget_undoable(self) -> None:
+        held, self._undoable = self._undoable, None
+        if held and held.watch:
+            held.watch.close()
+        if held and held.upload:
+            uploads.let_go(held.upload)
 
     def _take_words(self) -> tuple[tuple[Turn, ...], ...]:
         return tuple(conversation.take_out() for conversation in self.conversations)

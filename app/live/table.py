@@ -276,7 +276,7 @@ class Sessions:
         for place in forgotten:
             place.session.close()
         for place in places:
-            place.session.let_go_of_kept()
+            place.session.let_go_of_undoable()
             place.session.keep_words()
         with self._lock:
             self._pages = {page: key for page, key in self._pages.items() if key in self._by_key}

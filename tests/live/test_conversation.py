@@ -192,9 +192,9 @@ def test_clear_can_be_taken_back_for_a_while(made):
     assert session.undo() and questions(session) == ["one", "two"] and session.view().undo == ""
     assert not session.undo(), "once"
     session.clear_chat()
-    session.let_go_of_kept(older_than=1000)
+    session.let_go_of_undoable(older_than=1000)
     assert session.view().undo
-    session.let_go_of_kept(older_than=0)
+    session.let_go_of_undoable(older_than=0)
     assert not session.undo() and questions(session) == []
 
 

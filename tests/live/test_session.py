@@ -262,16 +262,16 @@ def test_an_upload_is_deleted_by_its_last_user_and_nothing_else_is(made, clip, t
     one.open_file(upload)
     two.open_file(upload)
     one.reset()
-    one.let_go_of_kept(older_than=0)
+    one.let_go_of_undoable(older_than=0)
     assert upload.exists(), "somebody else still plays it"
     two.reset()
     assert upload.exists(), "Reset can be taken back"
-    two.let_go_of_kept(older_than=0)
+    two.let_go_of_undoable(older_than=0)
     assert not upload.exists()
     outside = made()
     outside.open_file(clip)
     outside.reset()
-    outside.let_go_of_kept(older_than=0)
+    outside.let_go_of_undoable(older_than=0)
     assert clip.exists(), "a file outside the uploads is not ours"
 
 

@@ -157,7 +157,7 @@ def test_the_way_back_ends_and_the_button_with_it(page, sessions, monkeypatch):
     page.click("#clear")
     page.wait_for_selector("#undo:has-text('Undo Clear')")
     for place in list(sessions._by_key.values()):
-        place.session.let_go_of_kept(older_than=0)
+        place.session.let_go_of_undoable(older_than=0)
     page.wait_for_selector("#undo", state="hidden")
 
 
@@ -166,7 +166,7 @@ def test_undo_that_comes_too_late_says_so(page, sessions):
     page.click("#clear")
     page.wait_for_selector("#undo:has-text('Undo Clear')")
     for place in list(sessions._by_key.values()):
-        place.session.let_go_of_kept(older_than=0)
+        place.session.let_go_of_undoable(older_than=0)
     page.evaluate("document.querySelector('#undo').click()")
     page.wait_for_selector(f"{SAID}:has-text('too long ago')")
 
