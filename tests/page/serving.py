@@ -35,7 +35,7 @@ def main(port: int, shelf: Path, seconds: float) -> None:
 
     watching.FPS = 12.0
     sessions = Sessions(slow(seconds), None, 4, Shelf(shelf))
-    build(sessions).queue().launch(server_name="127.0.0.1", server_port=port, quiet=True, **launch_options())
+    build(sessions).queue().launch(server_name="127.0.0.1", server_port=port, quiet=True, **launch_options(sessions))
 
 
 if __name__ == "__main__":
