@@ -347,7 +347,7 @@ class LiveSession:
             conversation.stop()
 
     def mark(self, question: int, model: int, wrong: bool) -> None:
-        """The visitor says that a model's answer is wrong, or takes that back. Undoable with the turn and sent nowhere."""
+        """The visitor says that a model's answer is wrong, or takes that back. Kept with the turn and sent nowhere."""
         if model in range(len(self.conversations)):
             self.conversations[model].mark(question, wrong)
 
