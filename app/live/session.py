@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from app.live import comeback, uploads
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
 from app.live.keep import Keep
 from app.live.shelf import Shelf
+from app.live.undoable import Undoable
 from app.live.uploads import Source
 from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, KeptView, Phase, Turn, View
 from app.live.viewing import Viewing
@@ -29,19 +30,6 @@ from pipeline import Answer, Engine, Rule, UserError
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 UNDO_S = 30.0  # Clear and Reset can be taken back for so long
 POLL_S = 0.05  # a question looks so often whether there is a first picture
-
-
-@dataclass(frozen=True)
-class Undoable:
-    """What Clear or Reset took away, until it is forgotten for good. A stream is held still meanwhile, and keeps its
-    visitor's place; at_work: whether it was watching."""
-
-    deed: str
-    words: tuple[tuple[Turn, ...], ...]
-    since: float
-    watch: Watch | None = None
-    at_work: bool = False
-    upload: Source | None = None
 
 
 class LiveSession:
