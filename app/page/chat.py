@@ -94,8 +94,8 @@ def _waiting(turn: Turn) -> str:
 
 
 def _thinking(words: str) -> str:
-    label = words or "Reading what was seen"
-    return f'<p class="thinking" aria-label="{label}"><i></i><i></i><i></i><span>{words}</span></p>'
+    label = f"<span>{words}</span>" if words else '<span class="unseen">Reading what was seen</span>'
+    return f'<p class="thinking"><i></i><i></i><i></i>{label}</p>'
 
 
 class Moment(NamedTuple):

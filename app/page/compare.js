@@ -59,7 +59,10 @@
   }, true);
   const sizes = new ResizeObserver(soon); // pictures that come, details that open, a window that grows
   new MutationObserver(() => {
-    for (const id of CHATS) for (const row of document.querySelectorAll(`#${id} :is(.message-row, .bubble-wrap)`)) sizes.observe(row);
+    for (const id of CHATS) {
+      for (const row of document.querySelectorAll(`#${id} :is(.message-row, .bubble-wrap)`)) sizes.observe(row);
+      scroller(id)?.setAttribute("tabindex", "0"); // it scrolls by keyboard also where there is no button in it
+    }
     soon();
   }).observe(document.querySelector("#chats"), { childList: true, subtree: true, characterData: true });
 }

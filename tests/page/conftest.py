@@ -123,5 +123,14 @@ def ask(page, words: str) -> str:
     return page.inner_text("#chat .message-row.bot-row >> nth=-2")
 
 
+def hide(page, hidden: bool) -> None:
+    """As if another tab were looked at, or this one again: headless Chromium shows all of them."""
+    page.evaluate(
+        """(hidden) => { Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange")); }""",
+        hidden,
+    )
+
+
 def player_time(page) -> float:
     return page.evaluate("window.vambaPlayerTime()")

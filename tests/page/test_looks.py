@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fake_model import until
-from tests.page.conftest import ask, state
+from tests.page.conftest import ask, hide, state
 
 pytestmark = pytest.mark.browser
 
@@ -27,19 +27,18 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 SMALL_TARGETS = """() => [...document.querySelectorAll("button, a[href], input, textarea, summary, [role=button]")]
     .filter((one) => one.checkVisibility({ visibilityProperty: true }))
     .map((one) => [one.id || one.className || one.innerText, (one.closest("label") ?? one).getBoundingClientRect()])
-    .filter(([, box]) => box.width < 24 || box.height < 24)
+    .filter(([, box]) => Math.round(box.width) < 24 || Math.round(box.height) < 24)
     .map(([name, box]) => `${name} ${Math.round(box.width)}x${Math.round(box.height)}`)"""
 HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3")].filter((one) => one.checkVisibility())
     .map((one) => one.tagName + " " + one.innerText)"""
 
-# A button half way from one colour to another has the contrast of neither.
-SETTLED = "() => document.getAnimations().every((one) => !(one instanceof CSSTransition))"
+# A button half way from one colour to another has the contrast of neither: nothing moves for who wants that.
+STILL = {"reduced_motion": "reduce"}
 
 
 def clean(page) -> None:
     """Nothing for axe-core to find, no target under 24 pixels, nothing wider than the screen."""
     page.wait_for_selector(".loading", state="detached")  # Gradio's own sign that it is not there yet
-    page.wait_for_function(SETTLED)
     found = axe.Axe().run(page, options={"runOnly": RULES}).response["violations"]
     assert not [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found]
     assert page.evaluate(SMALL_TARGETS) == []
@@ -48,7 +47,7 @@ def clean(page) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_nothing_is_hard_to_read_or_to_hit_in_any_state(visitor, device):
-    page = visitor(**DEVICES[device])
+    page = visitor(**DEVICES[device], **STILL)
     complaints = []
     page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     clean(page)  # at rest
@@ -62,7 +61,9 @@ def test_nothing_is_hard_to_read_or_to_hit_in_any_state(visitor, device):
     page.wait_for_selector("#chat .message-row:last-child .facts")
     page.click("#chat .facts summary")
     page.wait_for_selector("#chat .facts:has-text('tokens a second')")
-    clean(page)  # answered, and how fast
+    ask(page, "And at 0:01?")
+    page.wait_for_selector("#chat button.time")
+    clean(page)  # answered, with a time to go to, and how fast
     page.click("#compare input")
     page.wait_for_selector("#plots polyline.rival >> nth=1")  # the second one has seen something to answer from
     ask(page, "And you?")
@@ -72,6 +73,55 @@ def test_nothing_is_hard_to_read_or_to_hit_in_any_state(visitor, device):
     page.wait_for_selector("#second", state="detached")
     page.wait_for_timeout(500)
     assert complaints == [], "what is drawn says nothing in the console, also when it is put away"
+
+
+DENIED = """() => { navigator.mediaDevices.getUserMedia = async () => {
+    throw new DOMException("no", "NotAllowedError"); }; }"""
+
+
+@pytest.mark.parametrize("device", [name for name in DEVICES if name != "tablet"])
+def test_nor_where_something_is_refused_waits_or_is_gone(visitor, sessions, device):
+    page = visitor(**DEVICES[device], **STILL)
+    page.evaluate(DENIED)
+    page.click("#source label:has-text('Webcam')")
+    page.wait_for_selector("#camera .live", state="visible")
+    page.click("#go")
+    page.wait_for_selector("#line .state.error:has-text('not allowed')")
+    clean(page)  # a denied camera
+    others = [sessions.ensure(None, program=True) for _ in range(sessions.places)]
+    for _, session in others:
+        session.open_camera()
+    page.click("#source label:has-text('Example')")
+    page.click("#go")
+    page.wait_for_selector("#line strong:has-text('Waiting for a place, 1st')")
+    page.fill("#question textarea", "Is anybody there?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#said p:has-text('places are taken')")
+    clean(page)  # a full house
+    for key, _ in others:
+        sessions.close(key)
+    page.wait_for_selector("#film .chip")
+    sessions.engine.model.speaks.clear()
+    for words in ("first", "second", "third"):
+        page.fill("#question textarea", words)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"#chat .user-row:has-text('{words}')")
+    clean(page)  # a queue of questions
+    sessions.engine.model.speaks.set()
+    page.wait_for_selector("#chat .message-row:last-child .facts")
+    page.evaluate("() => { sessionStorage.removeItem('vamba-live'); }")  # as in a new tab of the same browser
+    page.reload()
+    page.wait_for_selector("#mine summary:has-text('1 elsewhere')")
+    page.click("#mine summary")
+    page.wait_for_selector("#mine li button")
+    clean(page)  # one's own streams
+    page.click("#mine button:has-text('Open')")
+    page.wait_for_selector("#chat .user-row >> nth=2")
+    page.route("**/live/changes", lambda route: route.abort())
+    hide(page, True)
+    hide(page, False)
+    page.wait_for_selector("#notice.gone")
+    clean(page)  # the server is gone
 
 
 def test_headings_name_the_parts_and_the_player_has_a_name(visitor):

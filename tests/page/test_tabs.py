@@ -10,7 +10,7 @@ import pytest
 from app.live.table import Sessions
 from app.page.ui import build, launch_options
 from tests.fake_model import fake_engine, until
-from tests.page.conftest import ask, state
+from tests.page.conftest import ask, hide, state
 
 pytestmark = pytest.mark.browser
 
@@ -39,6 +39,22 @@ def test_a_page_where_nothing_moves_asks_for_nothing(visitor):
 def unhurried(sessions, monkeypatch):
     """The example takes 20 seconds or more, so that it is still watched when a busy machine comes to look."""
     monkeypatch.setattr(sessions.engine.model, "watch_s", 0.3)
+
+
+def test_a_hidden_page_asks_for_nothing_and_catches_up_when_it_is_looked_at(visitor, sessions, unhurried):
+    page = visitor()
+    page.click("#go")
+    page.wait_for_selector("#film .chip >> nth=2")
+    hide(page, True)
+    page.wait_for_timeout(1000)  # what was under way
+    (place,) = sessions._by_key.values()
+    sent, before, shown = requests_of(page), place.session.view().frames, page.inner_text("#line strong")
+    page.wait_for_timeout(4000)
+    assert place.session.view().frames > before, "the stream goes on"
+    assert sent == [] and page.inner_text("#line strong") == shown
+    hide(page, False)
+    until(lambda: page.inner_text("#line strong") not in (shown, ""))
+    assert len([one for one in sent if one.endswith("live/changes")]) == 1
 
 
 def test_two_tabs_with_one_key_follow_pause_and_end(visitor, unhurried):
