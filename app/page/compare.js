@@ -61,6 +61,8 @@
   new MutationObserver(() => {
     for (const id of CHATS) {
       for (const row of document.querySelectorAll(`#${id} :is(.message-row, .bubble-wrap)`)) sizes.observe(row);
+      // Gradio names every message, which only something with a role may have.
+      for (const words of document.querySelectorAll(`#${id} [data-testid][aria-label]:not([role])`)) words.setAttribute("role", "group");
       scroller(id)?.setAttribute("tabindex", "0"); // it scrolls by keyboard also where there is no button in it
     }
     soon();
