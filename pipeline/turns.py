@@ -37,10 +37,11 @@ class Flow(IntEnum):
 class Work:
     """Something a thread waits for. It is over once `done` is set, or `error`, by whoever does it.
 
-    owner: whose it is. returns: its owner will be back for the next one in a moment, as readers of words are.
+    owner: whose it is, where more will come; not the work itself, a cycle would keep the memory it knows. returns: its
+    owner will be back for the next one in a moment, as readers of words are.
     """
 
-    def __init__(self, flow: Flow, owner: object):
+    def __init__(self, flow: Flow, owner: object = None):
         self.flow, self.owner, self.returns = flow, owner, False
         self.done = False
         self.error: BaseException | None = None

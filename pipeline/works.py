@@ -13,7 +13,7 @@ class Chunk(Work):
     """Frames still to be watched, and the state before them. most: frames of one turn, where memory allows no more."""
 
     def __init__(self, chunk: VideoChunk, state: StreamState):
-        super().__init__(Flow.WATCHING, self)
+        super().__init__(Flow.WATCHING)
         self.whole, self.before = chunk.frames, state
         self.frames, self.state, self.most = chunk.frames, state, len(chunk.frames)
         self.alone = False  # it failed together with others'
@@ -75,5 +75,5 @@ class Errand(Work):
     """Something else that needs the model undisturbed."""
 
     def __init__(self, deed: Callable[[], None]):
-        super().__init__(Flow.WATCHING, self)
+        super().__init__(Flow.WATCHING)
         self.deed = deed

@@ -162,10 +162,11 @@ def started(job: dict[str, Any], limits: Limits) -> subprocess.Popen[bytes]:
 
 def spawn(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
     """The decode process: no secrets, no GPU, one descriptor. Its limits it sets itself."""
+    folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
     env = {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, folders)),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -130,8 +130,10 @@ def test_any_cut_gives_the_same_pictures(films, which, segment, fps):
     assert (given_away == 0) == (film.name == "open.mkv")
 
 
-def test_a_long_film_is_split_and_a_short_or_stubborn_one_is_not(films):
-    for film, limits, unsplit in ((films[0], SPLIT, False), (films[1], SPLIT, True), (films[1], Limits(), False)):
+def test_a_long_film_is_split_and_a_short_or_stubborn_one_is_not(films, tmp_path):
+    avi = render(tmp_path / "film.avi", [i / 10 for i in range(30)], "mpeg4", gop=12, rate=10)
+    cases = [(films[0], SPLIT, False), (films[1], SPLIT, True), (films[1], Limits(), False), (avi, SPLIT, True)]
+    for film, limits, unsplit in cases:
         with open_video(film, limits=limits) as video:
             list(video)
             notes = video.findings.notes()
@@ -187,19 +189,35 @@ def opened(path: Path, **more) -> VideoFile:
     return open_video(path, fps=None, long_side=320, limits=Limits(readers=2, segment=20, alone=0, **more))
 
 
-@pytest.mark.parametrize("after", [1, 15, 60, 150, 399])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
-def test_whichever_readers_die_once_no_picture_is_lost(long_film, after, signum):
+@pytest.fixture(scope="module")
+def whole(long_film) -> list[Frame]:
     with opened(long_film) as video:
-        frames = []
-        for frame in video:
-            frames.append(frame)
-            if len(frames) == after:
-                for process in video.processes:
-                    os.kill(process.pid, signum)
-        assert [frame.time for frame in frames] == pytest.approx([i / 10 for i in range(400)])
-    with opened(long_film) as whole:
-        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, whole, strict=True))
+        return list(video)
+
+
+@pytest.mark.parametrize("after", [15, 100])
+@pytest.mark.parametrize("victim, signum", [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGSEGV), (None, 9)])
+def test_whichever_reader_dies_once_no_picture_is_lost(long_film, whole, after, victim, signum):
+    """In the order of their starts: the scout, either helper, all of them."""
+    with opened(long_film, ahead=20 * whole[0].rgb.nbytes) as video:
+        frames = [next(video) for _ in range(after)]
+        pids = sorted(process.pid for process in video.processes)
+        killed = pids if victim is None else pids[victim : victim + 1]
+        for pid in killed:
+            os.kill(pid, signum)
+        frames += video
+    assert killed and [frame.time for frame in frames] == pytest.approx([i / 10 for i in range(400)])
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, whole, strict=True))
+
+
+@pytest.mark.parametrize("after", [1, 399])
+def test_readers_that_die_at_either_end_lose_no_picture(long_film, whole, after):
+    with opened(long_film) as video:
+        frames = [next(video) for _ in range(after)]
+        for process in video.processes:
+            os.kill(process.pid, signal.SIGKILL)
+        frames += video
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, whole, strict=True))
 
 
 def test_readers_that_die_again_and_again_end_in_a_sentence(long_film):
@@ -247,6 +265,26 @@ def test_what_waits_to_be_taken_is_bounded(long_film):
         time.sleep(1.5)
         assert 0 < video._readers._bytes <= 24 * one
         assert len(list(video)) == 399
+
+
+def resident(video: VideoFile) -> int:
+    """Bytes of memory of this process and of all readers."""
+    pids = [os.getpid(), *(process.pid for process in video.processes)]
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of processes from /proc")
+def test_thirty_hours_take_no_more_memory_than_the_first(tmp_path):
+    """Nothing grows with what was read: not the scout's plans, not the parts that are done."""
+    pictures, size, ahead = 1800, (320, 240), 16 << 20
+    path = render(tmp_path / "days.mp4", [60.0 * i for i in range(pictures)], gop=20, size=size, **X264)
+    with open_video(path, limits=Limits(readers=2, segment=20, alone=0, ahead=ahead)) as video:
+        held = []
+        for i, _ in enumerate(video):
+            if i % 60 == 59 and len(video.processes) == 3:
+                held.append(resident(video))
+    assert video.seconds == pytest.approx(60.0 * pictures, abs=61) and len(held) > 10
+    assert max(held) - min(held[:10]) < ahead + (64 << 20) < pictures * size[0] * size[1] * 3
 
 
 def test_decoders_run_ahead_of_a_slow_taker(long_film):
