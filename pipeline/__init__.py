@@ -42,6 +42,9 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.timeline.chapters import chapters as chapters
     from pipeline.timeline.chapters import suggestions as suggestions
     from pipeline.timeline.chapters import summary as summary
+    from pipeline.timeline.clip import clip as clip
+    from pipeline.timeline.export import srt as srt
+    from pipeline.timeline.export import vtt as vtt
     from pipeline.timeline.shots import look as look
     from pipeline.timeline.timeline import Timeline as Timeline
 
@@ -67,6 +70,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "VideoError": "sources.file",
     "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",
+    "clip": "timeline.clip",
     "example_clip": "assets",
     "load": "models.load",
     "look": "timeline.shots",
@@ -74,9 +78,11 @@ PLACES = {  # every name of the door, and the module it lives in
     "open_video": "sources.file",
     "partner_of": "models.load",
     "probe": "sources.file",
+    "srt": "timeline.export",
     "suggestions": "timeline.chapters",
     "summary": "timeline.chapters",
     "thumbnail": "sources.camera",
+    "vtt": "timeline.export",
 }
 __all__ = list(PLACES)
 

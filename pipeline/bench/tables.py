@@ -123,6 +123,7 @@ def embedded_table(document: dict[str, Any]) -> str:
         found = document[role]
         lines += [f"{role}: {found['name']} ({found['backend']}), peak RSS {found['peak_rss'] / 1e6:,.0f} MB", HEAD]
         lines += [_mark_line(row) for row in found["rows"]]
+        lines += [_notice_line(row) for row in found["rows"] if row.get("notice_over_chunk")]
         lines += [f"  last / first: {_shown(found['growth'])}"] if len(found["rows"]) > 1 else []
         lines += [f"  stopped: {found['stopped']}"] if found["stopped"] else []
         lines += [f"  loaded in {found['load_s']:.1f} s{_upkeep(found)}"]
@@ -156,6 +157,13 @@ def _mark_line(row: dict[str, Any]) -> str:
         f"{value:{width},.{digits}f}" if value is not None else "-".rjust(width) for value, width, digits in figures
     ]
     return f"{row['minute']:>6} {' '.join(cells)}  {row['dropped_note'] or '-'}"
+
+
+def _notice_line(row: dict[str, Any]) -> str:
+    return (
+        f"  minute {row['minute']}: shots, captions and five rules take {row['notice_ms']:.2f} ms a chunk, "
+        f"{row['notice_over_chunk']:.1%} of watching it"
+    )
 
 
 def _shown(ratios: dict[str, Any]) -> str:

@@ -9,21 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import parse_mmss
 from pipeline.commands.ask import MODEL, check_file, viewer_of, watch_file
 from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
 from pipeline.stream import Frame, StreamState, UserError
 from pipeline.timeline import export
+from pipeline.timeline.clip import AROUND, clip
 from pipeline.timeline.timeline import Timeline
+
+CLIP = "mp4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="a video file")
-    parser.add_argument("--format", default="md", choices=list(FORMATS), help="of what is written (default: md)")
+    parser.add_argument("--format", default="md", choices=[*FORMATS, CLIP], help="of what is written (default: md)")
     parser.add_argument("--out", metavar="FILE", help="where to write it (default: to the terminal)")
     parser.add_argument(
         "--rule", action="append", default=[], metavar="TEXT", help='be told of it: "a person enters"; may be repeated'
     )
+    parser.add_argument("--at", metavar="MM:SS", help=f"the moment of a clip (--format {CLIP})")
+    parser.add_argument("--around", type=float, default=AROUND, metavar="S", help="seconds of it on each side")
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
@@ -56,8 +62,10 @@ class Noticed:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = ModelOptions.from_flags(args)
     choose_readers(args.readers)
+    if args.format == CLIP:
+        return _cut(args)
+    options = ModelOptions.from_flags(args)
     check_file(args.video, args.fps)
     viewer = viewer_of(args.model, options)
     noticed = Noticed(Timeline(viewer.engine))
@@ -67,6 +75,15 @@ def run(args: argparse.Namespace) -> int:
     watch_file([viewer], args.video, args.fps, None)
     noticed.timeline.finish(viewer.state)
     _write(FORMATS[args.format](args, noticed, viewer.state.seen_until), args.out)
+    return 0
+
+
+def _cut(args: argparse.Namespace) -> int:
+    """A clip needs no model: nothing is watched."""
+    if args.at is None or args.out is None:
+        raise UserError("A clip is of a moment and a file, so none was made; give --at MM:SS and --out FILE.")
+    count = clip(args.video, parse_mmss(args.at), args.out, args.around)
+    print(f"{args.out}: {count} pictures around {args.at}", file=sys.stderr)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipeline.engine import Engine
 from pipeline.stream import Event, Question, Rule, Sampling, Spotter, StreamState
 
-SURE = 0.5  # score from which a picture shows the thing: see pipeline/training/alerts.py for what comes of it
+SURE = 0.55  # score from which a picture shows the thing: see pipeline/training/alerts.py for what comes of it
 CLEAR = 0.3  # score below which it does not
 NEWEST, SHOWING = 3, 2  # of the newest pictures, how many must show it
 ABSENT = 3  # pictures one after the other that must be clear of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,11 @@ from pipeline.questions.things import Things
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
 from pipeline.timeline.rules import Read
+from pipeline.towers.frame_tower import FrameFeatures
+
+ANIMALS = frozenset(range(14, 24))  # of COCO's categories: bird to giraffe
+ANIMAL_CLASSES = 398  # the first of ImageNet's
+KIN = {17: (339,), 18: (348, 349), 19: (345, 346, 347)}  # ImageNet's kinds of COCO's horse, sheep and cow
 
 
 def rows_between(log: Log, start: float, end: float) -> Index:
@@ -43,12 +49,23 @@ class IndexSpotter:
         return list(zip(index.times.tolist(), best.tolist()))
 
     def _score(self, things: Things, index: Index) -> np.ndarray:
-        """(F,) how surely the towers see the thing, as often as is wanted. What the detector knows it alone tells: the
-        classifier, which must name something, names a thousand things of which nothing is there."""
-        features = index.features
-        if not things.coco:
-            shown = things.shown(features)
-            return np.zeros(len(index.times)) if shown is None or self.rule.number > 1 else shown
-        hits = torch.isin(features.det_ids, torch.tensor(things.coco))
-        scores = (features.det_scores * hits).sort(1, descending=True).values
-        return scores[:, self.rule.number - 1].double().numpy()
+        """(F,) how surely the towers see the thing, as often as is wanted."""
+        return seen_surely(things, self.rule.number, index.features)
+
+
+def seen_surely(things: Things, number: int, features: FrameFeatures) -> np.ndarray:
+    """(F,) 0 to 1: how surely a thing is seen so often in each frame.
+
+    The detector knows the thing, or the classifier names it. An animal is no more likely than what the classifier
+    leaves for it: the detector takes dogs for cows, birds and cats, the classifier knows a hundred kinds of them.
+    """
+    hits = torch.isin(features.det_ids, torch.tensor(things.coco, dtype=torch.long))
+    seen = (features.det_scores * hits).sort(1, descending=True).values[:, number - 1]
+    own = torch.tensor(sorted({*things.classes, *itertools.chain(*(KIN.get(id, ()) for id in things.coco))}))
+    named = (features.class_probs * torch.isin(features.classes, own)).sum(1)
+    if number == 1:
+        seen = torch.maximum(seen, named)
+    if things.coco and set(things.coco) <= ANIMALS:
+        animal = features.class_probs * (features.classes < ANIMAL_CLASSES)
+        seen = torch.minimum(seen, 1 - (animal.sum(1) - named).clamp(min=0))
+    return seen.double().numpy()

@@ -1,0 +1,44 @@
+"""How surely a rule's thing is in a picture: the detector's word, the classifier's, and no dog that is a cow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.questions.things import named_things
+from pipeline.timeline.indexed import seen_surely
+from pipeline.towers.frame_tower import FrameFeatures, labels
+
+COCO = {word: number for number, word in enumerate(labels()["coco"])}
+RETRIEVER, OX, VASE = 207, 345, 883
+
+
+def frame(detected: list[tuple[str, float]], named: tuple[int, float] = (VASE, 0.0)) -> FrameFeatures:
+    """What the towers say of one picture: things with scores, and a class with its probability."""
+    ids, scores = torch.full((1, 8), -1), torch.zeros(1, 8)
+    for i, (word, score) in enumerate(detected):
+        ids[0, i], scores[0, i] = COCO[word], score
+    classes, probs = torch.full((1, 5), VASE), torch.zeros(1, 5)
+    classes[0, 0], probs[0, 0] = named
+    blank = torch.zeros(0)
+    return FrameFeatures(blank, blank, classes, probs, blank, ids, scores, torch.zeros(1, 8, 4))
+
+
+@pytest.mark.parametrize(
+    "word, number, features, score",
+    [
+        ("person", 1, frame([("person", 0.7)]), 0.7),
+        ("person", 1, frame([("dog", 0.7)]), 0.0),
+        ("person", 2, frame([("person", 0.9), ("dog", 0.8), ("person", 0.6)]), 0.6),
+        ("person", 3, frame([("person", 0.9), ("person", 0.6)]), 0.0),
+        ("dog", 1, frame([], (RETRIEVER, 0.8)), 0.8),
+        ("cow", 1, frame([("cow", 0.8)], (RETRIEVER, 0.9)), 0.1),
+        ("cow", 1, frame([("cow", 0.8)], (OX, 0.9)), 0.9),
+        ("cow", 1, frame([("cow", 0.8)], (VASE, 0.9)), 0.8),
+        ("dog", 2, frame([("dog", 0.8), ("dog", 0.7)], (RETRIEVER, 0.9)), 0.7),
+        ("animal", 1, frame([("cow", 0.8)], (RETRIEVER, 0.9)), 0.9),
+        ("car", 1, frame([("car", 0.6)], (RETRIEVER, 0.9)), 0.6),
+    ],
+)
+def test_how_surely_a_thing_is_seen(word, number, features, score):
+    assert seen_surely(named_things(word), number, features)[0] == pytest.approx(score, abs=1e-6)
