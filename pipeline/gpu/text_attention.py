@@ -14,21 +14,24 @@ from pipeline.gpu.attention_scan import contiguous_rows
 from pipeline.gpu.device import TILE, precision
 
 
-def attend_text(talk: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor) -> Tensor:
+def attend_text(talks: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor) -> Tensor:
     """Causal attention of new words to earlier ones and each other, keeping their keys.
 
-    talk: (4,) int64 on the GPU: words that came before, how many of the new ones are real (others get zeros, and
-    nothing of them is kept), for how many words there is room, and where that begins: (layers, 2, K, room, P).
+    talks: int64 on the GPU, (4 or more,) of one conversation or (n, 4 or more) of several, each of which has Q / n of
+    the words: words that came before, how many of the new ones are real (others get zeros, and nothing of them is
+    kept), for how many words there is room, and where that begins: (layers, 2, K, room, P).
     """
-    (H, Q, P), K = q_HQP.shape, len(k_KQP)
-    q, k, v = contiguous_rows(q_HQP), contiguous_rows(k_KQP), contiguous_rows(v_KQP)
-    out, rows = q.new_empty(Q, H, P), min(128 // q.itemsize, max(16, triton.next_power_of_2(Q * H // K)))
-    _attend_text[(triton.cdiv(Q * H // K, rows), K)](
+    n = 1 if talks.dim() == 1 else len(talks)
+    (H, words, P), K = q_HQP.shape, len(k_KQP)
+    Q, q, k, v = words // n, contiguous_rows(q_HQP), contiguous_rows(k_KQP), contiguous_rows(v_KQP)
+    out, rows = q.new_empty(words, H, P), min(128 // q.itemsize, max(16, triton.next_power_of_2(Q * H // K)))
+    _attend_text[(triton.cdiv(Q * H // K, rows), K, n)](
         q,
         k,
         v,
-        talk,
+        talks,
         out,
+        talks.stride(0),
         layer,
         P**-0.5,
         *q.stride()[:2],
@@ -46,13 +49,14 @@ def attend_text(talk: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: T
     return out.transpose(0, 1)
 
 
-@triton.jit(do_not_specialize=["layer", "Q"])
+@triton.jit(do_not_specialize=["talk_row", "layer", "Q"])
 def _attend_text(
     q,
     k,
     v,
-    talk,
+    talks,
     out,
+    talk_row,
     layer,
     scale,
     q_head,
@@ -69,9 +73,12 @@ def _attend_text(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Some rows of one key head: first over the room's words, then over the new ones, which the first rows' program
-    puts into the room. Others may not find them there yet, so everybody reads the new ones where they are."""
-    head, p = tl.program_id(1), tl.arange(0, P)
+    """Some rows of one key head of one conversation: first over the room's words, then over the new ones, which the
+    first rows' program puts into the room. Others may not find them there yet, so all read the new ones where they
+    are."""
+    head, p, number = tl.program_id(1), tl.arange(0, P), tl.program_id(2)
+    talk, q, out = talks + number * talk_row, q + number * Q * q_row, out + number * Q * K * R * P
+    k, v = k + number * Q * k_row, v + number * Q * v_row
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     query = row // R
     length, count, room = tl.load(talk).to(tl.int32), tl.load(talk + 1).to(tl.int32), tl.load(talk + 2)

@@ -25,6 +25,7 @@ from pipeline.models.answering import DecoderModel
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System, outputs_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
+from pipeline.models.vamba_together import ANSWERS, SharedRecordings
 from pipeline.options import ModelOptions
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, as_tower, build_tower, encode_pairs, places_of, published_key
@@ -81,9 +82,10 @@ class VambaModel(DecoderModel[VambaInner]):
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
         # and not for what the question means. How layers are weighed against each other: `TextDecoder.looked`.
         self.watch_layers = range(n // 2, n)
-        if self.device.type == "cuda":  # a recorded pass is one answer's, and quicker than an unrecorded one of several
-            self.answers_together = 1
+        if self.device.type == "cuda":
+            self.answers_together = ANSWERS
         self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
+        self._shared = SharedRecordings(self._recordings)
 
     @property
     def device(self) -> torch.device:
@@ -223,6 +225,12 @@ class VambaModel(DecoderModel[VambaInner]):
             looked = None if looked is None or newest is None else looked + newest
         if rest := stream.flush():
             yield Token(token, rest)
+
+    def passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
+        recorded = None
+        if len(passes) > 1:
+            recorded = self._shared.feed([one.reader for one in passes], [one.ids[0] for one in passes])
+        return super().passed(passes) if recorded is None else recorded
 
     def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:
         """`_reading` by itself."""

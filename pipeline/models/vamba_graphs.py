@@ -124,7 +124,7 @@ class TextRecordings:
     def feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor] | None:
         """Logits (V,) and gazes (spans, places, instants) of these tokens, or None where plain code must find them."""
         cache, found = decoder.cache, None
-        if self._fits(decoder, spans):
+        if self.fits(decoder, len(spans)):
             before = cache.length
             with self.tapes.turn("answers"):
                 found = self._feed(decoder, ids, spans)
@@ -132,9 +132,10 @@ class TextRecordings:
                 cache.length, cache.used, self._passes = before, [before] * len(cache.used), None
         return found
 
-    def _fits(self, decoder: TextDecoder, spans: Sequence[range]) -> bool:
+    def fits(self, decoder: TextDecoder, spans: int) -> bool:
+        """Whether recorded passes can serve this decoder, with gazes of so many spans."""
         weight, memory, cfg = self.net.model.embed_tokens.weight, decoder.memory, self.net.cfg
-        if self.tapes.off or not decoder.instants or decoder.watch_layers != self.places or len(spans) > 2:
+        if self.tapes.off or not decoder.instants or decoder.watch_layers != self.places or spans > 2:
             return False
         if memory is None or memory.host_slots:
             return False
@@ -143,7 +144,7 @@ class TextRecordings:
 
     def _feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
         cfg, cache, memory, instants = self.net.cfg, decoder.cache, decoder.memory, decoder.instants
-        assert memory is not None and instants is not None  # `_fits` saw to it
+        assert memory is not None and instants is not None  # `fits` saw to it
         gazes: dict[int, Tensor] = {}
         like = self.net.model.embed_tokens.weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
         passes = self._room_for(memory)
