@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -37,6 +38,12 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if tensor.is_cuda or torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all numbers of these tensors are finite, () bool: a maximum keeps a NaN. In three launches and not five a
+    tensor: a live chunk's 27 states took a processor longer to test than to watch."""
+    return torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()
 
 
 def told_later(flag: Tensor) -> Callable[[], bool]:

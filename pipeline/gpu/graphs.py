@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 KINDS = 3  # of short passes (lengths of chunks, sizes of pictures) whose recordings are kept
 USES = 1  # of a kind until it is recorded
+LIBRARIES_FULL = ("ALLOCATION_FAILED", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "out of memory")
 T = TypeVar("T")
 
 
@@ -37,6 +38,16 @@ def copy_all(to: Sequence[tuple[Tensor, ...]], of: Sequence[tuple[Tensor, ...]])
     """One launch for each place of the tuples: what stands at the same place has the same type."""
     for ours, theirs in zip(zip(*to), zip(*of)):
         torch._foreach_copy_(ours, theirs)
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is a want of memory. Of what cuDNN and cuBLAS take for themselves they say
+    so in words only: on a full card their first use inside a recording failed so (H100)."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LIBRARIES_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Tapes:
@@ -63,11 +74,13 @@ class Tapes:
                 if self._done:
                     self._done.wait()
                 yield
-            except torch.OutOfMemoryError:
-                log.warning("The GPU's memory was too full for recorded %s; this once they ran unrecorded.", what)
-            except Exception:  # whatever a driver finds wrong with recording
-                self.off = True
-                log.warning("Recording %s failed; from here on it runs unrecorded.", what, exc_info=True)
+            except Exception as error:  # whatever a driver finds wrong with recording
+                if no_room(error):
+                    torch.cuda.empty_cache()  # libraries take theirs beside torch, which keeps what it once had
+                    log.warning("The GPU's memory was too full for recorded %s; this once they ran unrecorded.", what)
+                else:
+                    self.off = True
+                    log.warning("Recording %s failed; from here on it runs unrecorded.", what, exc_info=True)
             else:
                 if self._done:
                     self._done.record()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.gpu.device import sent, told_later
+from pipeline.gpu.device import all_finite, sent, told_later
 from pipeline.gpu.dispatch import backend, has_kernels
 from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
@@ -182,8 +182,8 @@ class VambaModel(DecoderModel[VambaInner]):
         return self.finite_later(state)()
 
     def finite_later(self, state: StreamState[VambaInner]) -> Callable[[], bool]:
-        finite = [torch.isfinite(s.ssm).all() for s in state.inner.states]
-        return told_later(torch.stack(finite).all()) if finite else lambda: True  # one wait, not one a layer
+        states = [s.ssm for s in state.inner.states]
+        return told_later(all_finite(states)) if states else lambda: True  # one wait, not one a layer
 
     def pack(self, state: StreamState[VambaInner]) -> Packed:
         inner = state.inner

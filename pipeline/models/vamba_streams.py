@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.gpu.device import sent
+from pipeline.gpu.graphs import copy_all
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
@@ -99,21 +100,26 @@ def _watch(net: Vamba, group: Sequence[Stream]) -> list[tuple[Stream, tuple[Mixe
     v_BTD = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
     lengths_B = None if min(lengths) == longest else sent(torch.tensor(lengths), v_BTD.device)
     states = tuple(MixerState(*map(torch.cat, zip(*layer))) for layer in zip(*(stream.states for stream in group)))
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
+    cfg, (B, T) = net.cfg, v_BTD.shape[:2]
+    keys, values = v_BTD.new_empty(2, len(cfg.cross_layers), B, cfg.n_kv_heads, T, cfg.head_dim)
 
     def keep(place: int, k_BKTP: Tensor, v_BKTP: Tensor) -> None:
-        keys.append(k_BKTP)
-        values.append(v_BKTP)
+        keys[place].copy_(k_BKTP)
+        values[place].copy_(v_BKTP)
 
     after = net.watch(v_BTD, states, keep, lengths_B=lengths_B)
     found = []
     for row, stream in enumerate(group):
         assert stream.times is not None  # `_see` has set it
         memory, write = stream.memory.append(sent(stream.times, v_BTD.device))
-        k, v = (torch.stack([part[row, :, : stream.length] for part in parts]) for parts in (keys, values))
-        write(slice(None), k, v)
-        # clones: a view of one row would keep the states of all streams alive with it
-        mine = tuple(MixerState(*(part[row : row + 1].clone() for part in state)) for state in after)
-        found.append((stream, mine, memory.applied()))
+        write(slice(None), keys[:, row, :, : stream.length], values[:, row, :, : stream.length])
+        found.append((stream, _row_of(after, row), memory.applied()))
     return found
+
+
+def _row_of(states: Sequence[MixerState], row: int) -> tuple[MixerState, ...]:
+    """Copies, in two launches: a view of one row would keep the states of all streams alive with it."""
+    rows = [MixerState(*(part[row : row + 1] for part in state)) for state in states]
+    mine = tuple(MixerState(*map(torch.empty_like, state)) for state in rows)
+    copy_all(mine, rows)
+    return mine

@@ -126,6 +126,7 @@ class SharedRecordings:
         self.alone = alone
         self._passes: SharedPasses | None = None
 
+    @torch.no_grad()
     def feed(self, decoders: Sequence[TextDecoder], tokens: Sequence[int]) -> list[Tensor] | None:
         """Logits (V,) after each decoder's token, its gazes set; None where plain code must find them."""
         if not all(self.alone.fits(decoder, 1) for decoder in decoders):

@@ -180,6 +180,19 @@ def test_two_answers_at_once_do_not_touch(net, recorded):
         assert step or not all(torch.equal(a, b) for a, (b, _) in zip(found, kept))
 
 
+def test_a_want_of_memory_is_told_from_other_failures():
+    assert graphs.no_room(torch.OutOfMemoryError("CUDA out of memory"))
+    assert graphs.no_room(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
+    try:
+        try:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        assert graphs.no_room(error)  # what ends a recording hides what broke it
+    assert not graphs.no_room(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 @apply(kernels_only)
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
 def test_after_a_failure_the_plain_code_goes_on(error, net, recorded, monkeypatch, caplog):
