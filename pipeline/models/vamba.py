@@ -21,7 +21,7 @@ from pipeline.layers.reading import TextDecoder, served, shares, until
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
-from pipeline.models.answering import DecoderModel
+from pipeline.models.answering import TOGETHER, DecoderModel
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System, outputs_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
@@ -82,8 +82,7 @@ class VambaModel(DecoderModel[VambaInner]):
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
         # and not for what the question means. How layers are weighed against each other: `TextDecoder.looked`.
         self.watch_layers = range(n // 2, n)
-        if self.device.type == "cuda":
-            self.answers_together = ANSWERS
+        self.answers_together = ANSWERS if self.device.type == "cuda" else TOGETHER
         self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
         self._shared = SharedRecordings(self._recordings)
 
@@ -117,7 +116,7 @@ class VambaModel(DecoderModel[VambaInner]):
             block_slots=self.block_slots,
             tier=self.tier,
         )
-        self._recordings.prepare(memory)
+        self._shared.prepare(memory)
         inner = VambaInner(self.net.start(), memory)
         return self._counted(StreamState(inner), inner)
 

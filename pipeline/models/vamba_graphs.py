@@ -114,10 +114,7 @@ class TextRecordings:
                 self._prepared = True
 
     def _record_all(self, memory: Memory) -> None:
-        cfg = self.net.cfg
-        memory, write = replace(memory, log=replace(memory.log, blocks=(), length=0, block_slots=64)).append(ONE_SLOT)
-        kind = self.net.model.embed_tokens.weight
-        write(slice(None), *kind.new_zeros(2, len(cfg.cross_layers), cfg.n_kv_heads, 1, cfg.head_dim))
+        memory = one_slot(self.net, memory)
         for rows in (*ROWS, *ROWS):
             TextDecoder(self.net, memory, self.places, self).feed([0] * rows)
 
@@ -169,6 +166,14 @@ class TextRecordings:
                 self._passes = None
             self._passes = TextPasses(self.net, self.places, memory, self.tapes)
         return self._passes
+
+
+def one_slot(net: Vamba, like: Memory) -> Memory:
+    """A memory of one slot of zeros, to compile and record over."""
+    cfg, weight = net.cfg, net.model.embed_tokens.weight
+    memory, write = replace(like, log=replace(like.log, blocks=(), length=0, block_slots=64)).append(ONE_SLOT)
+    write(slice(None), *weight.new_zeros(2, len(cfg.cross_layers), cfg.n_kv_heads, 1, cfg.head_dim))
+    return memory
 
 
 # --- the video column ------------------------------------------------------------------------------------------------

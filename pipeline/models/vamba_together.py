@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from threading import Lock
 from types import ModuleType
 
 import torch
@@ -21,7 +22,7 @@ from pipeline.layers.reading import TextDecoder
 from pipeline.layers.together import slots_seen
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
-from pipeline.models.vamba_graphs import TextRecordings
+from pipeline.models.vamba_graphs import TextRecordings, one_slot
 
 ANSWERS = 8  # that share a pass; with those that fill it up there are twice as many rows
 ROWS = 2 * ANSWERS
@@ -125,6 +126,19 @@ class SharedRecordings:
     def __init__(self, alone: TextRecordings):
         self.alone = alone
         self._passes: SharedPasses | None = None
+        self._prepared, self._preparing = False, Lock()
+
+    def prepare(self, memory: Memory) -> None:
+        """Compiles the kernels of every number of words, once, over one slot, and prepares a single answer's: the first
+        visitors to ask together waited 3 s for it (H100). memory: any."""
+        self.alone.prepare(memory)
+        with self._preparing:
+            if not self._prepared and kernels_for(self.alone.net.model.embed_tokens.weight):
+                one, other = (one_slot(self.alone.net, memory) for _ in range(2))
+                for memories in ((one, other), *((one,) * n for n in (2, 4, ANSWERS))):
+                    decoders = [TextDecoder(self.alone.net, memory, self.alone.places) for memory in memories]
+                    self.feed(decoders, [0] * len(decoders))
+                self._prepared = True
 
     @torch.no_grad()
     def feed(self, decoders: Sequence[TextDecoder], tokens: Sequence[int]) -> list[Tensor] | None:

@@ -89,6 +89,18 @@ def test_a_pass_that_fails_leaves_everything_to_the_plain_code(net, shared, monk
 
 
 @apply(kernels_only)
+def test_what_is_prepared_changes_nothing(net, shared):
+    memory = remembered(40)
+    shared.prepare(memory)
+    ours, plain = ([TextDecoder(net, memory, PLACES) for _ in range(2)] for _ in range(2))
+    for n, pair in enumerate(zip(ours, plain)):
+        for decoder in pair:
+            decoder.question([5, 6, 7], prompt(4 + n))
+    for logits, want in zip(shared.feed(ours, [1, 2]), (decoder.feed([n + 1]) for n, decoder in enumerate(plain))):
+        assert gap(logits, want) < 1e-3
+
+
+@apply(kernels_only)
 def test_what_cannot_be_recorded_is_not(net, shared):
     memory = remembered(40)
     others = TextDecoder(net, memory, PLACES), TextDecoder(net, memory, (0, 1))
