@@ -43,7 +43,7 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether all numbers of these tensors are finite, () bool: a maximum keeps a NaN. In three launches and not five a
     tensor: a live chunk's 27 states took a processor longer to test than to watch."""
-    return torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all()
+    return torch.stack(torch._foreach_norm(list(tensors), math.inf)).isfinite().all()
 
 
 def told_later(flag: Tensor) -> Callable[[], bool]:
