@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.live import uploads
-from app.live.keep import LIVE, Keep, has_ended, pictures_of, turns_of
+from app.live.keep import LIVE, Keep, has_ended, noticed_of, pictures_of, turns_of
 from app.live.shelf import Shelf
 from app.live.uploads import Source
 from app.live.view import UPLOAD, Turn
@@ -44,7 +44,7 @@ def of(shelf: Shelf, name: str, engine: Engine) -> Back:
     """All that is kept under a name. Raises UserError where it cannot go on."""
     kept = shelf.open(name)
     try:
-        words, pictures = turns_of(kept), pictures_of(kept)
+        words, pictures, (events, rules) = turns_of(kept), pictures_of(kept), noticed_of(kept)
         kind = kept.about.get("source")
         if kind in LIVE:
             resumed = kept.resume(engine.model)
@@ -61,9 +61,9 @@ def of(shelf: Shelf, name: str, engine: Engine) -> Back:
                 shelf.release(name)
                 return Back(source, words, None, None)
             since, note = 0.0, resumed.note
-        start = Start(resumed.state, resumed.position, pictures, since)
+        start = Start(resumed.state, resumed.position, pictures, since, events=events, rules=rules)
         keep = Keep(shelf, name, kept, engine, " ".join(filter(None, [resumed.note, note][-1:])))
-        keep.goes_on(pictures, words)
+        keep.goes_on(pictures, words, events, rules)
         return Back(source, words, start, keep)
     except BaseException:
         kept.close()

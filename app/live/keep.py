@@ -14,7 +14,7 @@ from typing import Any
 
 from app.live.shelf import Shelf
 from app.live.view import SCREEN, WEBCAM, KeptView, Picture, Turn
-from pipeline import Answer, Engine, Evidence, Keeper, KeptStream, Record, StreamState
+from pipeline import Answer, Engine, Event, Evidence, Keeper, KeptStream, Record, Rule, StreamState
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class Keep:
         self._said: dict[int, Turn] = {}
         self.pictured = -1.0  # second of the newest picture that was written
         self._refused = ""
+        self._noticed: set[Event] = set()
+        self._rules: tuple[Rule, ...] = ()
 
     @property
     def over(self) -> bool:
@@ -68,9 +70,15 @@ class Keep:
         """The source is over: nothing is left to go on with by itself."""
         self.keeper.note([Record("end", 0, {})])
 
-    def goes_on(self, pictures: Sequence[Picture], conversations: Sequence[Iterable[Turn]]) -> None:
+    def goes_on(
+        self,
+        pictures: Sequence[Picture],
+        conversations: Sequence[Iterable[Turn]],
+        events: Sequence[Event] = (),
+        rules: Sequence[Rule] = (),
+    ) -> None:
         """All of this is written already."""
-        self.begun = True
+        self.begun, self._noticed, self._rules = True, set(events), tuple(rules)
         self.pictured = max([-1.0, *(picture.time for picture in pictures)])
         self._said = numbered(conversations)
 
@@ -84,6 +92,21 @@ class Keep:
         if new or gone:
             self.keeper.note([_record(number, turn) for number, turn in new.items()], gone)
         self._said = {n: turn for n, turn in (self._said | new).items() if n in turns}
+
+    # What was noticed
+
+    def noticed(self, events: Sequence[Event], rules: Sequence[Rule]) -> None:
+        """The timeline and what is to be told of; what has ended is written once."""
+        if not self.begun:
+            return
+        new = [event for event in events if event.until is not None and event not in self._noticed]
+        records = [Record("event", len(self._noticed) + i, dict(asdict(event))) for i, event in enumerate(new)]
+        if tuple(rules) != self._rules:
+            self._rules = tuple(rules)
+            records.append(Record("rules", 0, {"rules": [dict(asdict(rule)) for rule in rules]}))
+        self._noticed.update(new)
+        if records:
+            self.keeper.note(records)
 
     # Its end
 
@@ -133,6 +156,18 @@ def turns_of(kept: KeptStream) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
         except (KeyError, TypeError, ValueError) as error:
             log.warning("a kept turn is left out: %r", error)
     return tuple(turns[0]), tuple(turns[1])
+
+
+def noticed_of(kept: KeptStream) -> tuple[list[Event], list[Rule]]:
+    """What was noticed, in order, and the rules; what cannot be read is left out."""
+    events, rules = kept.notes("event"), kept.notes("rules").get(0)
+    try:
+        listed: Any = rules.about["rules"] if rules else []
+        about: list[Any] = [events[number].about for number in sorted(events)]
+        return [Event(**one) for one in about], [Rule(**one) for one in listed]
+    except (KeyError, TypeError) as error:
+        log.warning("what was noticed is left out: %r", error)
+        return [], []
 
 
 def has_ended(kept: KeptStream) -> bool:

@@ -23,6 +23,11 @@ class Noticing:
         self._worker: threading.Thread | None = None
         self._newest: StreamState | None = None
 
+    def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> None:
+        """With what was noticed of a stream before; at the beginning."""
+        self._timeline.go_on(events, rules, state.seen_until)
+        self._newest = state
+
     @property
     def events(self) -> tuple[Event, ...]:
         return self._timeline.events

@@ -240,9 +240,11 @@ class LiveSession:
                 self.shelf.delete(self.name)
 
     def keep_words(self) -> None:
-        """Writes what was said since this was called last; for a clock."""
+        """Writes what was said and noticed since this was called last; for a clock."""
         if keep := self._keep:
             keep.said(tuple(conversation.turns for conversation in self.conversations))
+            if watch := self.watch:
+                keep.noticed(watch.noticing.events, watch.noticing.rules)
 
     def go_on(self) -> None:
         """Goes on with what is kept of this visitor's stream, as if nothing had happened. Raises UserError.

@@ -24,7 +24,7 @@ from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, Picture, View
 from app.live.viewing import Viewing
-from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, mmss, open_video
+from pipeline import Engine, Event, Frame, FrameQueue, Rule, StreamState, UserError, mmss, open_video
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,16 @@ OPEN = {Phase.WATCHING, *HELD}
 @dataclass(frozen=True, eq=False)
 class Start:
     """Where a stream goes on that was watched before. position: frames of the source that were taken. pictures: for the
-    film. since: second of the video that a camera's next picture has. note: what the visitor should know."""
+    film. since: second of the video that a camera's next picture has. note: what the visitor should know. events and
+    rules: what was noticed, and what is to be told."""
 
     state: StreamState
     position: int
     pictures: Sequence[Picture] = ()
     since: float = 0.0
     note: str = ""
+    events: Sequence[Event] = ()
+    rules: Sequence[Rule] = ()
 
 
 class Watch:
@@ -94,6 +97,7 @@ class Watch:
         if start:
             self.thumbnails.put_back(start.pictures)
             self.film.put_back(start.pictures)
+            self.noticing.go_on(start.events, start.rules, start.state)
         self._worker = threading.Thread(target=self._work, name="watch", daemon=True)
         self._worker.start()
 

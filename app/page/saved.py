@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from app.live.view import Turn, View
-from pipeline import mmss
+from pipeline import Event, mmss
 
+TOLD = ("chapter", "alert", "caption")  # kinds of event for who reads
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")  # what Markdown would read as markup
 
 
 def as_json(view: View) -> str:
-    """Every question with every model's answer to it, the marks included; times in seconds."""
+    """Every question with every model's answer to it, the marks included, what happened when, and what chunks cost;
+    times in seconds."""
     models = {name: [_turn(turn) for turn in turns] for name, turns in zip(view.names, view.conversations)}
-    return json.dumps({"video": view.file_name, "conversations": models}, indent=2, ensure_ascii=False)
+    seen: dict[str, Any] = {"events": [asdict(event) for event in in_order(view.events)]}
+    seen["rules"] = [asdict(rule) for rule in view.rules]
+    seen["costs"] = {model.name: [sample._asdict() for sample in model.samples] for model in view.models}
+    return json.dumps({"video": view.file_name, "conversations": models} | seen, indent=2, ensure_ascii=False)
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
@@ -48,7 +56,16 @@ def as_markdown(view: View) -> str:
     for name, turns in zip(view.names, view.conversations):
         if turns:
             parts += [f"## {_words(name)}", *map(_told, turns)]
+    told = [event for event in in_order(view.events) if event.kind in TOLD and event.text]
+    if told:
+        lines = [f"- {mmss(event.time)} {event.kind}: {_words(event.text)}" for event in told]
+        parts += ["## What happened", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """In order of time; what lasts longer first."""
+    return sorted(events, key=lambda event: (event.time, -(event.until or math.inf)))
 
 
 def _told(turn: Turn) -> str:

@@ -23,6 +23,10 @@ class Captions:
         self._began = 0.0  # of the piece; the first one's pictures stand from 0 on
         self._count = 0  # pictures in it
 
+    def go_on(self, at: float) -> None:
+        """After that second, with a new piece."""
+        self._began = at
+
     def add(self, time: float, cut: bool, words: Words) -> Iterator[Event]:
         """The caption that has ended, now that this picture comes. cut: a shot begins with it."""
         if self._count and (cut or self._count == self.pictures):

@@ -46,10 +46,15 @@ class Shots:
         self._look: np.ndarray | None = None
         self._moved: deque[float] = deque(maxlen=BEFORE)  # what the newest pictures of this shot differed by
 
+    def go_on(self, start: float) -> None:
+        """With a shot that began at that second and whose pictures are gone: the next one belongs to it."""
+        self.going = Event(start, "shot")
+
     def add(self, frame: Frame) -> Event | None:
         """The shot that ends where this picture begins; None where it goes on."""
         now, ended = look(frame.rgb), None
-        change = 2.0 if self._look is None else float(np.abs(now - self._look).sum())
+        unknown = 2.0 if self.going is None else 0.0
+        change = unknown if self._look is None else float(np.abs(now - self._look).sum())
         self._look = now
         if self.going is None or self._is_cut(change):
             ended = self.end(frame.time)

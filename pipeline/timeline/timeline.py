@@ -42,6 +42,19 @@ class Timeline:
         self._pictures = 0
         self._whole = 0.0  # newest second whose pictures the tower has encoded, however the chunks were cut
 
+    def go_on(self, events: Sequence[Event], rules: Sequence[Rule], at: float) -> None:
+        """With what was noticed before of a stream that was seen until that second. The shot that went on goes on; a
+        caption begins anew, and a rule looks at what comes. Before anything is watched."""
+        self._ended = [e for e in events if e.until is not None and e.until <= at and e.kind != "chapter"]
+        self._shots.go_on(max((e.until or 0.0 for e in self._ended if e.kind == "shot"), default=0.0))
+        self._captions.go_on(at)
+        self._newest = at
+        for rule in rules:
+            spotter = self.engine.model.spotter(rule.text) or AskedSpotter(rule.text, self.engine)
+            self._armed = (*self._armed, Armed(rule, spotter, at))
+            self._rules_taken = max(self._rules_taken, rule.number)
+        self._show()
+
     def watched(self, frames: Sequence[Frame], state: StreamState, hurry: bool = False) -> None:
         """What is to be noticed of the pictures of a chunk. state: after it. hurry: asks the model nothing."""
         if self.engine.model.shows(state, 0.0, 0.0) is None:

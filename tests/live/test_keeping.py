@@ -19,7 +19,7 @@ from app.live.session import LiveSession
 from app.live.shelf import Shelf, name_of
 from app.live.table import Sessions
 from app.live.view import WEBCAM, Phase
-from pipeline import Engine, UserError
+from pipeline import Engine, Event, UserError
 from pipeline.keeping.found import notes
 from tests.keeping.streams import digest, tiny
 
@@ -288,3 +288,26 @@ def test_another_video_replaces_what_is_kept(served, upload, tmp_path) -> None:
     session.open_file(upload)
     until(lambda: session.view().phase is Phase.ENDED and session._keep.keeper.written)
     assert [path.name for path in (tmp_path / "shelf").iterdir() if not path.name.startswith(".")] == [name_of(key)]
+
+
+def test_what_was_noticed_and_what_is_to_be_told_come_back(served, upload, tmp_path) -> None:
+    """A shot that went on when the server was killed is one shot afterwards."""
+    table = served(slow(0.2))
+    key, session = table.ensure(None)
+    session.keep(True)
+    session.open_file(upload)
+    rule = session.add_rule("tell me when it is over", 30)
+    until(lambda: session.view().frames >= 6)
+    before = Event(0.0, "alert", rule.says, 0.5, 0.1)
+    session.watch.noticing._timeline._keep([before])
+    until(lambda: before in session.view().events)
+    session.keep_words()
+    until(lambda: notes(tmp_path / "shelf" / name_of(key), "event") and session.view().frames >= 10)
+    killed(tmp_path / "shelf")
+    again = served(slow(0.05))
+    until(lambda: len(again) == 1)
+    back = again.get(key)
+    assert back.view().rules == (rule,) and before in back.view().events
+    until(lambda: back.view().phase is Phase.ENDED and any(e.kind == "chapter" for e in back.view().events))
+    kinds = [event.kind for event in back.view().events]
+    assert kinds.count("alert") == kinds.count("shot") == 1 and all(e.until is not None for e in back.view().events)

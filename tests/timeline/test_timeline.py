@@ -113,3 +113,20 @@ def test_captions_know_no_words_of_their_own():
     captions = Captions(2)
     said = [event for at in range(6) for event in captions.add(float(at), at == 0, lambda a, b: f"{a:g} to {b:g}")]
     assert [event.text for event in [*said, *captions.end(6.0, lambda a, b: "")]] == ["0 to 2", "2 to 4"]
+
+
+@pytest.mark.parametrize("at", [5, 9, 12])
+def test_a_stream_that_goes_on_later_keeps_what_it_had(at):
+    """Shots are those of one run; a caption that went on is told anew from there."""
+    frames, model = scenes([("red", 9), ("blue", 10), ("grey", 6)]), Colours()
+    first, state = Timeline(Engine(model)), model.watch(VideoChunk(frames[:at]), model.start())
+    first.watched(frames[:at], state)
+    again = Timeline(Engine(model))
+    again.go_on(first.events, (), state.seen_until)
+    state = model.watch(VideoChunk(frames[at:]), state)
+    again.watched(frames[at:], state)
+    again.finish(state)
+    whole = noticed(model, frames, WHOLE)
+    shots = {(event.time, event.until) for event in whole if event.kind == "shot"}
+    assert {(e.time, e.until) for e in again.events if e.kind == "shot"} == (shots if at != 9 else {(0, 19), (19, 24)})
+    assert [e.text for e in again.events if e.kind == "caption"][-1] == "blue"
