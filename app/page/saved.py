@@ -65,7 +65,7 @@ def as_markdown(view: View) -> str:
 
 def in_order(events: Iterable[Event]) -> list[Event]:
     """In order of time; what lasts longer first."""
-    return sorted(events, key=lambda event: (event.time, -(event.until or math.inf)))
+    return sorted(events, key=lambda event: (event.time, -(event.until or math.inf), event.kind))
 
 
 def _told(turn: Turn) -> str:

@@ -26,7 +26,7 @@ def vtt(events: Iterable[Event], end: float) -> str:
 
 
 def srt(events: Iterable[Event], end: float) -> str:
-    """SubRip: the same, numbered from 1."""
+    """SubRip: the same cues as `vtt`, numbered from 1. end: second of the stream's end."""
     cues = [
         f"{number}\n{_clock(start, ',')} --> {_clock(stop, ',')}\n{_line(text)}\n"
         for number, (start, stop, text) in enumerate(_cues(events, end), start=1)
