@@ -16,6 +16,7 @@ with it of the works that others wait for; they find theirs done.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,9 @@ from enum import IntEnum
 from typing import Generic, TypeVar
 
 PATIENCE_S = 0.01  # how long somebody who was just handed a word is waited for
-GATHER_S = 0.004  # how long other answers' words wait for theirs: the next pass can then be shared
+# How long others of a flow wait for who was just served, so that the next pass can be shared. Eight readers need longer
+# to come back than one, and a long pass is worth more: words wait for half as long as the last one took.
+GATHER_S, MOST_GATHER_S = 0.004, 0.05
 READING_S = 1.0  # how long they are taken for somebody who goes on reading
 
 
@@ -78,7 +81,8 @@ class Line(Generic[W]):
     """Who waits, and who is next. Knows neither threads nor a clock: times are told.
 
     together: of the waiting works of one flow, in order of arrival, those that go in one turn; the first at least.
-    most: of answers in one turn. Where others can go with them, a turn of fewer waits a moment for readers to be back.
+    most: of a flow's works in one turn. Where others can go with them, a turn of fewer waits a moment for who was just
+    served to be back.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Line(Generic[W]):
         self._waiting: list[W] = []
         self._readers: dict[object, float] = {}  # who were handed a word and did not come back yet: when that was
         self._shares = Shares()
+        self._gather_s = GATHER_S  # for words
+        self._watched, self._watched_at = 0, -math.inf  # chunks that the newest turn of them ended, and when
         self.doing: Sequence[W] = ()
 
     def join(self, work: W) -> None:
@@ -113,12 +119,22 @@ class Line(Generic[W]):
             return ()
         flow = self._shares.first(flows | ({Flow.ANSWERS} if self._handed_since(now - PATIENCE_S) else set()))
         waiting = [work for work in self._waiting if work.flow is flow]
-        few = flow is Flow.ANSWERS and len(waiting) < self._most and self._handed_since(now - GATHER_S)
-        return () if few or not waiting else self._together(waiting)
+        return () if not waiting or self._gathers(flow, len(waiting), now) else self._together(waiting)
+
+    def _gathers(self, flow: Flow, waiting: int, now: float) -> bool:
+        """Whether a moment more may bring others along: readers of a word, or as many streams as were watched last."""
+        if flow is Flow.ANSWERS:
+            return waiting < self._most and self._handed_since(now - self._gather_s)
+        return waiting < self._watched and now - self._watched_at < GATHER_S
 
     def finish(self, began: float, now: float) -> None:
         """The turn is over. What is not waits for another one, behind the others."""
-        self._shares.use(self.doing[0].flow, now - began)
+        flow, took = self.doing[0].flow, now - began
+        self._shares.use(flow, took)
+        if flow is Flow.ANSWERS:
+            self._gather_s = min(MOST_GATHER_S, max(GATHER_S, took / 2))
+        else:
+            self._watched, self._watched_at = sum(work.done for work in self.doing), now
         self._readers |= {work.owner: now for work in self.doing if work.done and work.returns}
         again = [work for work in self._waiting if work in self.doing and not work.over]
         self._waiting = [work for work in self._waiting if work not in self.doing] + again

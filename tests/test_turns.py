@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.turns import PATIENCE_S, READING_S, Flow, Line, Turns, Work
+from pipeline.turns import GATHER_S, MOST_GATHER_S, PATIENCE_S, READING_S, Flow, Line, Turns, Work
 
 
 class Visitor:
@@ -107,6 +107,42 @@ def test_a_reader_is_one_for_a_while_only():
     assert line.answering(READING_S / 2) and not line.answering(READING_S * 1.1)
     line.forget(self)
     assert not line.answering(0.0)
+
+
+def taken(line: Line[Work], flow: Flow, owners: list[object], began: float, now: float) -> None:
+    """A turn in which all of these are served."""
+    works = [Work(flow, owner) for owner in owners]
+    for work in works:
+        line.join(work)
+    line.doing = line.next(began + 10)
+    assert len(line.doing) == len(works)
+    for work in line.doing:
+        work.done, work.returns = True, flow is Flow.ANSWERS
+    line.finish(began, now)
+
+
+@pytest.mark.parametrize("took", [0.002, 0.04, 1.0])
+def test_words_wait_half_a_pass_for_others_to_be_back(took):
+    line: Line[Work] = Line(lambda waiting: waiting, most=8)
+    taken(line, Flow.ANSWERS, ["one", "other"], 0.0, took)
+    line.join(Work(Flow.ANSWERS, "one"))
+    most = min(MOST_GATHER_S, max(GATHER_S, took / 2))
+    assert not line.next(took + 0.9 * most) and len(line.next(took + 1.1 * most)) == 1
+    line.join(Work(Flow.ANSWERS, "other"))
+    assert len(line.next(took)) == 2  # nobody is missing
+
+
+def test_streams_that_were_watched_together_wait_a_moment_for_each_other():
+    line: Line[Work] = Line(lambda waiting: waiting)
+    taken(line, Flow.WATCHING, [None, None], 0.0, 0.1)
+    line.join(Work(Flow.WATCHING))
+    assert not line.next(0.1 + 0.9 * GATHER_S) and line.next(0.1 + 1.1 * GATHER_S)
+    line.join(Work(Flow.WATCHING))
+    assert len(line.next(0.1)) == 2
+    taken_alone: Line[Work] = Line()
+    taken(taken_alone, Flow.WATCHING, [None], 0.0, 0.1)
+    taken_alone.join(Work(Flow.WATCHING))
+    assert taken_alone.next(0.1)
 
 
 # Threads

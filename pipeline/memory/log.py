@@ -124,11 +124,14 @@ class Log:
             self, blocks=blocks, length=max(0, min(self.length, len(blocks) * self.block_slots - self.first))
         )
 
-    @cached_property
+    @property
     def on_device(self) -> Log:
         """The part of it that lies on the device."""
-        if not self.host_blocks:
-            return self
+        # Not kept, for it may lead back to itself: only the garbage collector would then free an hour's 31 GB.
+        return self._device_part if self.host_blocks else self
+
+    @cached_property
+    def _device_part(self) -> Log:
         return replace(self, blocks=self.blocks[self.host_blocks :], first=0, length=self.length - len(self.on_host))
 
     def reserve(self, n: int) -> tuple[Log, list[tuple[Block, slice, slice]]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -325,3 +327,18 @@ def test_eight_bit_attention_is_near():
     q = torch.randn(4, 2, WIDTH)
     want = full_attention(q, k[0], v[0])[0]
     assert gap(grown(empty(7, torch.float32, eight_bit=True), k, v).attend(0, q)[0], want) < 0.02
+
+
+def test_a_memory_that_nobody_holds_is_gone_at_once():
+    """Without the garbage collector, which may come late: it is up to 31 GB of a GPU."""
+    memory, write = Memory.empty(1, 1, 2, torch.float32, "cpu", block_slots=4).append(torch.arange(9.0))
+    write(0, torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
+    for name in ("on_device", "on_host", "host_blocks", "slot_nbytes", "book"):
+        getattr(memory.log, name)
+    block = weakref.ref(memory.log.blocks[0])
+    gc.disable()
+    try:
+        del memory, write
+        assert block() is None
+    finally:
+        gc.enable()
