@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline ask | events | resume | probe | bench | verify | fidelity | convert`.
+"""The command line: `python -m pipeline ask | events | resume | probe | bench | evaluate | verify | fidelity | convert`.
 
 Every command is a module with `add_arguments(parser)` and `run(args) -> exit code`; only the one asked for is imported.
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": ("pipeline.commands.resume", "go on with a stream that `ask --keep` or the page has kept"),
     "probe": ("pipeline.commands.probe", "say what is in a video file, or why it cannot be read"),
     "bench": ("pipeline.bench.run", "what an hour costs: the model and its baseline over growing video"),
+    "evaluate": ("pipeline.commands.evaluate", "how many questions of a published benchmark a model answers rightly"),
     "verify": ("pipeline.checks.verify", "recompute golden tensors and print the differences"),
     "fidelity": ("pipeline.checks.fidelity", "how far saving memory or time strays from exact answers"),
     "convert": ("pipeline.weights.convert", "put pickled weights into safetensors, once, and run nothing in them"),

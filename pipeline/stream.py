@@ -251,6 +251,7 @@ class Model(ABC, Generic[B]):
     unit_frames: int = 1  # frames the tower encodes together: 2 for Qwen2-VL's pairs
     long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
     answers_together: int = 1  # how many answers may share a pass
+    tokenizer: Any = None  # of its words
     caption_question: str = "What is shown? Answer with one short sentence."  # where `shows` is None; "": no captions
     trained_frames: int | None = None  # of a video, in training and the authors' tests; None: as many as it can see
 
@@ -308,6 +309,10 @@ class Model(ABC, Generic[B]):
     def known_until(self, question: Question, state: StreamState[B]) -> float:
         """The newest second that an answer can know of: where it is pinned to one, no later than that."""
         return state.seen_until if question.at is None else min(question.at, state.seen_until)
+
+    def first_logits(self, question: Question, state: StreamState[B]) -> Tensor:
+        """Logits (V,) that the first token of an answer is drawn from. UserError where answers are not drawn so."""
+        raise UserError(f"{self.name} does not say how likely its answers are, so they were not compared.")
 
     def basis(self, question: Question, state: StreamState[B]) -> Basis:
         """Whether an answer keeps to what the weights were trained for."""

@@ -1,1 +1,1 @@
-"""Commands that watch a video or look into it; the bench and the checks have theirs beside their code."""
+"""Commands that watch videos or look into them; the bench and the checks have theirs beside their code."""

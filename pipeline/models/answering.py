@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -25,6 +26,15 @@ class SteppedModel(Model[B]):
 
     @abstractmethod
     def steps(self, question: Question, state: StreamState[B], sampling: Sampling) -> Steps: ...
+
+    def first_logits(self, question: Question, state: StreamState[B]) -> Tensor:
+        steps, given = self.steps(question, state, Sampling(max_tokens=1)), None
+        with closing(steps), suppress(StopIteration):  # it may be one that ends the answer
+            while isinstance(step := steps.send(given), Pass):
+                given = self.passed([step])[0]
+        if given is None:  # composed, not drawn
+            return super().first_logits(question, state)
+        return given
 
     def ask(self, question: Question, state: StreamState[B], sampling: Sampling) -> Tokens:
         return alone(self.steps(question, state, sampling), lambda one: self.passed([one])[0])

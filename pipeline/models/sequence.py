@@ -176,10 +176,21 @@ class SequenceModel(Model[Told]):
 
         A question pinned to a second is answered from what the stream still knows of itself up to that second.
         """
+        chosen, conversation, ids = self._opening(question, state, sampling.max_tokens)
+        return self._answer(conversation, ids, sampling, chosen)
+
+    def first_logits(self, question: Question, state: StreamState[Told]) -> Tensor:
+        _, conversation, ids = self._opening(question, state, 0)
+        return conversation.feed(ids)
+
+    def _opening(
+        self, question: Question, state: StreamState[Told], words: int
+    ) -> tuple[tuple[Frame, ...], Conversation, list[int]]:
+        """The pictures that are read anew, a fork with room for so many words, and the question's ids."""
         chosen = self._chosen(question, state)
         told = self._see(chosen, self._blank()) if chosen else self.told_at(state, question.at)
         ids = self.prompt.question(question, told.units)
-        return self._answer(self.conversation(told, len(ids) + sampling.max_tokens), ids, sampling, chosen)
+        return chosen, self.conversation(told, len(ids) + words), ids
 
     def _chosen(self, question: Question, state: StreamState[Told]) -> tuple[Frame, ...]:
         """Whole units of the pictures that an answer in the native form is read from; none for one that is streamed."""

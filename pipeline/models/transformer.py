@@ -103,7 +103,7 @@ class TransformerModel(Model[Watched]):
     unit_frames = 2
 
     def __init__(self, net: Qwen2VL, vision: Vision, tokenizer: Any, name: str, limit: int | None = None):
-        self.net, self.vision, self._tokenizer, self.name = net, vision, tokenizer, name
+        self.net, self.vision, self.tokenizer, self.name = net, vision, tokenizer, name
         self.long_side = vision.long_side
         config = net.model.config
         self.limit = limit or max(1, config.max_position_embeddings - TEXT_ROOM)
@@ -179,12 +179,21 @@ class TransformerModel(Model[Watched]):
         A question pinned to a second sees what the stream still holds of the video up to that second: attention is
         causal, so this is the stream as it was then.
         """
+        prompt, seen = self._put(question, state)
+        return self._answer(prompt.after_video(question), prompt.stops, seen, sampling)
+
+    def first_logits(self, question: Question, state: StreamState[Watched]) -> Tensor:
+        prompt, seen = self._put(question, state)
+        ids = prompt.after_video(question)
+        return self._read(ids, self._text_place(seen), Answering(self._prefix, seen.memory, len(ids)))
+
+    def _put(self, question: Question, state: StreamState[Watched]) -> tuple[ChatPrompt, Watched]:
+        """The chat format, and what the question is put to."""
         if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so it cannot be asked; add its tokenizer files.")
         if state.held:
             state = self._flushed(state)
-        seen = state.inner if question.at is None else _until(state.inner, question.at)
-        return self._answer(self._prompt.after_video(question), self._prompt.stops, seen, sampling)
+        return self._prompt, state.inner if question.at is None else _until(state.inner, question.at)
 
     @torch.no_grad()
     def _flushed(self, state: StreamState[Watched]) -> StreamState[Watched]:
@@ -238,8 +247,8 @@ class TransformerModel(Model[Watched]):
     def _answer(self, ids: list[int], stops: Collection[int], seen: Watched, sampling: Sampling) -> Tokens:
         """No torch context is held over a `yield`: other models run on this thread in between."""
         view = Answering(self._prefix, seen.memory, len(ids) + sampling.max_tokens)
-        position = self._text_start + max(seen.pairs, seen.reach)  # text goes on behind the video's largest position
-        times, text, chance = seen.memory.times, TextStream(self._tokenizer), generator(sampling)
+        position = self._text_place(seen)
+        times, text, chance = seen.memory.times, TextStream(self.tokenizer), generator(sampling)
         for left in reversed(range(sampling.max_tokens)):
             logits_V = self._read(ids, position, view)
             looked, position = self._looked(view, times), position + len(ids)
@@ -249,6 +258,10 @@ class TransformerModel(Model[Watched]):
                     yield Token(ids[0], rest, looked)
                 return
             yield Token(ids[0], text.push(ids[0]) + ("" if left else text.flush()), looked)
+
+    def _text_place(self, seen: Watched) -> int:
+        """Text goes on behind the video's largest position."""
+        return self._text_start + max(seen.pairs, seen.reach)
 
     @torch.no_grad()
     def _read(self, ids: list[int], position: int, view: Answering) -> Tensor:

@@ -76,7 +76,7 @@ def test_loaded_network_computes_what_the_written_one_does(tmp_path) -> None:
     """Tables that no checkpoint holds (rotary frequencies) are made anew."""
     write(tmp_path, PLAIN, tokenizer=True)
     model = weights.load(str(tmp_path), "cpu")
-    twin = TransformerModel(random_net(PLAIN), model.vision, model._tokenizer, "twin")
+    twin = TransformerModel(random_net(PLAIN), model.vision, model.tokenizer, "twin")
     twin.vision = type(model.vision)(twin.net.visual)
     states = [seen_in(m, frames(4), [4]) for m in (model, twin)]
     answers = [[t.id for t in m.ask(Question("?"), s, Sampling(max_tokens=4))] for m, s in zip((model, twin), states)]
