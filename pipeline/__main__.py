@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline ask | events | resume | probe | bench | evaluate | verify | fidelity | convert`.
+"""The command line: `python -m pipeline COMMAND`, one of COMMANDS.
 
 Every command is a module with `add_arguments(parser)` and `run(args) -> exit code`; only the one asked for is imported.
 

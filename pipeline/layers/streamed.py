@@ -7,6 +7,7 @@ transformers reach their view through the registered attention function "pipelin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
+from pipeline.memory.attention import QUERIES_PER_PASS, merged, scan, weights_given
 from pipeline.memory.memory import Memory
 
 GAZE_LAYERS = 4  # `Answering.gaze` averages the last so many layers
@@ -57,8 +59,10 @@ class Watching:
 class Answering:
     """Attention of an answer's text to the prefix, the stream, and the conversation so far.
 
-    The conversation's keys live here and die with the answer: the stream is only read, nothing of it is copied.
-    Weights over the stream are added up over the last layers while `gaze` is not None.
+    The conversation's keys live here and die with the answer: the stream is only read, nothing of it is copied. It has
+    no order that matters to text behind it, so it is read as a memory is, by the same kernels, and merged with the text
+    by log-sum-exp (memory/attention.py). The newest token's weights over the stream are added up over the last layers
+    while `gaze` is not None.
     """
 
     def __init__(self, prefix: Prefix | None, memory: Memory, room: int):
@@ -70,23 +74,45 @@ class Answering:
         self.gaze: Tensor | None = None
 
     def attend(self, layer: int, q_HTP: Tensor, k_KTP: Tensor, v_KTP: Tensor) -> Tensor:
-        heads, tokens, width = q_HTP.shape
-        end = self.length + tokens
+        end = self.length + q_HTP.shape[1]
         self._k[layer, :, self.length : end], self._v[layer, :, self.length : end] = k_KTP, v_KTP
-        before = [(self._prefix.k[layer], self._prefix.v[layer])] if self._prefix else []
-        parts = [*before, *self._memory.blocks(layer, q_HTP.dtype), (self._k[layer, :, :end], self._v[layer, :, :end])]
-        q_KRP = (q_HTP * width**-0.5).reshape(len(k_KTP), -1, width)  # the query heads of one key head side by side
-        scores = torch.cat([q_KRP @ k.transpose(1, 2) for k, _ in parts], dim=-1).view(heads, tokens, -1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        future = torch.ones(tokens, end, dtype=torch.bool, device=scores.device).triu(1 + self.length)
-        scores[..., -end:].masked_fill_(future, -torch.inf)
-        weights = scores.softmax(-1)
+        passes = [self._attended(layer, q, at) for q, at in self._some(q_HTP)]
+        out, total = (torch.cat(parts, dim=1) for parts in zip(*passes))
         if layer >= self._gaze_from:
-            self._look(weights[:, -1, -end - len(self._memory) : -end])
-        weights = weights.to(v_KTP.dtype).reshape(len(k_KTP), -1, weights.shape[-1])
-        split = weights.split([k.shape[1] for k, _ in parts], dim=-1)
-        return sum(w @ v for w, (_, v) in zip(split, parts)).view(heads, tokens, width)
+            self._look(layer, q_HTP[:, -1:], total[:, -1:])
+        return out.to(v_KTP.dtype)
 
-    def _look(self, weights_HS: Tensor) -> None:
-        seen = weights_HS.mean(0)
+    def _some(self, q_HTP: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Queries, as many as are read at once, and the place of the first of them in the conversation."""
+        for start in range(0, q_HTP.shape[1], QUERIES_PER_PASS):
+            yield q_HTP[:, start : start + QUERIES_PER_PASS], self.length + start
+
+    def _attended(self, layer: int, q_HTP: Tensor, place: int) -> tuple[Tensor, Tensor]:
+        """Values (H, T, P) over all there is before each query, and the log-sum-exp (H, T) of its scores."""
+        parts = [self._text(layer, q_HTP, place)]
+        if len(self._memory):
+            parts.append(scan(self._memory.log, layer, q_HTP, keep_scores=False)[:2])
+        return merged(parts)
+
+    def _text(self, layer: int, q_HTP: Tensor, place: int) -> tuple[Tensor, Tensor]:
+        """The same over the prefix and, causally, the conversation."""
+        heads, tokens, width = q_HTP.shape
+        end = place + tokens
+        own, prefix = (self._k[layer, :, :end], self._v[layer, :, :end]), self._prefix
+        k, v = own if prefix is None else (
+            torch.cat(both, dim=1) for both in ((prefix.k[layer], own[0]), (prefix.v[layer], own[1]))
+        )  # fmt: skip
+        q_KRP = (q_HTP * width**-0.5).reshape(len(k), -1, width)  # the query heads of one key head side by side
+        scores = (q_KRP @ k.transpose(1, 2)).view(heads, tokens, -1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        future = torch.ones(tokens, end, dtype=torch.bool, device=scores.device).triu(1 + place)
+        scores[..., -end:].masked_fill_(future, -torch.inf)
+        total = scores.logsumexp(-1)
+        shares = (scores - total[..., None]).exp().to(v.dtype).view(len(k), -1, scores.shape[-1])
+        return (shares @ v).to(scores.dtype).view(heads, tokens, width), total
+
+    def _look(self, layer: int, q_H1P: Tensor, total_H1: Tensor) -> None:
+        if not len(self._memory):
+            return
+        seen = weights_given(self._memory.log, layer, q_H1P, total_H1)
         self.gaze = seen if self.gaze is None else self.gaze + seen

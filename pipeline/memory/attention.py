@@ -7,7 +7,7 @@ head, M = Q H / K rows of one key head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +81,13 @@ def scan(log: Log, layer: int, q_HQP: Tensor, keep_scores: bool) -> tuple[Tensor
     values, total = kernels.merge(parts, sums, parts.new_empty(parts.shape[1:]))  # in fp32, not yet rounded
     H, Q, _ = q_HQP.shape
     return values.view(q_HQP.shape), total.view(H, Q), None if scores is None else scores.view(H, Q, -1)
+
+
+def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Softmax-weighted values (H, Q, P) over disjoint slots and their log-sum-exps (H, Q) into those over all slots."""
+    values, sums = (torch.stack(part) for part in zip(*parts))
+    total = sums.logsumexp(0)
+    return (values * (sums - total).exp()[..., None]).sum(0), total
 
 
 def weights_given(log: Log, layer: int, q_HQP: Tensor, total_HQ: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from pipeline.memory.attention import QUERIES_PER_PASS, key_heads, scan, weights_given
+from pipeline.memory.attention import QUERIES_PER_PASS, key_heads, merged, scan, weights_given
 from pipeline.memory.log import Block, Log
 
 PIECE_BYTES = 64 << 20  # of one buffer: long enough that copying hides launching, short enough to start soon
@@ -213,8 +213,8 @@ def attend(tier: Tier, log: Log, layer: int, q_HQP: Tensor, spans: Sequence[rang
     with tier.lock:
         pieces = tier.pieces(log, layer, KEYS + VALUES)
         found = [[scan(*piece, _some(q_HQP, part), keep) for part in passes] for piece in pieces]
-        merged = [_merged(parts) for parts in zip(*found)]
-        out, total_HQ = (torch.cat(parts, dim=1) for parts in zip(*merged))
+        whole = [merged([part[:2] for part in parts]) for parts in zip(*found)]
+        out, total_HQ = (torch.cat(parts, dim=1) for parts in zip(*whole))
         out = out.to(q_HQP.dtype)
         if not spans:
             return out, None
@@ -239,10 +239,3 @@ def _weights_of_piece(piece: tuple[Log, int], q_HQP: Tensor, total_HQ: Tensor, s
     return reduce(
         add, (weights_given(*piece, _some(q_HQP, p), _some(total_HQ, p)) * (len(p) / len(span)) for p in parts)
     )
-
-
-def _merged(parts: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted values (H, Q, P) over disjoint slots and their log-sum-exps (H, Q) into those over all slots."""
-    values, sums = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
-    total = sums.logsumexp(0)
-    return (values * (sums - total).exp()[..., None]).sum(0), total

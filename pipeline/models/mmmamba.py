@@ -410,8 +410,8 @@ MMMAMBA = System(
     partner=_partner,
     golden=MMMambaGolden,
     rows=(  # minute and hour: snapshots for questions about earlier seconds, pictures, and keys where layers attend
-        Row("`hustvl/mmMamba-linear`: 2.7 B, 32 layers", "GPU, bf16", "5.5 GB", "34 MB", "0.4 GB", "1.2 GB"),
-        Row("`hustvl/mmMamba_hybrid`: 8 of 32 layers attend", "GPU, bf16", "5.4 GB", "25 MB", "0.8 GB", "32 GB"),
+        Row("`hustvl/mmMamba-linear`: 2.7 B, 32 layers", "GPU, bf16", "5.5 GB", "34 MB", "0.2 GB", "1.0 GB"),
+        Row("`hustvl/mmMamba_hybrid`: 8 of 32 layers attend", "GPU, bf16", "5.4 GB", "25 MB", "0.7 GB", "32 GB"),
         Row("HoVLE, its transformer teacher: 2.6 B", "GPU, bf16", "5.2 GB", "none", "2.1 GB", "124 GB"),
     ),
 )

@@ -11,7 +11,10 @@ from pipeline.memory.memory import Memory
 from pipeline.models.native import Reservoir
 from pipeline.stream import Packed
 
-SNAPSHOT_UNITS, SNAPSHOTS_KEPT = 4, 8  # a snapshot every so many units; of each age's, about so many are kept
+SNAPSHOT_UNITS, SNAPSHOTS_KEPT = (
+    16,
+    8,
+)  # a snapshot every so many units, where a pass ends; of each age's, about so many are kept
 
 
 class Snapshot(NamedTuple):
