@@ -22,6 +22,7 @@ from app.page import chat, panels, saved
 from app.page.panels import NOTHING, said
 from app.page.plots import plots
 from app.page.shown import Shown
+from app.page.timeline import timeline
 from pipeline import UserError
 
 START, PAUSE, RESUME, AGAIN, SWITCH_ON = "Start", "Pause", "Resume", "Watch again", "Switch on"
@@ -328,7 +329,7 @@ def _film(view: View, shown: dict[str, str], held: bool) -> str:
     if shown.get("film due") == due != "still":
         return shown.get("film", "")
     shown["film due"] = due
-    return panels.film(view.film)
+    return timeline(view)
 
 
 def _changed(shown: dict[str, str], name: str, value: str) -> Any:

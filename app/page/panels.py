@@ -10,7 +10,7 @@ import base64
 import html
 import math
 
-from app.live.view import ModelView, Phase, Picture, Told, View
+from app.live.view import ModelView, Phase, Told, View
 from pipeline import mmss
 
 SUGGESTIONS = (
@@ -123,12 +123,6 @@ def megabytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.{1 if count < 100 * size else 0}f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def film(pictures: tuple[Picture, ...]) -> str:
-    """A strip of scenes; a click seeks the player."""
-    chips = "".join(chip(at, jpeg) for at, jpeg in pictures)
-    return f'<h2 class="unseen">Scenes</h2><div class="film">{chips}</div>' if pictures else ""
 
 
 def chip(at: float, jpeg: bytes | None, weight: float | None = None, span: str = "", seek: bool = True) -> str:

@@ -20,13 +20,13 @@ from app.page import keeping
 from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
-from app.page.panels import NOTHING, SUGGESTIONS, brief, film, metrics, state_line
+from app.page.panels import NOTHING, SUGGESTIONS, brief, metrics, state_line
 from app.page.uploading import Uploading
 from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page.js", "compare.js", "camera.js", "tabs.js")
+SCRIPTS = ("page.js", "compare.js", "timeline.js", "camera.js", "tabs.js")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
@@ -47,7 +47,7 @@ RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
 LOOK = """(...values) => {
     values[0] = window.vambaPlayerTime?.() ?? 0;
     values[3] = window.vambaFilming?.() ?? false;
-    values[4] = document.querySelector("#film:is(:hover, :focus-within)") !== null;
+    values[4] = document.querySelector("#film :is(.film:hover, :focus-visible)") !== null;
     return values;
 }"""
 CAMERA = (
@@ -149,6 +149,7 @@ def _controls(ui: SimpleNamespace) -> None:
         ui.reset = gr.Button("Reset", variant="secondary", elem_id="reset", scale=0, min_width=90)
         limits = f"Files up to {MAX_UPLOAD[:-2]} GB, deleted half a minute after Reset, or an hour after you leave."
         gr.HTML(limits, elem_id="limits")
+    ui.film = gr.HTML("", elem_id="film")
 
 
 def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
@@ -200,7 +201,6 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
 
 
 def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
-    ui.film = gr.HTML(film(()), elem_id="film")
     ui.metrics = gr.HTML(metrics(NOTHING), elem_id="strip")
     with gr.Column(visible=False, elem_id="costs") as ui.costs:
         if sessions.rival:

@@ -1,0 +1,131 @@
+"""The timeline under the player: true to time, moved by pointer and keyboard, read out once, and reached by a link."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from app.live.view import ModelView, Phase, Picture, Turn, View
+from app.page.timeline import listed, timeline, track
+from pipeline import Answer, Event, Evidence
+from tests.fake_model import until
+from tests.page.conftest import ask, player_time, state
+
+SHOTS = (Event(0.0, "shot", weight=1.0, until=25.0), Event(25.0, "shot", weight=0.5))
+SEEN = View(
+    phase=Phase.WATCHING,
+    duration=100.0,
+    models=(ModelView("a", "cpu", frames=50, seen_until=50.0),),
+    film=(Picture(0.0, b"jpeg"),),
+    events=(*SHOTS, Event(25.0, "caption", "A <b>cat</b>.", until=40.0), Event(30.0, "alert", "a cat is there")),
+)
+
+
+def test_the_track_is_true_to_time():
+    html = track(SEEN)
+    assert 'class="seen" style="width:50.00%"' in html and 'aria-valuemax="100"' in html
+    assert 'class="shot" style="left:0.00%;width:25.00%"' in html
+    assert 'class="shot" style="left:25.00%;width:25.00%"' in html, "what goes on reaches to what was seen"
+    assert 'class="mark alert" style="left:30.00%"' in html
+
+
+def test_marks_are_those_of_whole_answers_about_this_stream():
+    evidence = (Evidence(10.0, 1.0, 9.0, 11.0),)
+    turns = (
+        Turn(1, "one", answer=Answer("x", 1.0, 2.0, evidence, done=True)),
+        Turn(2, "two", answer=Answer("x", 1.0, 2.0, evidence)),
+        Turn(3, "three", answer=Answer("x", 1.0, 2.0, evidence, done=True), stream=7),
+        Turn(4, "four", error="no"),
+    )
+    html = track(View(duration=20.0, conversations=(turns, ())))
+    assert html.count("mark answer") == 1 and 'left:50.00%" title="0:10 An answer rests on this: one"' in html
+
+
+def test_words_of_models_are_never_markup_and_a_stream_without_pictures_has_no_timeline():
+    assert "<b>cat" not in timeline(SEEN) and "A &lt;b&gt;cat&lt;/b&gt;." in timeline(SEEN)
+    assert timeline(View()) == ""
+
+
+def test_a_camera_cannot_be_sought():
+    html = timeline(replace(SEEN, live=True))
+    assert 'role="slider"' not in html and 'data-length="50.000"' in html
+    assert "data-seek" not in listed(replace(SEEN, live=True))
+
+
+def test_a_day_of_shots_stays_a_track():
+    shots = tuple(Event(float(at), "shot", weight=at % 7 / 7, until=at + 1.0) for at in range(5_000))
+    assert track(View(duration=5_000.0, events=shots)).count('class="shot"') == 300
+
+
+PLACE = """() => { const [bar, head] = [".track", ".playhead"]
+    .map((one) => document.querySelector(`#film ${one}`).getBoundingClientRect());
+    return (head.x + head.width / 2 - bar.x) / bar.width; }"""
+
+
+@pytest.fixture
+def page(visitor, sessions, monkeypatch):
+    """The example, watched whole by a model that says something of every piece."""
+    monkeypatch.setattr(sessions.engine.model, "shows", lambda _, start, end: f"Words of {start:.0f}.")
+    one = visitor()
+    one.click("#go")
+    state(one, "Ended")
+    one.wait_for_selector("#film .track .shot >> nth=3")
+    one.evaluate("document.querySelector('#example video').pause()")
+    return one
+
+
+@pytest.mark.browser
+def test_click_drag_and_keys_seek_and_what_was_seen_shows(page):
+    bar = page.locator("#film .track")
+    bar.scroll_into_view_if_needed()
+    box = bar.bounding_box()
+    stage = page.locator("#stage").bounding_box()
+    assert abs(box["x"] - stage["x"]) < 12 and abs(box["width"] - stage["width"]) < 24, "under the player, as wide"
+
+    def at(share: float) -> tuple[float, float]:
+        return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+
+    page.mouse.click(*at(0.5))
+    until(lambda: player_time(page) == pytest.approx(35.5, abs=0.5))
+    until(lambda: page.evaluate(PLACE) == pytest.approx(0.5, abs=0.01))
+    page.mouse.move(*at(0.25))
+    until(lambda: page.inner_text("#film .caption").startswith("0:17 Words of 1"))
+    page.mouse.down()
+    for share in (0.4, 0.6, 0.75):
+        page.mouse.move(*at(share))
+    page.mouse.up()
+    until(lambda: player_time(page) == pytest.approx(53.2, abs=0.5))
+    bar.focus()
+    for key, second in (("Home", 0), ("ArrowRight", 5), ("PageUp", 35), ("ArrowLeft", 30), ("End", 71)):
+        page.keyboard.press(key)
+        until(lambda second=second: player_time(page) == pytest.approx(second, abs=0.5))
+    assert bar.get_attribute("aria-valuetext").startswith("1:1")
+
+
+@pytest.mark.browser
+def test_what_was_seen_is_a_list_that_seeks_stays_open_and_marks_come_with_answers(page):
+    page.click("#film .events summary")
+    page.click("#film .events li >> nth=2 >> button")
+    said = page.inner_text("#film .events li >> nth=2")
+    until(lambda: 0 < player_time(page) < 20 and said.split(" ", 1)[1] in page.inner_text("#film .caption"))
+    ask(page, "What is it?")
+    page.wait_for_selector("#film .track .mark.answer", state="attached")
+    assert page.locator("#film .events[open]").count() == 1
+    told = page.locator("#told")
+    assert told.get_attribute("aria-live") == "polite" and told.inner_text().strip().startswith("1:")
+
+
+@pytest.mark.browser
+def test_an_address_with_a_time_begins_there(page):
+    for link, second in (("#t=0:42", 42), ("#t=7", 7), ("#t=0:01:02", 62)):
+        page.evaluate(f"location.hash = '{link}'")
+        until(lambda second=second: player_time(page) == pytest.approx(second, abs=0.3))
+    for junk in ("#t=x", "#t=1:2:3:4", "#elsewhere"):
+        page.evaluate(f"location.hash = '{junk}'")
+    page.wait_for_timeout(300)
+    assert player_time(page) == pytest.approx(62, abs=0.3)
+    page.evaluate("location.hash = '#t=0:20'")
+    page.reload()
+    page.wait_for_selector("#film .track")
+    until(lambda: player_time(page) == pytest.approx(20, abs=0.5))
