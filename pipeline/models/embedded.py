@@ -39,6 +39,7 @@ from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
 from pipeline.questions.replies import reply
 from pipeline.questions.router import Router
+from pipeline.questions.things import Things
 from pipeline.senses.sensed import Senses
 from pipeline.stream import Packed, Pass, Question, Sampling, Spotter, Steps, StreamState, Token, VideoChunk
 from pipeline.timeline.indexed import IndexSpotter, shown
@@ -327,10 +328,14 @@ class Reading:
         times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
         found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
         if found and self.model.router:
-            said = summary(self.index, list(zip(times, listed)), self.model.senses)
+            said = summary(self.index, list(zip(times, listed)), self.model.senses, self._wanted())
             self.summary = {m.time: sentence for m, sentence in zip(found, said)}
             found = [m for m in found if self.summary[m.time]]
         return found or [v]
+
+    def _wanted(self) -> Things | None:
+        """What a list is of ("Which animals did you see?"), where it is not of everything."""
+        return self.asked.wanted if any(self.asked.wanted) and not self.asked.when.both else None
 
     def composed(self, moment: Verdict) -> str:
         """What is said without the reader: how much was seen; and a doubt instead of a description where the towers are

@@ -9,7 +9,7 @@ from pipeline.questions.language import is_english
 from pipeline.questions.router import Known, Router
 from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
-from pipeline.questions.wordings import cues, points_back, wording_kind, wording_kinds, wording_plan
+from pipeline.questions.wordings import cues, plain, points_back, wording_kind, wording_kinds, wording_plan
 
 # Kinds in which "it" is the weather, the video or nobody: "Is it raining?" names no thing and refers to none.
 OF_NOTHING = ("weather", "bw", "length", "sound", "describe", "list", "talk", "about_you", "command", "foreign")
@@ -90,7 +90,7 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
         english=english,
         readable=any(c.isalnum() for c in text) and (router is None or not english or router.reads(text)),
         each=tuple(each_thing(rest)),
-        unnamed=unnamed(rest),
+        unnamed=unnamed(plain(rest)),
         kinds=kinds,
     )
 

@@ -15,6 +15,7 @@ from pipeline.questions.asked import Asked
 from pipeline.questions.facts import (
     FEW,
     GENDERED,
+    LONG_TAKE,
     MANY,
     NUMBERS,
     PEOPLE,
@@ -39,7 +40,6 @@ from pipeline.senses.counting import counts, traffic
 from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import labels, place_of
 
-LONG_TAKE = 15  # frames up to which a shot shows one scene
 READ = 4  # frames of a moment
 NOW = 2  # newest frames that are "now": who left before is not there
 UNKNOWABLE = {
@@ -50,6 +50,8 @@ UNKNOWABLE = {
     "foreign": "Please ask in English; I understand no other language.",
 }
 ELSEWHERE = ("after", "before", "now", "describe", "list", "compare", "at")  # kinds not about the thing's own moment
+WHENS = ("when", "last", "again", "howlong")
+NARROWED = {"only", "just", "alone", "both", *TERMS}  # words that ask for less than all of a thing's moments
 WHICH = ("position", "holding", "now", "who", "premise", "where")  # of these, "what animal" asks for its name
 LOOKS = {
     "colour": "I am not sure of its colour.",
@@ -94,13 +96,16 @@ class Composer:
     def answer(self) -> str:
         if self.kind in UNKNOWABLE:
             return UNKNOWABLE[self.kind]
-        if self.kind in ("talk", "about_you", "command", "length") or self.verdict.plan == "count":
+        if self.verdict.plan == "count" and self.verdict.count is not None:
+            said = counted("scene", self.verdict.count) if self.verdict.count > 1 else "one scene"
+            return f"{said[0].upper()}{said[1:]} so far."
+        if self.kind in ("talk", "about_you", "command", "length"):
             return ""
         if self.verdict.plan == "chat" and not self.asked.each and self.kind not in (*LOOKS, "yesno", "either"):
             return ""
         if self.verdict.late:
             return late(self.asked)
-        if "negated" in self.asked.cues and not self.asked.each:
+        if "negated" in self.asked.cues and (not self.asked.each or (self.kind in WHENS and self.of_people())):
             return self.without()
         if self.asked.unnamed[:1] == ("what",) and self.kind in ("position", "holding") and not self.of_a_group():
             return self.on_it()
@@ -108,8 +113,10 @@ class Composer:
             return absent
         if self.runs and self.of_a_group() and (named_so := self.which()):
             return named_so
-        if "negated" in self.asked.cues and self.kind not in ("yesno", "both"):
+        if "negated" in self.asked.cues and self.kind in (*WHENS, "now", "at"):
             return "I am not sure when that is."
+        if self.runs and self.kind in WHENS and NARROWED & set(self.asked.unnamed):
+            return f"I see {self.things()} at {self.at(self.runs[0])}, but I cannot tell more."
         tell: dict[str, Callable[[], str]] = {
             "yesno": self.yes,
             "both": self.yes,
@@ -130,7 +137,9 @@ class Composer:
             return self.yes()
         if self.kind in LOOKED:
             return LOOKED[self.kind](self.asked, self.known, self.verdict) or self.look()
-        return tell.get(self.kind, self.look if self.kind in LOOKS else self.moment)()
+        said = tell.get(self.kind, self.look if self.kind in LOOKS else self.moment)()
+        doubted = "yes or no" in self.asked.cues and said.startswith("At ")  # what is seen is no yes and no no
+        return f"I am not sure; {said[0].lower()}{said[1:]}" if doubted else said
 
     def beside(self, kind: str) -> None:
         """Rest on what comes right after, or right before, the things are seen: of a shot's rest, or of the next one.
@@ -155,6 +164,9 @@ class Composer:
             and (self.asked.each[0][0] in GROUPED and self.kind in WHICH)
         )
 
+    def of_people(self) -> bool:
+        return all(things == PEOPLE for _, things in self.asked.each)
+
     def which(self) -> str:
         """The kinds of a group that are seen: now, if one is there, else where one was first."""
         run = self.runs[-1 if self.runs[-1].stop >= len(self.index.times) - 1 else 0]
@@ -170,10 +182,12 @@ class Composer:
         """Where something is named that the towers would know and have not seen."""
         of = self.asked.each[:1] if self.kind in ("count_now", "count_all") else self.asked.each
         missing = [(word, things) for word, things in of if not runs(self.index, things)]
-        if not missing or self.kind in ("describe", "now", "list", "either"):
+        if not missing or self.kind in ("describe", "now", "either"):
             return ""
         if doubted := [word for word, things in missing if doubtful(self.index, things)]:
             return f"I am not sure whether there is {joined([counted(word, 1) for word in doubted], 'or')}."
+        if self.kind == "list":
+            return ""
         words = [word for word, _ in missing]
         there = [word for word, things in of if word not in words]
         unseen = f"I have not seen {joined([counted(word, 1) for word in words], 'or')}"
@@ -194,6 +208,7 @@ class Composer:
         if not empty:
             return "I am not sure when that is."
         self.show(empty[0])
+        empty = empty[:1] if "first" in self.asked.cues else empty
         return f"At {joined([self.at(run) for run in empty[:4]])}." if self.kind == "when" else self.moment()
 
     def show(self, run: range) -> None:
@@ -235,6 +250,9 @@ class Composer:
         seen_at = mmss(self.verdict.time) if self.pinned and self.verdict.time is not None else self.at(self.runs[0])
         asks = [word for word in self.asked.unnamed if word not in THERE and len(word) > 1]
         if hue := [word.replace("gray", "grey") for word in asks if word.replace("gray", "grey") in TERMS]:
+            if len(hue) > 1:  # "Is it green or red?"
+                shown = [term for term in self.known.colours(self.asked.things, self.runs[0]) if term in hue]
+                return f"{shown[0].capitalize()}, at {seen_at}." if len(shown) == 1 else "I am not sure which."
             return self.has_colour(hue[0], [word for word in asks if word not in (*TERMS, "gray", *CLOTHES)])
         if asks:
             return f"I see {self.things()} at {seen_at}, but I cannot tell more."

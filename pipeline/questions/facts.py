@@ -21,6 +21,7 @@ from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import labels
 
 GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
+LONG_TAKE = 15  # frames up to which a shot shows one scene
 SHORT = 8  # frames of a video in which one frame is much
 TOLD = 0.5  # score from which a detection is said as a fact; persons are seldom mistaken, so SEEN is enough
 CLASS_SURE = 0.7  # mean probability from which an ImageNet class is said as a fact
@@ -47,7 +48,7 @@ AT = {
     "indoors": "indoors",
 }
 SOMEBODY = {"anybody", "anyone", "somebody", "someone", "everybody", "everyone", "nobody", "people", "persons"}
-SOMEBODY |= {"somebody else", "visitor", "no one"}
+SOMEBODY |= {"somebody else", "visitor", "no one", "human"}
 MANY = {
     "person": "people",
     "man": "men",
@@ -88,7 +89,12 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     ids = features.det_ids[rows]
     sure = features.det_scores[rows] >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
     found = [(int(i), (sure & (ids == i)).sum(1).numpy()) for i in ids[sure].unique()]
-    most = [(i, n) for i, n in found if (n > 0).mean() > 0.5 or features.det_scores[rows][ids == i].max() >= GLIMPSE]
+    often = len(rows) > 1 or len(index.times) < SHORT  # a cut's half-faded picture alone was "a dog and a frisbee"
+    most = [
+        (i, n)
+        for i, n in found
+        if (often and (n > 0).mean() > 0.5) or features.det_scores[rows][ids == i].max() >= GLIMPSE
+    ]
     counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in most]
     classes = likely(index, rows)
     many = {word for word, number in counts if number > 1}
@@ -266,18 +272,30 @@ def described(known: Known, rows: Sequence[int]) -> str:
     return f"nobody, only {joined(said)}" if said else "nobody"
 
 
+def told(known: Known, rows: Sequence[int], wanted: Things | None) -> str:
+    """What a summary says of a moment: of its frames, else of the whole of a short shot; of wanted things alone."""
+    shot = known.index.frames_of(known.index.shot_of(rows[0]))
+    for some in (rows, shot) if len(shot) <= LONG_TAKE else (rows,):
+        seen = [w for w in surely(known.index, some) if wanted and wanted.shares(named_things(w), False)]
+        if said := joined(seen) if wanted else described(known, some):
+            return said
+    return ""
+
+
 def phrased(word: str) -> str:
     """A word of the places' head as something seen."""
     return word if word in SUBSTANCES or word.endswith("ing") or " " in word else counted(word, 1)
 
 
-def summary(index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses) -> list[str]:
+def summary(
+    index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses, wanted: Things | None = None
+) -> list[str]:
     """A sentence for every moment the towers are sure of, "" for the others; all of one doubt if they are of none.
 
-    Where most are unknown, that is said at the end.
+    Where most are unknown, that is said at the end. wanted: of what things alone ("Which animals?"), if of some.
     """
     known = Known(index, senses)
-    seen = [described(known, frames) for _, frames in moments]
+    seen = [told(known, frames, wanted) for _, frames in moments]
     said = [f"{mmss(time)} {words}." if words else "" for (time, _), words in zip(moments, seen)]
     if not any(said):
         return [f"{mmss(time)} I am not sure what this is." for time, _ in moments]

@@ -18,7 +18,8 @@ def _words(text: str) -> frozenset[str]:
 THERE = _words(
     """standing stand room place scene moment time second frame film screen view else come came coming comes walk walked
     walking enter entered turn turned up show showed shown spot find found anything something still just present around
-    left passing pass passed went go goes gone by get got being what which there any other least"""
+    left passing pass passed went go goes gone by get got being what which there any other least all ever his her hers
+    their its my human humans"""
 )
 CLOTHES = _words("shirt dress jacket coat vest clothes sweater top wearing wear worn on")
 ELSEWHERE_WORN = _words("hat head helmet glasses shoes feet hair trousers pants legs hands neck")

@@ -36,6 +36,7 @@ _KINDS = {
     "vehicle": "car bus truck motorcycle",
     "vegetable": "broccoli carrot",
     "fruit": "banana apple orange",
+    "furniture": "chair couch bed bench",
 }
 GROUPED = {*_KINDS, "bird", "dog", "cat", "fish", "flower"}  # words of which one may ask "which?"
 _CLASSES = {  # ImageNet's order of animals: first class, one past the last

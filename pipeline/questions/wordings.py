@@ -99,5 +99,5 @@ def cues(text: str) -> frozenset[str]:
 
 def points_back(text: str) -> bool:
     """Whether a question that names nothing itself may be about what the last one was about."""
-    words_of = re.findall(r"[a-z']+", text.lower())
+    words_of = re.findall(r"[a-z']+", re.sub(r"\b(is|are|was|were) there\b", "is", text.lower()))  # that points nowhere
     return len(words_of) < 3 or any(word in _REFERRING for word in words_of)

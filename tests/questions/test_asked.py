@@ -53,3 +53,12 @@ def test_nothing_behind_the_parser_reads_the_typed_text(name):
     tree = ast.parse((QUESTIONS / name).read_text())
     assert not any(isinstance(node, ast.Import) and any(a.name == "re" for a in node.names) for node in ast.walk(tree))
     assert not any(isinstance(node, ast.Attribute) and node.attr == "text" for node in ast.walk(tree))
+
+
+def test_there_is_points_nowhere():
+    assert not parse("Is there a river?", 30.0).refers and not parse("Are there any leaves?", 30.0).refers
+    assert parse("Is it there?", 30.0).refers and parse("And then?", 30.0).refers
+
+
+def test_words_that_are_run_together_are_read_apart():
+    assert parse("whats on the wall", 30.0).unnamed[0] == "what"

@@ -111,6 +111,80 @@ def test_a_summary_leaves_out_what_is_not_known_unless_nothing_is():
     assert summary(INDEX, [(0.0, (0,))], NONE) == ["0:00 I am not sure what this is."]
 
 
+def test_a_list_of_some_things_names_no_others():
+    both = features(12, {f: [("dog", 0.9, "left"), ("car", 0.9, "left")] for f in range(12)})
+    moments = [(0.0, (0, 1)), (6.0, (6, 7))]
+    wanted = parse("Which animals did you see?", 11.0).wanted
+    assert summary(index([0.0] * 12, (0, 6), both), moments, NONE, wanted) == ["0:00 a dog.", "0:06 a dog."]
+
+
+def test_a_summary_looks_at_all_of_a_short_shot():
+    seen = features(12, {f: [("bird", 0.8, "left")] for f in range(6, 9)})
+    assert summary(index([0.0] * 12, (0, 6), seen), [(6.0, (10, 11))], NONE) == ["0:06 a bird."]
+
+
+def test_what_one_picture_of_a_cut_shows_must_be_sure():
+    for score, said in ((0.55, []), (0.8, ["a dog"])):
+        assert surely(index([0.0] * 12, (0,), features(12, {5: [("dog", score, "left")]})), [5]) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("when", "When is only one dog left?", "cannot tell more"),
+        ("last", "When do you last see the black dog?", "cannot tell more"),
+        ("either", "Is the dog full or empty?", "I am not sure which."),
+        ("compare", "Is it the same dog all the time?", "I am not sure; at 0:29 "),
+        ("yesno", "Does a dog show up in it at all?", "Yes, at 0:05."),
+        ("yesno", "Is there any meat?", "I am not sure."),
+    ],
+)
+def test_a_condition_that_no_sense_knows_is_a_doubt(kind, text, expected):
+    late = index([0.0] * 30, (0, 15), features(30, {f: [("dog", 0.9, "left")] for f in (*range(5, 10), 28, 29)}))
+    assert expected in Composer(kind, parse(text, 29.0), Verdict("now", (29,), 29.0), late, NONE).answer()
+
+
+def test_scenes_are_counted_not_written():
+    for count, said in ((1, "One scene so far."), (7, "Seven scenes so far."), (11, "11 scenes so far.")):
+        assert say("count_all", "How many scenes were there?", Verdict("count", (29,), 29.0, count=count)) == said
+
+
+VISITS = {f: [("tv", 0.8, "right")] for f in range(40)}
+VISITS |= {f: [("tv", 0.8, "right"), ("person", 0.9, "left")] for f in (*range(6, 18), *range(24, 32), 38, 39)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "plan", "expected"),
+    [
+        ("when", "When does the first person appear?", "find", "At 0:06."),
+        ("count_all", "How many people were there?", "about", "I saw people three separate times."),
+        ("when", "When is the room empty?", "find", "At 0:00, 0:18 and 0:32."),
+        ("after", "What happened after the first person left?", "after", "At 0:18 I see nobody, only a tv."),
+        ("now", "What is happening now?", "now", "a person"),
+        ("yesno", "Is there a person now?", "yesno_now", "Yes, at 0:39."),
+        ("when", "When is the person last there?", "find", "0:38"),
+    ],
+)
+def test_people_who_come_and_go(kind, text, plan, expected):
+    """Once: "1:00", "One person.", a second with somebody in it, the beginning, and "A tv."."""
+    idx = index([0.0] * 40, (0,), features(40, VISITS))
+    verdict = Verdict(plan, (36, 37, 38, 39) if plan == "now" else (0,), 39.0 if plan == "now" else 0.0)
+    assert expected in Composer(kind, parse(text, 39.0), verdict, idx, NONE).answer()
+
+
+def test_which_of_two_things_came_first():
+    """ "Before" once won over the yes or no."""
+    both = features(
+        30, {f: [("cat", 0.9, "left")] for f in range(3, 6)} | {f: [("person", 0.9, "left")] for f in (9, 10)}
+    )
+    idx = index([0.0] * 30, (0,), both)
+    for text, said in (("Did you see a cat before the man?", "Yes, "), ("Did you see a cat after the man?", "No, ")):
+        asked = parse(text, 29.0)
+        assert asked.plan == "yesno"
+        answer = Composer("yesno", asked, Verdict("yesno", (0,), 0.0), idx, NONE).answer()
+        assert answer.startswith(said) and "0:03" in answer and "0:09" in answer
+
+
 def test_numbers_in_words():
     assert (counted("dog", 2), counted("apple", 1), counted("person", 3)) == ("two dogs", "an apple", "three people")
 
@@ -234,6 +308,9 @@ def tell(kind: str, text: str, idx=None, at: int = 6) -> str:
         ("who", "Who is there?", "A person, at 0:05; names I do not give."),
         ("when", "When does the woman appear?", "I see a person at 0:05, but I cannot tell whether it is a woman."),
         ("when", "When is nobody there?", "At 0:00 and 0:10."),
+        ("when", "At what point is it empty for the first time?", "At 0:00."),
+        ("colour", "What colour is his jacket?", "Orange, at 0:06."),
+        ("yesno", "Is the man in green or red?", "I am not sure which."),
         ("count_all", "How many people came in?", "One person at 0:05."),
         ("now", "What happens now?", "At 0:11 I see nobody, only grass."),
     ],
@@ -244,6 +321,7 @@ def test_what_is_said_with_senses(kind, text, expected):
 
 def test_a_colour_that_is_there_is_found():
     assert tell("yesno", "Is anyone in red?", sensed(12, {}, chest="red")) == "Yes, at 0:05."
+    assert tell("yesno", "Is the man in green or red?", sensed(12, {}, chest="red")) == "Red, at 0:05."
 
 
 def test_a_setting_is_said_only_where_it_is_sure_and_people_do_something_only_where_one_is():
