@@ -22,6 +22,7 @@ class Noticing:
         self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._newest: StreamState | None = None
+        self._closed = False
 
     def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> None:
         """With what was noticed of a stream before; at the beginning."""
@@ -56,6 +57,8 @@ class Noticing:
         self._timeline.remove_rule(number)
 
     def close(self) -> None:
+        """What waits is let go."""
+        self._closed = True
         self._waiting.put(None)
 
     @property
@@ -69,7 +72,7 @@ class Noticing:
             self._worker.start()
 
     def _work(self) -> None:
-        while (deed := self._waiting.get()) is not None:
+        while (deed := self._waiting.get()) is not None and not self._closed:
             try:
                 deed()
             except Exception:  # a stream without marks is still watched and asked
