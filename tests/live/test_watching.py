@@ -295,8 +295,6 @@ def test_a_file_that_cannot_be_copied_ends_nothing(made, clip, tmp_path):
 def test_a_view_tells_the_shots_of_what_was_watched(made, clip):
     session = made()
     session.open_file(clip)
-    until(lambda: ended(session) and len(session.view().events) == 2)
-    assert [(event.kind, event.time, event.until) for event in session.view().events] == [
-        ("shot", 0, 6),
-        ("shot", 6, session.view().seen_until),
-    ]
+    until(lambda: ended(session) and any(event.kind == "chapter" for event in session.view().events))
+    shots = [(event.time, event.until) for event in session.view().events if event.kind == "shot"]
+    assert shots == [(0, 6), (6, session.view().seen_until)]
