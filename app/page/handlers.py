@@ -243,6 +243,15 @@ class Events:
     def json(self, key: str | None) -> str:
         return saved.as_json(_seen(self.sessions.get(key)))
 
+    def vtt(self, key: str | None) -> str:
+        return saved.as_vtt(_seen(self.sessions.get(key)))
+
+    def srt(self, key: str | None) -> str:
+        return saved.as_srt(_seen(self.sessions.get(key)))
+
+    def csv(self, key: str | None) -> str:
+        return saved.as_csv(_seen(self.sessions.get(key)))
+
     # The clock
 
     def tick(

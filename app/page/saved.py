@@ -1,7 +1,10 @@
-"""A visitor's conversation as a file of their own: Markdown to read, JSON for programs. Nothing is sent anywhere."""
+"""A visitor's conversation and stream as files of their own: Markdown to read, JSON for programs, captions for players,
+CSV for sheets. Nothing is sent anywhere."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -10,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from app.live.view import Turn, View
-from pipeline import Event, mmss
+from pipeline import Event, mmss, srt, vtt
 
 TOLD = ("chapter", "alert", "caption")  # kinds of event for who reads
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")  # what Markdown would read as markup
@@ -61,6 +64,26 @@ def as_markdown(view: View) -> str:
         lines = [f"- {mmss(event.time)} {event.kind}: {_words(event.text)}" for event in told]
         parts += ["## What happened", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def as_vtt(view: View) -> str:
+    """What was seen as captions that players and browsers show (WebVTT)."""
+    return vtt(view.events, view.seen_until)
+
+
+def as_srt(view: View) -> str:
+    """The same for players that know no WebVTT (SubRip)."""
+    return srt(view.events, view.seen_until)
+
+
+def as_csv(view: View) -> str:
+    """What every chunk cost every model: second of the video, milliseconds a frame, bytes held after it."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["model", "at_s", "ms_per_frame", "state_bytes", "memory_bytes"])
+    for model in view.models:
+        writer.writerows([model.name, *sample] for sample in model.samples)
+    return out.getvalue()
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:

@@ -174,6 +174,7 @@ def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
         ui.undo, ui.undo_clock = _small("Undo", visible=False), gr.Timer(2.0, active=False)
     with gr.Row(elem_id="saving"):
         ui.markdown, ui.json = _small("Save as text"), _small("Save as JSON")
+        ui.vtt, ui.srt, ui.csv = _small("Save as VTT"), _small("Save as SRT"), _small("Save as CSV")
 
 
 def _small(word: str, visible: bool = True) -> gr.Button:
@@ -241,6 +242,9 @@ def _wire_chat(ui: SimpleNamespace, do: Events) -> None:
     for button, told, name, kind in (
         (ui.markdown, do.markdown, "conversation.md", "text/markdown"),
         (ui.json, do.json, "conversation.json", "application/json"),
+        (ui.vtt, do.vtt, "captions.vtt", "text/vtt"),
+        (ui.srt, do.srt, "captions.srt", "application/x-subrip"),
+        (ui.csv, do.csv, "costs.csv", "text/csv"),
     ):
         told_now = button.click(told, ui.key, ui.saved, **AT_ONCE)
         told_now.then(None, ui.saved, None, js=SAVE.format(name=name, kind=kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,29 @@ def test_what_was_seen_is_a_list_that_seeks_stays_open_and_marks_come_with_answe
     assert page.locator("#film .events[open]").count() == 1
     told = page.locator("#told")
     assert told.get_attribute("aria-live") == "polite" and told.inner_text().strip().startswith("1:")
+
+
+LOADED = """(text) => new Promise((done, failed) => {
+    const track = Object.assign(document.createElement("track"), { kind: "captions", default: true });
+    track.src = URL.createObjectURL(new Blob([text], { type: "text/vtt" }));
+    track.onload = () => done([...track.track.cues].map((cue) => [cue.startTime, cue.endTime, cue.text]));
+    track.onerror = () => failed("not read");
+    document.querySelector("#example video").append(track);
+    track.track.mode = "hidden"; })"""
+
+
+@pytest.mark.browser
+def test_captions_and_costs_are_saved_and_the_browser_itself_reads_the_captions(page):
+    files = {}
+    for kind in ("vtt", "srt", "csv"):
+        with page.expect_download() as download:
+            page.click(f"#save-as-{kind}")
+        files[download.value.suggested_filename] = Path(download.value.path()).read_text()
+    assert files["captions.srt"].startswith("1\n00:00:00,000 --> ") and files["costs.csv"].startswith("model,at_s,")
+    cues = page.evaluate(LOADED, files["captions.vtt"])
+    assert len(cues) > 10 and cues[0][0] == 0 and cues[0][2] == "Words of 0."
+    assert all(start < end for start, end, _ in cues) and files["captions.srt"].count(" --> ") == len(cues)
+    assert len(files["costs.csv"].splitlines()) > 10
 
 
 @pytest.mark.browser
