@@ -103,7 +103,7 @@ class Tape:
         if aside is None:  # as under Triton's interpreter
             self._pass()
         elif self._met:
-            self._graph = self._graph or self._on(aside, self._recorded)
+            self._graph = self._graph or self._on(aside, self._rehearsed)
             self._graph.replay()
         else:
             self._on(aside, self._pass)
@@ -116,6 +116,12 @@ class Tape:
             found = call()
         here.wait_stream(aside)
         return found
+
+    def _rehearsed(self) -> torch.cuda.CUDAGraph:
+        """Once more plainly first, by the thread that records: cuBLAS and cuDNN make themselves ready in every thread
+        that first needs them, which a recording refuses, and each visitor's question comes in a thread of its own."""
+        self._pass()
+        return self._recorded()
 
     def _recorded(self) -> torch.cuda.CUDAGraph:
         """Not by `torch.cuda.graph`, which waits for the GPU and gives all spare memory back first.
