@@ -97,7 +97,11 @@ def cues(text: str) -> frozenset[str]:
     return frozenset(name for name, pattern in CUES.items() if re.search(pattern, text, re.IGNORECASE))
 
 
+# "Is there a river?" points nowhere; "How many are there?" and "are there in it?" do.
+_THERE_IS = re.compile(r"\b(is|are|was|were) there\b(?=\s+(?!in\b|on\b|at\b|now\b|then\b|so\b|right\b|yet\b|all\b)\w)")
+
+
 def points_back(text: str) -> bool:
     """Whether a question that names nothing itself may be about what the last one was about."""
-    words_of = re.findall(r"[a-z']+", re.sub(r"\b(is|are|was|were) there\b", "is", text.lower()))  # that points nowhere
+    words_of = re.findall(r"[a-z']+", _THERE_IS.sub("is", text.lower()))
     return len(words_of) < 3 or any(word in _REFERRING for word in words_of)

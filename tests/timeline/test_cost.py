@@ -37,5 +37,9 @@ def test_the_table_says_its_share_of_watching():
     (row,) = found["rows"]
     assert row["notice_over_chunk"] == row["notice_ms"] / row["chunk_ms"] > 0
     floors = {"chunk_floor_ms": 1.0, "first_token_floor_s": 1.0, "tokens_per_s_ceiling": 1.0}
-    document = {"model": {**found, "rows": [{**row, **floors}]}, "model_over_baseline": [], "machine": {}}
+    document = {
+        "model": {**found, "load_s": 1.0, "rows": [{**row, **floors}]},
+        "model_over_baseline": [],
+        "machine": {},
+    }
     assert "shots, captions and five rules take" in embedded_table({**document, "conditions": {}})
