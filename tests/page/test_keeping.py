@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -84,6 +85,12 @@ def frames(page) -> int:
     return int(page.inner_text("#strip .tile:has-text('Frames seen') b").replace(",", "") or 0)
 
 
+def browser_error() -> type[Exception]:
+    from playwright.sync_api import Error
+
+    return Error
+
+
 @pytest.mark.browser
 def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(server, come):
     server.start(1.0)
@@ -103,7 +110,8 @@ def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(s
     assert 0 < frames(page) < 40
     server.kill()
     server.start(0.05)
-    page.reload()
+    with contextlib.suppress(browser_error()):  # where the page comes back by itself at the same moment
+        page.reload()
     state(page, "Ended")
     page.wait_for_selector("#chat .user-row:has-text('What was it until now?')")
     assert page.locator("#chat .facts:has-text('stopped')").count() == 1 and page.is_checked("#keep input")
