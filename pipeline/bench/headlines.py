@@ -10,11 +10,9 @@ Beside each time stands its floor (floors.py). What the figures mean: pipeline/b
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.bench.floors import bytes_of
-from pipeline.bench.machine import OUT_OF_MEMORY, Machine, machine_conditions, peak_memory, reset_peak_memory, timed
+from pipeline.bench.machine import Machine, machine_conditions, part_alone, peak_memory, reset_peak_memory, timed
 from pipeline.bench.shapes import with_floor
 from pipeline.bench.systems import Sizes, Subject, gemamba_subject, ml_mamba_subject, mmmamba_subject
 from pipeline.gpu.dispatch import backend
@@ -58,26 +56,13 @@ def measure_headlines(
     for name, config in sizes.mmmamba.items():
         marks = (early, late) if name == "linear" else None
         make = partial(mmmamba_subject, config, machine, name)
-        found[name] = _alone(name, partial(measure_long, make, machine, sizes.tokens, per_chunk, marks))
+        found[name] = part_alone(name, partial(measure_long, make, machine, sizes.tokens, per_chunk, marks))
     found["over_hovle"] = {name: over(found[name], found["hovle"], PAPER[name]) for name in PAPER if name in found}
     make = partial(gemamba_subject, sizes.gemamba, machine)
-    found["gemamba"] = _alone("gemamba", partial(measure_pictures, make, machine, per_chunk, None))
+    found["gemamba"] = part_alone("gemamba", partial(measure_pictures, make, machine, per_chunk, None))
     make, some = partial(ml_mamba_subject, sizes.ml_mamba, machine), (early, min(late, MINUTES_OF_ML_MAMBA * 60))
-    found["ml_mamba"] = _alone("ml_mamba", partial(measure_pictures, make, machine, per_chunk, some))
+    found["ml_mamba"] = part_alone("ml_mamba", partial(measure_pictures, make, machine, per_chunk, some))
     found["squash_s"] = _squash_s()
-    return found
-
-
-def _alone(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """With nothing of it left behind, and told on stderr at once. Out of memory is a result: {"stopped": ...}."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        found = part()
-    except OUT_OF_MEMORY:
-        found = {"stopped": "out of memory"}
-    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
     return found
 
 

@@ -6,6 +6,8 @@ The bottom of the bench: nothing here knows a model.
 from __future__ import annotations
 
 import contextlib
+import gc
+import json
 import math
 import os
 import platform
@@ -120,3 +122,20 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def part_alone(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """With its own peak of memory, and nothing of it left behind. Out of memory is a result: {"stopped": ...}.
+
+    Said on stderr at once: whatever happens to the later parts, this one was measured.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    reset_peak_memory()
+    try:
+        found = part()
+    except OUT_OF_MEMORY:
+        found = {"stopped": "out of memory"}
+    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found

@@ -10,11 +10,8 @@ computed from the shapes and this GPU's rates measured in the same run. What the
 
 from __future__ import annotations
 
-import gc
-import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +22,7 @@ from torch import Tensor
 from pipeline.bench import floors
 from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
 from pipeline.bench.floors import bytes_of
-from pipeline.bench.machine import OUT_OF_MEMORY, Machine, machine_conditions, peak_memory, reset_peak_memory, timed
+from pipeline.bench.machine import Machine, machine_conditions, part_alone, peak_memory, reset_peak_memory, timed
 from pipeline.bench.mixers import measure_mixers
 from pipeline.bench.shapes import (
     QUESTION,
@@ -98,7 +95,7 @@ def measure_published(
         "tower": None,
         "all_in": None,
     }
-    document |= {name: _alone(name, part) for name, part in parts.items()}
+    document |= {name: part_alone(name, part) for name, part in parts.items()}
     for name in ("baseline", "one_pass"):
         document[f"vamba_over_{name}"] = compared(document["vamba"], document[name])
     return document
@@ -122,23 +119,6 @@ def _rates(machine: Machine) -> dict[str, float]:
         "copy bytes/s": machine.bytes,
         "bytes/s from the host": machine.bus,
     }
-
-
-def _alone(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """With its own peak of memory, and nothing of it left behind. Out of memory is a result: {"stopped": ...}.
-
-    Said on stderr at once: whatever happens to the later parts, this one was measured.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    reset_peak_memory()
-    try:
-        found = part()
-    except OUT_OF_MEMORY:
-        found = {"stopped": "out of memory"}
-    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
-    return found
 
 
 def _doublings(most: int) -> list[int]:

@@ -98,10 +98,9 @@ class Answering:
         """The same over the prefix and, causally, the conversation."""
         heads, tokens, width = q_HTP.shape
         end = place + tokens
-        own, prefix = (self._k[layer, :, :end], self._v[layer, :, :end]), self._prefix
-        k, v = own if prefix is None else (
-            torch.cat(both, dim=1) for both in ((prefix.k[layer], own[0]), (prefix.v[layer], own[1]))
-        )  # fmt: skip
+        k, v, prefix = self._k[layer, :, :end], self._v[layer, :, :end], self._prefix
+        if prefix is not None:
+            k, v = torch.cat([prefix.k[layer], k], dim=1), torch.cat([prefix.v[layer], v], dim=1)
         q_KRP = (q_HTP * width**-0.5).reshape(len(k), -1, width)  # the query heads of one key head side by side
         scores = (q_KRP @ k.transpose(1, 2)).view(heads, tokens, -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

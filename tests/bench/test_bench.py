@@ -12,7 +12,7 @@ from pipeline.bench import baseline as published_baseline
 from pipeline.bench import floors, published
 from pipeline.bench.baseline import compared, measure_baseline, measure_one_pass
 from pipeline.bench.floors import bytes_of
-from pipeline.bench.machine import Machine
+from pipeline.bench.machine import Machine, part_alone
 from pipeline.bench.published import measure_published
 from pipeline.bench.shapes import PUBLISHED, QUESTION, QUESTION_TOKENS, ReadyTokens, Shapes, built
 from pipeline.bench.tables import published_table
@@ -198,7 +198,7 @@ def test_running_out_of_memory_is_a_row(shapes, monkeypatch):
     found = measure_baseline(shapes, machine, published._doublings(300), 16)
     assert [row["frames"] for row in found["watched"]] == [128]
     assert found["stopped"] == "out of memory on the way to 256 frames"
-    assert published._alone("part", lambda: (_ for _ in ()).throw(MemoryError)) == {"stopped": "out of memory"}
+    assert part_alone("part", lambda: (_ for _ in ()).throw(MemoryError)) == {"stopped": "out of memory"}
     monkeypatch.setattr(published_baseline, "timed", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError))
     monkeypatch.setattr(published_baseline, "_pass", keeping_the_warm_up(published_baseline._pass))
     whole = measure_one_pass(shapes, machine, [64, 128])

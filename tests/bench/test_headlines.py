@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from pipeline.__main__ import main
-from pipeline.bench import headlines
 from pipeline.bench.cost import Cost
 from pipeline.bench.headlines import LIVE, Stream, headlines_table, measure_headlines, over, per_picture
-from pipeline.bench.machine import Machine
+from pipeline.bench.machine import Machine, part_alone
 from pipeline.bench.systems import Sizes, gemamba_subject, ml_mamba_subject, mmmamba_subject
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.models.ml_mamba import MLMambaConfig
@@ -162,7 +161,7 @@ def test_what_does_not_fit_is_a_row_of_its_own(monkeypatch, capsys) -> None:
     def full(*_):
         raise torch.OutOfMemoryError
 
-    assert headlines._alone("hovle", full) == {"stopped": "out of memory"}
+    assert part_alone("hovle", full) == {"stopped": "out of memory"}
     assert "hovle" in capsys.readouterr().err
 
 

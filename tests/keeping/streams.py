@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -146,3 +147,17 @@ def main(root: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def slow(seconds: float) -> Engine:
+    """The tiny model, which takes its time over every two pictures."""
+    engine = tiny()
+    watch = engine.model.watch
+
+    def late(chunk, state):
+        time.sleep(seconds)
+        return watch(chunk, state)
+
+    engine.model.watch = late  # type: ignore[method-assign]
+    engine.model.chunk_frames = lambda backlog: 2  # type: ignore[method-assign]
+    return engine

@@ -21,7 +21,7 @@ from app.live.table import Sessions
 from app.live.view import WEBCAM, Phase
 from pipeline import Engine, Event, UserError
 from pipeline.keeping.found import notes
-from tests.keeping.streams import digest, tiny
+from tests.keeping.streams import digest, slow
 
 CLIP = Path(__file__).parents[1] / "data/corpus/valid/h264_faststart.mp4"
 
@@ -39,19 +39,6 @@ def upload(tmp_path) -> Path:
     path.parent.mkdir()
     shutil.copyfile(CLIP, path)
     return path
-
-
-def slow(seconds: float) -> Engine:
-    engine = tiny()
-    watch = engine.model.watch
-
-    def late(chunk, state):
-        time.sleep(seconds)
-        return watch(chunk, state)
-
-    engine.model.watch = late
-    engine.model.chunk_frames = lambda backlog: 2
-    return engine
 
 
 @pytest.fixture

@@ -6,28 +6,12 @@ The tiny model of tests/keeping behind the real page; SECONDS is how long it tak
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 from app.live import watching
 from app.live.shelf import Shelf
 from app.live.table import Sessions
-from pipeline import Engine
-from tests.keeping.streams import tiny
-
-
-def slow(seconds: float) -> Engine:
-    """The tiny model, which takes its time over every two pictures."""
-    engine = tiny()
-    watch = engine.model.watch
-
-    def late(chunk, state):
-        time.sleep(seconds)
-        return watch(chunk, state)
-
-    engine.model.watch = late  # type: ignore[method-assign]
-    engine.model.chunk_frames = lambda backlog: 2  # type: ignore[method-assign]
-    return engine
+from tests.keeping.streams import slow
 
 
 def main(port: int, shelf: Path, seconds: float) -> None:
