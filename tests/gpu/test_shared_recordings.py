@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from pipeline.layers.reading import TextDecoder
 from pipeline.models import vamba_together
 from pipeline.models.vamba_graphs import TextRecordings
-from pipeline.models.vamba_together import ROWS, SharedPasses, SharedRecordings, power_of_two, shared_rows
+from pipeline.models.vamba_together import ANSWERS, ROWS, SharedPasses, SharedRecordings, power_of_two, shared_rows
 from tests.conftest import gap
 from tests.gpu.test_recordings import INTERPRETED, PLACES, apply, kernels_only, net, prompt, recorded, remembered
 
@@ -28,17 +29,22 @@ def shared(recorded: TextRecordings, monkeypatch) -> SharedRecordings:
     return SharedRecordings(recorded)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_every_answer_has_a_row_and_no_pass_is_larger_than_its_room(seed):
-    chance = random.Random(seed)
-    answers = list(range(chance.randint(1, 8)))
-    groups: dict[int, list[int]] = {}
-    for n in answers:
-        groups.setdefault(chance.randrange(4), []).append(n)
-    passes = list(shared_rows(list(groups.values())))
-    assert sorted(n for _, some in passes for group in some for n in group) == answers
-    for words, some in passes:
-        assert power_of_two(len(some)) * words <= ROWS and max(map(len, some)) <= words == power_of_two(words)
+def partitions(answers: int, most: int) -> Iterator[list[int]]:
+    """Every way to split so many answers into groups of at most `most`, largest first."""
+    if not answers:
+        yield []
+    for size in range(min(answers, most), 0, -1):
+        yield from ([size, *rest] for rest in partitions(answers - size, size))
+
+
+@pytest.mark.parametrize("answers", range(1, ANSWERS + 1))
+def test_every_answer_has_a_row_and_no_pass_is_larger_than_its_room(answers):
+    for sizes in partitions(answers, answers):
+        ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+        passes = list(shared_rows([list(range(end - size, end)) for end, size in zip(ends, sizes)]))
+        assert sorted(n for _, some in passes for group in some for n in group) == list(range(answers))
+        for words, some in passes:
+            assert power_of_two(len(some)) * words <= ROWS and max(map(len, some)) <= words == power_of_two(words)
 
 
 @apply(kernels_only)
