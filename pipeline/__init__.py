@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.timeline.chapters import suggestions as suggestions
     from pipeline.timeline.chapters import summary as summary
     from pipeline.timeline.clip import clip as clip
+    from pipeline.timeline.export import csv_table as csv_table
+    from pipeline.timeline.export import in_order as in_order
+    from pipeline.timeline.export import markdown_text as markdown_text
     from pipeline.timeline.export import srt as srt
     from pipeline.timeline.export import vtt as vtt
     from pipeline.timeline.shots import look as look
@@ -78,6 +81,9 @@ PLACES = {  # every name of the door, and the module it lives in
     "open_video": "sources.file",
     "partner_of": "models.load",
     "probe": "sources.file",
+    "csv_table": "timeline.export",
+    "in_order": "timeline.export",
+    "markdown_text": "timeline.export",
     "srt": "timeline.export",
     "suggestions": "timeline.chapters",
     "summary": "timeline.chapters",

@@ -3,20 +3,15 @@ CSV for sheets. Nothing is sent anywhere."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
-import re
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from app.live.view import Turn, View
-from pipeline import Event, mmss, srt, vtt
+from pipeline import csv_table, in_order, markdown_text, mmss, srt, vtt
 
 TOLD = ("chapter", "alert", "caption")  # kinds of event for who reads
-MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")  # what Markdown would read as markup
+COSTS = ("model", "at_s", "ms_per_frame", "state_bytes", "memory_bytes")
 
 
 def as_json(view: View) -> str:
@@ -55,13 +50,13 @@ def _turn(turn: Turn) -> dict[str, Any]:
 
 def as_markdown(view: View) -> str:
     """The same to read."""
-    parts = [f"# Vamba Live: {_words(view.file_name)}" if view.file_name else "# Vamba Live"]
+    parts = [f"# Vamba Live: {markdown_text(view.file_name)}" if view.file_name else "# Vamba Live"]
     for name, turns in zip(view.names, view.conversations):
         if turns:
-            parts += [f"## {_words(name)}", *map(_told, turns)]
+            parts += [f"## {markdown_text(name)}", *map(_told, turns)]
     told = [event for event in in_order(view.events) if event.kind in TOLD and event.text]
     if told:
-        lines = [f"- {mmss(event.time)} {event.kind}: {_words(event.text)}" for event in told]
+        lines = [f"- {mmss(event.time)} {event.kind}: {markdown_text(event.text)}" for event in told]
         parts += ["## What happened", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
@@ -78,36 +73,22 @@ def as_srt(view: View) -> str:
 
 def as_csv(view: View) -> str:
     """What every chunk cost every model: second of the video, milliseconds a frame, bytes held after it."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["model", "at_s", "ms_per_frame", "state_bytes", "memory_bytes"])
-    for model in view.models:
-        writer.writerows([model.name, *sample] for sample in model.samples)
-    return out.getvalue()
-
-
-def in_order(events: Iterable[Event]) -> list[Event]:
-    """In order of time; what lasts longer first."""
-    return sorted(events, key=lambda event: (event.time, -(event.until or math.inf), event.kind))
+    samples = [(model.name, sample) for model in view.models for sample in model.samples]
+    return csv_table([dict(zip(COSTS, (name, *sample))) for name, sample in samples], COSTS)
 
 
 def _told(turn: Turn) -> str:
     about = f" (about {mmss(turn.at)})" if turn.at is not None else ""
-    lines = [f"**{_words(turn.question)}**{about}"]
+    lines = [f"**{markdown_text(turn.question)}**{about}"]
     answer = turn.answer
     if turn.error:
-        lines.append(_words(turn.error))
+        lines.append(markdown_text(turn.error))
     elif answer is None:
         lines.append("Not answered yet.")
     else:
         times = ", ".join(mmss(one.time) for one in sorted(answer.evidence, key=lambda one: one.time))
         facts = [f"seen until {mmss(answer.seen_until)}", *([f"rests on {times}"] if times else [])]
-        facts += [_words(f"{answer.basis.mode}: {answer.basis.words}")] if answer.basis.words else []
+        facts += [markdown_text(f"{answer.basis.mode}: {answer.basis.words}")] if answer.basis.words else []
         facts += ["stopped"] if answer.stopped else []
-        lines += [_words(answer.text) or "…", f"_{'; '.join(facts)}_"]
+        lines += [markdown_text(answer.text) or "…", f"_{'; '.join(facts)}_"]
     return "\n\n".join([*lines, *(["Marked as wrong."] if turn.wrong else [])])
-
-
-def _words(text: str) -> str:
-    """Words on one line that no reader of Markdown takes for markup."""
-    return MARKS.sub(r"\\\1", " ".join(text.split()))

@@ -110,5 +110,5 @@ FORMATS: dict[str, Callable[[argparse.Namespace, Noticed, float], str]] = {
     "vtt": lambda args, noticed, end: export.vtt(noticed.timeline.events, end),
     "srt": lambda args, noticed, end: export.srt(noticed.timeline.events, end),
     "json": _json,
-    "csv": lambda args, noticed, end: export.table(noticed.costs),
+    "csv": lambda args, noticed, end: export.csv_table(noticed.costs),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -63,12 +64,13 @@ def as_json(events: Sequence[Event], about: Mapping[str, object]) -> str:
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:
-    return sorted(events, key=lambda event: (event.time, event.kind))
+    """In order of time; what lasts longer first."""
+    return sorted(events, key=lambda event: (event.time, -(event.until or math.inf), event.kind))
 
 
 def markdown(events: Sequence[Event], title: str, end: float) -> str:
     """To be read: chapters, alerts and captions, with their times."""
-    parts = [f"# {_escaped(title)}", f"{mmss(end)} seen."]
+    parts = [f"# {markdown_text(title)}", f"{mmss(end)} seen."]
     for kind, heading in TITLES.items():
         lines = [_told(event) for event in in_order(events) if event.kind == kind]
         if lines:
@@ -78,18 +80,19 @@ def markdown(events: Sequence[Event], title: str, end: float) -> str:
 
 def _told(event: Event) -> str:
     until = "" if event.until is None else f" to {mmss(event.until)}"
-    return f"- {mmss(event.time)}{until}: {_escaped(event.text) or 'I am not sure what this is.'}"
+    return f"- {mmss(event.time)}{until}: {markdown_text(event.text) or 'I am not sure what this is.'}"
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Words on one line that no reader of Markdown takes for markup."""
     return MARKS.sub(r"\\\1", _line(text))
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """CSV (RFC 4180) with a line of names; all rows have the same."""
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]))
+def csv_table(rows: Sequence[Mapping[str, object]], names: Sequence[str] = ()) -> str:
+    """CSV (RFC 4180) with a line of names; all rows have the same. names: where there may be no row to tell them."""
+    out, names = io.StringIO(), names or list(rows[0] if rows else ())
+    if names:
+        writer = csv.DictWriter(out, names)
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()

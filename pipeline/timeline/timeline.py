@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pipeline.engine import Engine
@@ -67,7 +68,8 @@ class Timeline:
     def judge(self, state: StreamState) -> None:
         """Alerts of what was seen and not judged yet. Whoever adds a rule to a stream that is over calls it."""
         for armed in self._armed:
-            self._keep([*armed.judge(state)])
+            with suppress(UserError):  # such as no memory left: asked again after the next chunk, and other rules go on
+                self._keep([*armed.judge(state)])
         self._show()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from app.live.view import ModelView, Sample, View
-from app.page.saved import as_json, as_markdown
+from app.page.saved import as_csv, as_json, as_markdown
 from pipeline import Event, Rule
 
 EVENTS = (
@@ -40,3 +40,7 @@ def test_markdown_tells_what_happened_and_no_markup_of_others():
         "- 0:04 alert: A person came into view.\n"
     )
     assert "What happened" not in as_markdown(View())
+
+
+def test_costs_of_nothing_are_a_line_of_names():
+    assert as_csv(View()) == "model,at_s,ms_per_frame,state_bytes,memory_bytes\r\n"

@@ -169,3 +169,26 @@ def test_what_cannot_be_judged_is_refused_with_a_sentence(text):
     with pytest.raises(UserError) as refused:
         read_rule(text)
     assert "not taken" in str(refused.value) and str(refused.value).count(". ") == 0
+
+
+def test_a_rule_that_cannot_be_judged_now_keeps_no_other_from_being_told():
+    """It is judged after the next chunk, as if nothing had been."""
+
+    class Full(Given):
+        full = True
+
+        def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
+            if self.full:
+                raise UserError("Memory ran out while answering, so the answer is cut short; ask again.")
+            return super().seen(state, since)
+
+    timeline, full = Timeline(Engine(Colours())), Full([0.9] * 5)
+    timeline._armed = tuple(
+        Armed(Rule("", says, 0.0, n), spotter)
+        for n, (says, spotter) in enumerate([("first", full), ("other", Given([0.9] * 5))])
+    )
+    timeline.judge(StreamState((), frames=4))
+    assert [event.text for event in timeline.events] == ["other"]
+    full.full = False
+    timeline.judge(StreamState((), frames=5))
+    assert [(event.text, event.time) for event in timeline.events] == [("other", 0.0), ("first", 0.0)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.__main__ import main
 from pipeline.stream import Event
-from pipeline.timeline.export import LONGEST, as_json, markdown, srt, table, vtt
+from pipeline.timeline.export import LONGEST, as_json, csv_table, markdown, srt, vtt
 from tests.fake_model import write_clip
 from tests.timeline.made import Colours
 
@@ -47,7 +47,7 @@ def test_whatever_a_caption_says_it_is_one_cue(texts):
 
 
 def test_nothing_to_say_is_an_empty_file_of_its_kind():
-    assert vtt((), 0.0) == "WEBVTT\n" and srt((), 0.0) == "" and table([]) == ""
+    assert vtt((), 0.0) == "WEBVTT\n" and srt((), 0.0) == "" and csv_table([]) == ""
     assert json.loads(as_json((), {}))["events"] == []
 
 
@@ -64,7 +64,7 @@ def test_markdown_reads_and_shows_no_markup_of_others():
 
 
 def test_a_table_is_no_program():
-    rows = list(csv.DictReader(io.StringIO(table([{"at": -1.5, "text": "=1+1"}, {"at": 2, "text": 'a "b", c'}]))))
+    rows = list(csv.DictReader(io.StringIO(csv_table([{"at": -1.5, "text": "=1+1"}, {"at": 2, "text": 'a "b", c'}]))))
     assert rows == [{"at": "-1.5", "text": "'=1+1"}, {"at": "2", "text": 'a "b", c'}]
 
 
