@@ -16,7 +16,7 @@ import torch
 
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import Vamba, VambaConfig
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, VideoChunk
 from pipeline.towers.seen import Seen
 

@@ -15,7 +15,7 @@ import torch
 from pipeline.layers.mamba2 import MixerConfig, MixerState
 from pipeline.layers.reading import TextDecoder
 from pipeline.memory.memory import Memory, Policy
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Question, Sampling, StreamState, VideoChunk
 from tests.conftest import PairEyes, gap
 from tests.layers.test_mamba2 import OPTIONS, random_mixer

@@ -1,4 +1,4 @@
-"""The engine's promises with a model small enough to read: turns, stop, snapshots, clocks, refusals.
+"""The engine's promises with a model small enough to read: turns, stop, snapshots, refusals.
 
 `ColourModel` really watches and really answers, in microseconds: it remembers every frame's mean colour and, asked
 for a colour, looks at the frames that have it. So engine logic is tested without weights.
@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, VideoChunk, mmss
-from pipeline.clock import parse_mmss
 from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, Overflowed, checked
 from pipeline.stream import Model, Token
 from pipeline.turns import Flow
@@ -358,6 +357,12 @@ def test_questions_that_cannot_be_asked(question):
     assert one_sentence(error)
 
 
+def test_earlier_turns_are_cleaned_like_the_question():
+    """A lone surrogate or a NUL in a remembered answer broke the tokenizer, or cut the text."""
+    question = checked(Question("hi", (("a\ud800", "b\0c"),)), Sampling())
+    assert question.history == (("a?", "bc"),)
+
+
 def test_the_longest_question_is_asked():
     engine = Engine(ColourModel())
     assert next(engine.ask(Question("x" * QUESTION_CHARACTERS), watched(engine, [frame(0)]))).tokens == 1
@@ -516,30 +521,3 @@ def test_the_model_may_choose_its_chunks():
     model = ColourModel()
     model.chunk_frames = lambda backlog: backlog // 3
     assert [Engine(model).chunk_frames(n) for n in (0, 3, 30)] == [1, 1, 10]
-
-
-# --- clocks ----------------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 10**6))
-def test_clock_there_and_back(seconds):
-    assert parse_mmss(mmss(seconds)) == seconds
-    assert mmss(seconds + 0.99) == mmss(seconds)
-
-
-def test_clock_by_hand():
-    assert [mmss(s) for s in (0, 9.9, 75, 3599.9, 3723, -3)] == ["0:00", "0:09", "1:15", "59:59", "1:02:03", "0:00"]
-    assert [parse_mmss(t) for t in ("75", "12:40", "1:02:03", " 90:00 ", "1:15.5")] == [75, 760, 3723, 5400, 75.5]
-
-
-@pytest.mark.parametrize("text", ["", "abc", "1:75", "1:60:00", "-5", "1:2:3:4", "1e9", "nan", ":30", "٣:٤٠", "9" * 9])
-def test_times_that_are_none(text):
-    with pytest.raises(UserError) as error:
-        parse_mmss(text)
-    assert str(error.value).endswith(".")
-
-
-def test_earlier_turns_are_cleaned_like_the_question():
-    """A lone surrogate or a NUL in a remembered answer broke the tokenizer, or cut the text."""
-    question = checked(Question("hi", (("a\ud800", "b\0c"),)), Sampling())
-    assert question.history == (("a?", "bc"),)

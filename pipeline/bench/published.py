@@ -41,7 +41,7 @@ from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import to_int8
 from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Vamba
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.options import ModelOptions
 from pipeline.stream import Model, Sampling, StreamState, VideoChunk
 from pipeline.towers.qwen import Patching, QwenVision, as_tower, build_tower

@@ -24,7 +24,7 @@ from pipeline.engine import Engine
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.load import load
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
 from pipeline.towers.qwen import Patching, QwenVision, build_tower
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.memory.memory import Memory
 from pipeline.models.load import load
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, UserError, VideoChunk
 from pipeline.weights.checkpoint import DTYPES
 

@@ -20,7 +20,7 @@ from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.models.transformer import Qwen2VL, TransformerModel
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.options import ModelOptions
 from tests.conftest import TINY, TINY_MIXER
 from tests.models.test_transformer import CONFIG

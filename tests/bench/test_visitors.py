@@ -58,7 +58,7 @@ def test_every_kind_of_visitor_gets_something_and_some_stop():
 
 def test_the_published_size_is_driven_the_same_way(tiny_vamba):
     """With tiny shapes: the tokenizer's place is enough for questions to be put."""
-    from pipeline.models.vamba import VambaModel
+    from pipeline.models.vamba_model import VambaModel
 
     model = VambaModel(tiny_vamba(torch.float32, vocab=1100), PairEyes(TINY.d_model, torch.float32), Numbers())
     found = measure_visitors(Engine(model), frames(), 2, 0.6, (1, 1))

@@ -25,7 +25,7 @@ from pipeline.layers.vamba import Layer
 from pipeline.layers.vamba import rotate as rotate_by_torch
 from pipeline.memory.attention import plain_attend
 from pipeline.memory.memory import Memory
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, VideoChunk
 from pipeline.towers import qwen as vision
 from pipeline.towers.qwen import _rotate as turn_by_torch
@@ -348,7 +348,7 @@ def test_watching_never_waits_for_the_gpu(eight_bit, tiny_vamba, kernels):
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
 def test_golden_on_the_gpu(folder, dtype, monkeypatch, capsys):
     from pipeline.checks import verify
-    from pipeline.models.vamba import VambaGolden
+    from pipeline.models.vamba_golden import VambaGolden
 
     monkeypatch.setattr(VambaGolden, "block_slots", 64)  # whole tiles, so that the attention kernel takes part
     parser = argparse.ArgumentParser()

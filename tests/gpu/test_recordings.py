@@ -24,8 +24,9 @@ from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.models import vamba_graphs as recordings
-from pipeline.models.vamba import GoldenVision, VambaModel
+from pipeline.models.vamba_golden import GoldenVision
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
 from pipeline.towers import qwen as vision
 from pipeline.towers import qwen_graphs

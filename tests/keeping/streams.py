@@ -24,7 +24,7 @@ from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.packing import whole
 from pipeline.keeping.segment import Record, Segment
 from pipeline.layers.vamba import Vamba
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
 from tests.conftest import TINY, Letters, PairEyes
 

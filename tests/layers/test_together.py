@@ -163,7 +163,7 @@ STATES: dict = {}
 def streams():
     """Models and states of four lengths, one with an odd frame, made once: hypothesis draws among them."""
     from pipeline.layers.vamba import Vamba
-    from pipeline.models.vamba import VambaModel
+    from pipeline.models.vamba_model import VambaModel
     from pipeline.stream import Frame
     from tests.conftest import TINY, Letters, PairEyes
 

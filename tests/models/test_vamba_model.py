@@ -11,7 +11,7 @@ import torch
 from pipeline.engine import Engine
 from pipeline.layers.reading import TextDecoder
 from pipeline.models import load as weights
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 from pipeline.towers.seen import Seen
 from tests.conftest import TINY, gap

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import Engine, Frame, UserError, VideoChunk
 from pipeline.layers.mamba2 import Mamba2Mixer
 from pipeline.models import vamba_streams
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from tests.conftest import TINY, TINY_MIXER, Letters, PairEyes, gap
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pipeline.layers.vamba import Vamba, VambaConfig
 from pipeline.models import load as weights
 from pipeline.models.transformer import Qwen2VL, TransformerModel
-from pipeline.models.vamba import VambaModel
+from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Question, Sampling, UserError, VideoChunk
 from pipeline.towers.qwen import build_tower
 from pipeline.weights.checkpoint import INDEX, read_config

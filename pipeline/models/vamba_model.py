@@ -1,0 +1,253 @@
+"""The published Vamba (arXiv 2503.11579) behind the common face; its network is in layers/vamba.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.gpu.device import all_finite, sent, told_later
+from pipeline.gpu.dispatch import backend, has_kernels
+from pipeline.keeping import packing
+from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.layers.int8 import Int8Linear
+from pipeline.layers.mamba2 import MixerState
+from pipeline.layers.reading import TextDecoder, served, shares, until
+from pipeline.layers.vamba import Vamba
+from pipeline.memory.memory import Memory, Policy
+from pipeline.memory.tiers import Tier
+from pipeline.models.answering import TOGETHER, DecoderModel
+from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
+from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
+from pipeline.models.vamba_together import ANSWERS, SharedRecordings
+from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
+from pipeline.towers.seen import Vision
+
+
+@dataclass(frozen=True, eq=False)
+class VambaInner:
+    """What a stream carries: the mixers' states, the memory, and how many units of frames were encoded."""
+
+    states: tuple[MixerState, ...]
+    memory: Memory
+    units: int = 0
+
+
+class VambaModel(DecoderModel[VambaInner]):
+    """The published Vamba behind the common face (`stream.Model`).
+
+    vision: what turns whole units of frames into tokens.
+    tokenizer: a transformers tokenizer, or None (then asking is refused with a sentence).
+    retrieve: an answer reads only so many frames, those the question's last words look at most; None reads all.
+    It costs one more pass of the question over the whole memory; each token of the answer then costs the same
+    however long the video is.
+    gpu_memory: GB of a video's memory that stay on the GPU; older slots move to the computer's. None: all stay.
+    """
+
+    trained_frames = 1024  # of a video in the authors' longest evaluation, LVBench
+
+    def __init__(
+        self,
+        net: Vamba,
+        vision: Vision,
+        tokenizer: Any,
+        *,
+        name: str = "Vamba",
+        eight_bit: bool = False,
+        policy: Policy | None = None,
+        block_slots: int = 4096,
+        retrieve: int | None = None,
+        gpu_memory: float | None = None,
+    ):
+        self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
+        self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
+        self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
+        self.retrieve, self.tier = retrieve, None if gpu_memory is None else Tier(gpu_memory * 1e9)
+        self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
+        if self.tier:
+            self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
+        if retrieve:
+            self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
+        self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
+        n = len(net.cfg.cross_layers)
+        # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
+        # and not for what the question means. How layers are weighed against each other: `TextDecoder.looked`.
+        self.watch_layers = range(n // 2, n)
+        self.answers_together = ANSWERS if self.device.type == "cuda" else TOGETHER
+        self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
+        self._shared = SharedRecordings(self._recordings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.model.embed_tokens.weight.device
+
+    @property
+    def backend(self) -> str:
+        kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend(self.device)
+        kind += ", weights in 8 bits" if isinstance(self.net.lm_head, Int8Linear) else ""
+        if has_kernels(self.device) and not self._recordings.tapes.off:
+            used += ", recorded"
+        return f"{self.device.type}, {kind}; {used}"
+
+    def chunk_frames(self, backlog: int) -> int:
+        """Live: one unit. Catching up: the more the better until the kernels are full (4,800 tokens on an H100)."""
+        most = 64 if self.device.type == "cuda" else 8
+        return max(self.unit_frames, min(backlog, most) // self.unit_frames * self.unit_frames)
+
+    def start(self) -> StreamState[VambaInner]:
+        cfg, weight = self.net.cfg, self.net.model.embed_tokens.weight
+        memory = Memory.empty(
+            len(cfg.cross_layers),
+            cfg.n_kv_heads,
+            cfg.head_dim,
+            weight.dtype,
+            weight.device,
+            eight_bit=self.eight_bit,
+            policy=self.policy,
+            block_slots=self.block_slots,
+            tier=self.tier,
+        )
+        self._shared.prepare(memory)
+        inner = VambaInner(self.net.start(), memory)
+        return self._counted(StreamState(inner), inner)
+
+    def watch(self, chunk: VideoChunk, state: StreamState[VambaInner]) -> StreamState[VambaInner]:
+        frames = state.held + chunk.frames
+        whole = len(frames) // self.unit_frames * self.unit_frames
+        if whole:
+            state = self._encode(frames[:whole], state)
+        count = state.frames + len(chunk.frames)
+        return replace(state, held=frames[whole:], frames=count, seen_until=chunk.seen_until)
+
+    @property
+    def frames_together(self) -> int:
+        """Of several streams in one turn. Positions that go on from each stream's own count are one stream's."""
+        return 0 if self.net.cfg.cross_rope else self.chunk_frames(64)
+
+    def watch_together(
+        self, chunks: Sequence[VideoChunk], states: Sequence[StreamState[VambaInner]]
+    ) -> list[StreamState[VambaInner]]:
+        if self.device.type == "cuda" and len(chunks) < FEWEST_UNRECORDED:
+            return super().watch_together(chunks, states)
+        found, streams = split_units(chunks, states, self.unit_frames)
+        watch_streams(self.net, self.vision, list(streams.values()))
+        for n, one in streams.items():
+            units = states[n].inner.units + len(one.frames) // self.unit_frames
+            found[n] = self._counted(found[n], VambaInner(one.states, one.memory, units))
+        return found
+
+    @torch.no_grad()
+    def _encode(self, frames: tuple[Frame, ...], state: StreamState[VambaInner]) -> StreamState[VambaInner]:
+        """Nothing in here waits for the GPU, so one chunk's work is queued while the last one's is done."""
+        seen, inner = self.vision.tokens(frames), state.inner
+        positions = seen.positions
+        if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
+            positions = positions + sent(torch.tensor([[inner.units], [0], [0]]), positions.device)
+        memory, write = inner.memory.append(sent(seen.times, seen.tokens.device))
+        states = self._live.watch(seen.tokens, inner.states, write, positions)
+        return self._counted(state, VambaInner(states, memory.applied(), inner.units + len(frames) // self.unit_frames))
+
+    def _counted(self, state: StreamState[VambaInner], inner: VambaInner) -> StreamState[VambaInner]:
+        """The state that carries this now, with its bytes and what was dropped."""
+        memory = inner.memory
+        return replace(
+            state,
+            inner=inner,
+            state_bytes=sum(s.nbytes for s in inner.states),
+            memory_bytes=memory.nbytes,
+            host_bytes=memory.host_nbytes,
+            dropped=memory.dropped,
+            dropped_note=self._note(memory, inner.units * self.unit_frames),
+        )
+
+    def _note(self, memory: Memory, frames: int) -> str:
+        notes = [f"{memory.dropped:,} oldest memory slots dropped"] if memory.dropped else []
+        if memory.host_slots:
+            notes.append(f"{memory.host_slots / len(memory):.0%} of it in the computer's memory: answers take longer")
+        if self.retrieve and frames > self.retrieve:
+            notes.append(f"an answer reads {self.retrieve:,} of {frames:,} frames")
+        return "; ".join(notes)
+
+    def is_finite(self, state: StreamState[VambaInner]) -> bool:
+        return self.finite_later(state)()
+
+    def finite_later(self, state: StreamState[VambaInner]) -> Callable[[], bool]:
+        states = [s.ssm for s in state.inner.states]
+        return told_later(all_finite(states)) if states else lambda: True  # one wait, not one a layer
+
+    def pack(self, state: StreamState[VambaInner]) -> Packed:
+        inner = state.inner
+        parts = {"states": packing.pack_mixers(inner.states), "memory": packing.pack_memory(inner.memory)}
+        return packing.pack_stream(state, self._maker, packing.join(parts, units=inner.units))
+
+    def unpack(self, packed: Packed) -> StreamState[VambaInner]:
+        return packing.unpack_stream(packed, self._maker, self._unpacked)
+
+    def _unpacked(self, kept: Packed) -> StreamState[VambaInner]:
+        start = self.start().inner
+        states = packing.unpack_mixers(packing.part(kept, "states"), start.states)
+        memory = packing.unpack_memory(packing.part(kept, "memory"), start.memory)
+        inner = VambaInner(states, memory, packing.count(kept, "units"))
+        return self._counted(StreamState(inner), inner)
+
+    @cached_property
+    def _maker(self) -> str:
+        return packing.fingerprint("vamba", self.net)
+
+    def steps(self, question: Question, state: StreamState[VambaInner], sampling: Sampling) -> Steps:
+        if self._prompt is None:
+            raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
+        memory = self._flushed(state).inner.memory
+        if question.at is not None and len(memory):
+            memory = until(memory, question.at)
+        decoder, logits = yield from self._reading(question, memory)
+        assert decoder.instants is not None  # `watch_layers` names some
+        times, stream, chance = decoder.instants.times, TextStream(self.tokenizer), generator(sampling)
+        looked = decoder.looked
+        for _ in range(sampling.max_tokens):
+            token = sample(logits, sampling, chance)
+            if token in self._prompt.stops:
+                break
+            yield Token(token, stream.push(token), shares(times, looked))
+            logits = yield Pass(decoder, [token])
+            # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
+            newest = None if looked is None else decoder.looked
+            looked = None if looked is None or newest is None else looked + newest
+        if rest := stream.flush():
+            yield Token(token, rest)
+
+    def passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
+        recorded = None
+        if len(passes) > 1:
+            recorded = self._shared.feed([one.reader for one in passes], [one.ids[0] for one in passes])
+        return super().passed(passes) if recorded is None else recorded
+
+    def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:
+        """`_reading` by itself."""
+        return served(self._reading(question, memory))
+
+    def _reading(self, question: Question, memory: Memory) -> Generator[Pass, Tensor, tuple[TextDecoder, Tensor]]:
+        """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
+        assert self._prompt is not None  # or `ask` has refused
+        opening, ids = self._prompt.before_video, self._prompt.after_video(question)
+        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
+        logits = yield from decoder.question_in_pieces(opening, ids)
+        instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        if count is not None and instants is not None and count < len(instants):
+            looked = decoder.looked
+            assert looked is not None  # a question was just read
+            memory = memory.select(instants.best(looked, count))
+            decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
+            logits = yield from decoder.question_in_pieces(opening, ids)
+        return decoder, logits
+
+    def _flushed(self, state: StreamState[VambaInner]) -> StreamState[VambaInner]:
+        """The state with its held frames encoded too: the last one repeated to fill the unit, as for a still image."""
+        if not state.held:
+            return state
+        fill = (state.held[-1],) * (self.unit_frames - len(state.held))
+        return self._encode(state.held + fill, state)
