@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.engine import Overflowed as Overflowed
     from pipeline.keeping.keeper import Keeper as Keeper
     from pipeline.keeping.kept import KeptStream as KeptStream
+    from pipeline.keeping.reels import frame_records as frame_records
     from pipeline.keeping.segment import Record as Record
     from pipeline.models.load import load as load
     from pipeline.models.load import partner_of as partner_of
     from pipeline.options import ModelOptions as ModelOptions
     from pipeline.sources.camera import FrameQueue as FrameQueue
+    from pipeline.sources.camera import decode_jpeg as decode_jpeg
     from pipeline.sources.camera import thumbnail as thumbnail
     from pipeline.sources.file import VideoError as VideoError
     from pipeline.sources.file import open_video as open_video
@@ -74,6 +76,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",
     "clip": "timeline.clip",
+    "decode_jpeg": "sources.camera",
     "example_clip": "assets",
     "load": "models.load",
     "look": "timeline.shots",
@@ -82,6 +85,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "partner_of": "models.load",
     "probe": "sources.file",
     "csv_table": "timeline.export",
+    "frame_records": "keeping.reels",
     "in_order": "timeline.export",
     "markdown_text": "timeline.export",
     "srt": "timeline.export",

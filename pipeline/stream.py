@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
@@ -39,11 +39,18 @@ class Frame:
 
     rgb: uint8 (height, width, 3), upright, square pixels. time: seconds on the source's own clock, starting at 0.
     until: the second at which the source ends, where this is its last picture and stands longer than others do.
+    jpeg: of a camera, what it sent.
     """
 
     rgb: np.ndarray
     time: float
     until: float | None = None
+    jpeg: bytes = b""
+
+    def later(self, seconds: float) -> Frame:
+        """The same picture so much later."""
+        until = None if self.until is None else self.until + seconds
+        return replace(self, time=self.time + seconds, until=until)
 
 
 @dataclass(frozen=True, eq=False)

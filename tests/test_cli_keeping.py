@@ -110,3 +110,45 @@ def test_a_folder_in_use_and_one_without_a_stream_are_told(tmp_path, capsys) -> 
     capsys.readouterr()
     assert ask("--keep", tmp_path / "stream") == 2
     assert "a kept stream in stream already" in capsys.readouterr().err
+
+
+def test_a_fork_goes_on_from_a_second_and_the_original_stays(tmp_path, capsys) -> None:
+    assert ask("--at", "0:01", "--json") == 0
+    then = document(capsys)
+    assert ask("--keep", tmp_path / "stream", "--json") == 0
+    whole = document(capsys)
+    was = {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()}
+    assert resume(tmp_path / "stream", "--at", "0:01", "--fork", tmp_path / "fork", "--json") == 0
+    now = document(capsys)
+    assert (now["answer"], now["frames"]) == (then["answer"], then["frames"]) and not now["kept"]["error"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()} == was
+    assert resume(tmp_path / "fork", "--json") == 0
+    assert document(capsys)["frames"] == whole["frames"]
+    assert main(["resume", str(tmp_path / "fork")]) == 0
+    assert capsys.readouterr().out == f"Seen until 0:0{int(whole['seen_until'])}: {whole['frames']} pictures.\n"
+    assert resume(tmp_path / "stream", "--fork", tmp_path / "fork") == 2
+    assert "already" in capsys.readouterr().err
+
+
+def test_another_file_is_watched_on_in_the_same_stream_with_honest_seconds(tmp_path, capsys) -> None:
+    """Killed or not, and gone back to: a second is of one file."""
+    assert ask("--keep", tmp_path / "stream", "--at", "0:02", "--json") == 0
+    first = document(capsys)
+    assert resume(tmp_path / "stream", "--then", VIDEO) == 2
+    assert "name its folder with --fork" in capsys.readouterr().err
+    assert resume(tmp_path / "stream", "--fork", tmp_path / "fork", "--then", VIDEO, "--json") == 0
+    out, told = capsys.readouterr()
+    both = json.loads(out)
+    assert f"{VIDEO.name} begins at 0:02 of the stream." in told and not both["kept"]["error"]
+    assert ask("--json") == 0
+    alone = document(capsys)
+    assert both["frames"] == first["frames"] + alone["frames"]
+    assert both["seen_until"] == pytest.approx(first["seen_until"] + 0.2 + alone["seen_until"])
+    assert resume(tmp_path / "fork", "--json") == 0
+    again = document(capsys)
+    assert (again["answer"], again["frames"]) == (both["answer"], both["frames"])
+    assert resume(tmp_path / "fork", "--at", "0:03", "--json") == 0
+    earlier = document(capsys)
+    assert 2.8 < earlier["seen_until"] <= 3.0 and earlier["frames"] == first["frames"] + 5
+    assert resume(tmp_path / "fork", "--again", "--json") == 0
+    assert document(capsys)["frames"] == both["frames"]

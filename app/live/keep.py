@@ -14,7 +14,19 @@ from typing import Any
 
 from app.live.shelf import Shelf
 from app.live.view import SCREEN, WEBCAM, KeptView, Picture, Turn
-from pipeline import Answer, Engine, Event, Evidence, Keeper, KeptStream, Record, Rule, StreamState
+from pipeline import (
+    Answer,
+    Engine,
+    Event,
+    Evidence,
+    Frame,
+    Keeper,
+    KeptStream,
+    Record,
+    Rule,
+    StreamState,
+    frame_records,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +67,18 @@ class Keep:
         """The file that is watched; before the first chunk."""
         self.keeper.do(partial(self.kept.take_video, path))
 
-    def watched(self, frames: int, position: int, state: StreamState, pictures: Sequence[Picture]) -> None:
-        """A chunk, or all that was seen until now. position: frames of the source taken. pictures: of the film."""
+    def watched(self, frames: Sequence[Frame], position: int, state: StreamState, pictures: Sequence[Picture]) -> None:
+        """A chunk. position: frames of the source taken. pictures: of the film."""
+        shown = frame_records(frames, state.frames - len(frames))
+        self._watched(len(frames), position, state, pictures, shown)
+
+    def so_far(self, position: int, state: StreamState, pictures: Sequence[Picture]) -> None:
+        """All that was seen until now, as one chunk."""
+        self._watched(position, position, state, pictures, [])
+
+    def _watched(
+        self, frames: int, position: int, state: StreamState, pictures: Sequence[Picture], shown: list[Record]
+    ) -> None:
         if not self._file and not self.keeper.keeps(state):
             self._refused = TOO_LARGE
             return
@@ -64,7 +86,7 @@ class Keep:
         new = [picture for picture in pictures if picture.time > self.pictured]
         records = [Record("picture", round(1000 * p.time), {"time": p.time}, p.jpeg) for p in new]
         self.pictured = max([self.pictured, *(picture.time for picture in new)])
-        self.keeper.watched(frames, position, state, records)
+        self.keeper.watched(frames, position, state, [*shown, *records])
 
     def ended(self) -> None:
         """The source is over: nothing is left to go on with by itself."""

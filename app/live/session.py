@@ -112,8 +112,9 @@ class LiveSession:
             self._check_open()
             self._start_another(Source(source))
 
-    def offer(self, rgb: np.ndarray) -> None:
+    def offer(self, rgb: np.ndarray, jpeg: bytes = b"") -> None:
         """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs.
+        jpeg: what it was read from, so that it can be kept.
 
         Pictures that were on their way when the visitor pressed Reset start nothing.
         """
@@ -123,7 +124,7 @@ class LiveSession:
                 return
             self.open_camera()
         if watch := self.watch:
-            watch.offer(rgb)
+            watch.offer(rgb, jpeg)
 
     def pause(self) -> None:
         if watch := self.watch:

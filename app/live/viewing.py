@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.live.view import ModelView, Sample
 from pipeline import Engine, Frame, Overflowed, StreamState, UserError, VideoChunk
@@ -26,10 +26,10 @@ class Viewing:
         since: float = 0.0,
         state: StreamState | None = None,
         frames: int = 0,
-        watched: Callable[[int, int, StreamState], None] | None = None,
+        watched: Callable[[Sequence[Frame], int, StreamState], None] | None = None,
     ) -> None:
-        """state, frames: to go on from, and how many of the source's it has had. watched: told of every chunk, with its
-        frames, those of the source up to there, and the state after it."""
+        """state, frames: to go on from, and how many of the source's it has had. watched: told of every chunk,
+        the frames of the source up to there, and the state after it."""
         self.engine = engine
         self.state: StreamState = engine.start() if state is None else state
         self.settled = self.state  # after the newest chunk that every model has seen: what questions are asked of
@@ -61,7 +61,7 @@ class Viewing:
             if len(self._samples) > SAMPLES:  # every other one: the whole video stays on the plot
                 self._samples = self._samples[1::2]
         if self._watched:
-            self._watched(len(frames), self.position, state)
+            self._watched(frames, self.position, state)
 
     @property
     def position(self) -> int:

@@ -153,11 +153,12 @@ class Watch:
 
     # Commands
 
-    def offer(self, rgb: np.ndarray) -> None:
-        """A camera picture (uint8, height x width x 3). Returns at once; ignored while paused."""
+    def offer(self, rgb: np.ndarray, jpeg: bytes = b"") -> None:
+        """A camera picture (uint8, height x width x 3), and what it was read from. Returns at once; ignored while
+        paused."""
         self._offered_at = time.monotonic()
         if self.camera and self._phase in AT_WORK:
-            self.camera.offer(rgb)
+            self.camera.offer(rgb, jpeg=jpeg)
 
     def pause(self) -> None:
         """Nothing where there is nothing to pause, such as after the end."""
@@ -333,13 +334,13 @@ class Watch:
         """Somebody wants the stream kept: what was seen until now is written as one chunk."""
         keep, first = self._keep, self.viewings[0]
         if keep and self._unkept() and first.position:
-            keep.watched(first.position, first.position, first.state, self.thumbnails.after(-1.0))
+            keep.so_far(first.position, first.state, self.thumbnails.after(-1.0))
             if self._phase is Phase.ENDED and not self._error:
                 keep.ended()
 
-    def _write_chunk(self, frames: int, position: int, state: StreamState) -> None:
+    def _write_chunk(self, frames: Sequence[Frame], position: int, state: StreamState) -> None:
         """The page's own model has watched a chunk."""
-        if (keep := self._keep) and (keep.begun or position == frames):
+        if (keep := self._keep) and (keep.begun or position == len(frames)):
             keep.watched(frames, position, state, self.thumbnails.after(keep.pictured))
 
     def _write_end(self) -> None:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -24,12 +21,11 @@ from app.live.conversation import number
 from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import Phase, View
-from pipeline import UserError, mmss
+from pipeline import UserError, decode_jpeg, mmss
 
 LOOK_S = 0.25  # a stream is looked at so often while a page listens
 BREATH_S = 3.0  # a line without words, so that a page notices a connection that died without a sign
-LARGEST = 1_000_000  # bytes of a camera's picture, and
-PIXELS = 2_000_000  # its pixels: the page sends 640 pixels a side
+LARGEST = 1_000_000  # bytes of a camera's picture
 STREAMS = 20  # of one browser
 KEY = "x-vamba-key"
 
@@ -83,7 +79,8 @@ class Channel:
         if view.phase is not Phase.WATCHING:
             return PlainTextResponse("paused")
         try:
-            session.offer(await run_in_threadpool(decoded, await body(request, LARGEST)))
+            jpeg = await body(request, LARGEST)
+            session.offer(await run_in_threadpool(decode_jpeg, jpeg), jpeg)
         except UserError as error:
             return PlainTextResponse(str(error), 400)
         return PlainTextResponse("watching")
@@ -119,14 +116,3 @@ async def body(request: Request, limit: int) -> bytes:
     if not 0 < (number(request.headers.get("content-length")) or 0) <= limit:
         raise UserError("The browser sent something too large or empty, so it was left out; reload the page.")
     return await request.body()
-
-
-def decoded(jpeg: bytes) -> np.ndarray:
-    """uint8 (height, width, 3). Raises UserError for what is no JPEG of a sane size."""
-    try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            if picture.width * picture.height <= PIXELS:
-                return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
-        pass
-    raise UserError("The camera sent something that is not a picture, so it was left out; reload the page.")

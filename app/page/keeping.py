@@ -15,7 +15,7 @@ from app.page.panels import NOTHING, said
 from pipeline import UserError
 
 PRIVACY = (
-    "If you switch this on, the video file (of a camera or screen small pictures only), what the model saw and your "
+    "If you switch this on, the video (of a camera or screen the pictures it sent), what the model saw and your "
     f"conversation are written to this server's disk, and stay there for {DAYS:.0f} days after the last picture was "
     "watched. They are not encrypted: whoever runs the server can read them, and whoever has this page's key; Delete "
     "removes them at once, and starting another video replaces them."

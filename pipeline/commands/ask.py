@@ -25,6 +25,7 @@ from pipeline.commands.probe import check_fps
 from pipeline.engine import Engine, checked
 from pipeline.keeping.keeper import Keeper
 from pipeline.keeping.kept import KeptStream
+from pipeline.keeping.reels import frame_records
 from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
 from pipeline.stream import JSON, Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
@@ -101,7 +102,8 @@ class Viewer:
         self.state = self.engine.watch(VideoChunk(frames), self.state)
         self.position += len(frames)
         if self.keeper:
-            self.keeper.watched(len(frames), self.position, self.state)
+            records = frame_records(frames, self.state.frames - len(frames))
+            self.keeper.watched(len(frames), self.position, self.state, records)
         self.watch_s += time.perf_counter() - began
         if self.noticed:
             self.noticed(frames, self.state, self.watch_s)
@@ -155,17 +157,26 @@ def viewer_of(name: str, options: ModelOptions) -> Viewer:
 # --- watching --------------------------------------------------------------------------------------------------------
 
 
-def watch_file(viewers: list[Viewer], path: str, fps: float, until: float | None, sizes: Sequence[int] = ()) -> None:
+def watch_file(
+    viewers: list[Viewer],
+    path: str,
+    fps: float,
+    until: float | None,
+    sizes: Sequence[int] = (),
+    begins: float = 0.0,
+) -> None:
     """Every viewer sees the same pictures in the same chunks, decoded once; each one's time is its own.
 
     Goes on after the pictures that the first viewer has taken: counting is exact where seeking is not. sizes: of the
-    first chunks, as they were cut before.
+    first chunks, as they were cut before. begins: second of the stream at the file's first picture; `until` is a
+    second of the stream.
     """
     long_side = max(viewer.engine.long_side for viewer in viewers)
     size = min(viewer.engine.chunk_frames(BACKLOG) for viewer in viewers)
     with contextlib.closing(pipeline.open_video(path, fps=fps, long_side=long_side)) as video:
-        end = min(filter(None, [until, video.info.duration]), default=None)
-        frames = itertools.takewhile(lambda frame: until is None or frame.time <= until, _while_readable(video))
+        end = min(filter(None, [until and until - begins, video.info.duration]), default=None)
+        later = (frame.later(begins) if begins else frame for frame in _while_readable(video))
+        frames = itertools.takewhile(lambda frame: until is None or frame.time <= until, later)
         rest = itertools.islice(_with_progress(frames, end, fps), viewers[0].position, None)
         for chunk in _chunks(rest, itertools.chain(sizes, itertools.repeat(size))):
             for viewer in viewers:

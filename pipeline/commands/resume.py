@@ -1,7 +1,9 @@
-"""`python -m pipeline resume FOLDER QUESTION`: goes on with a kept stream, watching its video to the end, and answers.
+"""`python -m pipeline resume FOLDER [QUESTION]`: goes on with a kept stream, watches its video to the end, answers.
 
 What is in the folder is checked before any of it is believed (pipeline/keeping). The state comes back bit for bit; with
---at it is that of an earlier second, watched on from the nearest point before it, and the folder stays as it is.
+--at it is that of an earlier second, watched on from the nearest point before it, and the folder stays as it is. With
+--fork what comes is kept in a folder of its own: the stream goes on from that second there, or with --then another file
+is watched on from it.
 """
 
 from __future__ import annotations
@@ -10,35 +12,41 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pipeline
-from pipeline.clock import parse_mmss
+from pipeline.clock import mmss, parse_mmss
 from pipeline.commands.ask import MODEL as SHIPPED
 from pipeline.commands.ask import (
     TWIN,
     Viewer,
     add_answer_arguments,
     answered,
+    check_file,
     closing_keepers,
     document_of,
     watch_file,
 )
 from pipeline.engine import Engine, checked
-from pipeline.keeping.found import Cut, Resumed
+from pipeline.keeping.found import Resumed
 from pipeline.keeping.keeper import Keeper
 from pipeline.keeping.kept import KeptStream
+from pipeline.keeping.reels import Reel, Shown, Stretch
 from pipeline.options import ModelOptions
-from pipeline.stream import Question, Sampling, UserError
+from pipeline.stream import JSON, Question, Sampling, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="a folder that was given to --keep, or taken along from the page")
-    parser.add_argument("question", help="what to ask, in quotes")
+    parser.add_argument("question", nargs="?", help="what to ask, in quotes; without one the stream is watched on")
     parser.add_argument("--model", help="the model that watched, where it is none of those that come with the code")
     parser.add_argument("--at", metavar="MM:SS", help="as it was there: answer from what was seen until then")
+    parser.add_argument("--fork", metavar="FOLDER", help="keep what comes there, as a stream of its own from then on")
+    parser.add_argument("--then", metavar="FILE", help="with --fork: watch this video on from there, in one stream")
     parser.add_argument("--again", action="store_true", help="watch its video again from the start, by any model")
     add_answer_arguments(parser)
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
@@ -46,45 +54,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """As `ask`; what was lost or could not be kept is told on stderr."""
-    until = math.inf if args.at is None else parse_mmss(args.at)
+    at = math.inf if args.at is None else parse_mmss(args.at)
     sampling = Sampling(max_tokens=args.max_tokens)
-    question = checked(Question(args.question), sampling)
-    kept = KeptStream.open(Path(args.folder))
-    try:
+    question = checked(Question(args.question), sampling) if args.question is not None else None
+    if args.then:
+        if not args.fork:
+            raise UserError("Another file is watched on in a fork alone, so nothing was; name its folder with --fork.")
+        check_file(args.then, 1.0)
+    with closing(KeptStream.open(Path(args.folder))) as kept:
         kept.check_video()
-        viewer, sizes = _resumed(kept, args, until)
-        with closing_keepers([viewer]):
-            watch_file([viewer], str(kept.video), _fps(kept), None if until == math.inf else until, sizes)
-    finally:
-        kept.close()
+        engine = Engine(pipeline.load(_model(kept, args), **_options(kept, args).given()))
+        viewer = _watched_on(kept, engine, args, at)
+    if question is None:
+        print(f"Seen until {mmss(viewer.state.seen_until)}: {viewer.state.frames:,} pictures.")
+        return 0
     answer = answered(viewer, question, sampling, args.json)
     if args.json:
         print(json.dumps(document_of(viewer, answer), ensure_ascii=False))
     return 0
 
 
-def _resumed(kept: KeptStream, args: argparse.Namespace, until: float) -> tuple[Viewer, Sequence[int]]:
-    """Who goes on watching, and the sizes of the chunks that were watched after its state."""
-    engine = Engine(pipeline.load(_model(kept, args), **_options(kept, args).given()))
+def _watched_on(kept: KeptStream, engine: Engine, args: argparse.Namespace, at: float) -> Viewer:
+    """Who has seen all that was to be seen, kept where that was wished."""
     cuts = kept.found.cuts
-    if args.again:
-        resumed = Resumed(engine.start())
-    else:
-        resumed = kept.found.newest(engine.model, until)
+    newest = cuts[-1].until if cuts else 0.0
+    until = min(at, newest) if args.then else at
+    resumed = Resumed(engine.start()) if args.again else kept.found.newest(engine.model, until)
     if resumed.note:
         print(resumed.note, file=sys.stderr)
-    viewer = Viewer(engine, resumed.state, position=resumed.position)
-    sizes = _sizes(cuts[resumed.cut.number + 1 if resumed.cut else 0 :], resumed.position)
-    if not args.again and not (cuts and until < cuts[-1].until):  # it goes on where it was left
-        kept.go_on_from(resumed, engine.model)
-        viewer.keeper = Keeper(engine, kept)
-    return viewer, sizes
+    viewer = Viewer(engine, resumed.state)
+    todo = [Todo.of(stretch, kept, resumed) for stretch in kept.stretches(resumed, until)]
+    with _keeping(viewer, kept, resumed, until, args):
+        for one in todo:
+            one.watch(viewer, kept.folder)
+        if args.then:
+            _watch_another(viewer, Path(args.then), todo[-1].fps)
+    return viewer
 
 
-def _sizes(cuts: Sequence[Cut], position: int) -> list[int]:
-    """Of the chunks as they were watched; one that was left out counts with the next."""
-    ends = [position, *(cut.position for cut in cuts)]
-    return [after - before for before, after in pairwise(ends) if after > before]
+@dataclass(frozen=True)
+class Todo:
+    """A stretch that is to be watched. fps: pictures a second; of a camera 0. shown: what the camera showed."""
+
+    stretch: Stretch
+    fps: float
+    shown: list[Shown]
+
+    @classmethod
+    def of(cls, stretch: Stretch, kept: KeptStream, resumed: Resumed) -> Todo:
+        """Looked up before anything is written. Raises UserError where something is missing."""
+        if "video" in stretch.reel.about:
+            return cls(stretch, _fps(stretch.reel), [])
+        return cls(stretch, 0.0, kept.shown(resumed, stretch.until) if stretch.sizes else [])
+
+    def watch(self, viewer: Viewer, folder: Path) -> None:
+        stretch, reel = self.stretch, self.stretch.reel
+        viewer.position = stretch.position
+        if self.fps:
+            until = None if stretch.until == math.inf else stretch.until
+            watch_file([viewer], str(folder / reel.file), self.fps, until, stretch.sizes, reel.begins)
+        for chunk in self.shown:
+            frames = chunk.frames(viewer.engine.long_side)
+            if frames[0].time >= reel.begins:  # not of a camera before
+                viewer.watch(frames)
+        viewer.conclude()
+
+
+@contextmanager
+def _keeping(
+    viewer: Viewer, kept: KeptStream, resumed: Resumed, until: float, args: argparse.Namespace
+) -> Iterator[None]:
+    """What is watched is kept: in the fork, or in the same folder where it goes on as it was left; else nowhere."""
+    cuts = kept.found.cuts
+    if args.fork:
+        kept.fork(Path(args.fork))
+        with closing(KeptStream.open(Path(args.fork))) as fork:
+            fork.go_on_from(resumed, viewer.engine.model, until)
+            viewer.keeper = Keeper(viewer.engine, fork)
+            with closing_keepers([viewer]):
+                yield
+    elif args.again or (cuts and until < cuts[-1].until):
+        yield
+    else:
+        kept.go_on_from(resumed, viewer.engine.model)
+        viewer.keeper = Keeper(viewer.engine, kept)
+        with closing_keepers([viewer]):
+            yield
+
+
+def _watch_another(viewer: Viewer, path: Path, fps: float) -> None:
+    """Another file in the same stream: its first picture comes when the next one would have come."""
+    fps = fps or 1.0
+    begins = viewer.state.seen_until + 1 / fps if viewer.state.frames else 0.0
+    if viewer.keeper:
+        about: dict[str, JSON] = {"source": "file", "name": path.name, "fps": fps}
+        viewer.keeper.do(partial(viewer.keeper.kept.go_on_with, about, begins, path))
+    print(f"{path.name} begins at {mmss(begins)} of the stream.", file=sys.stderr)
+    viewer.position = 0
+    watch_file([viewer], str(path), fps, None, begins=begins)
 
 
 def _model(kept: KeptStream, args: argparse.Namespace) -> str:
@@ -103,8 +170,8 @@ def _options(kept: KeptStream, args: argparse.Namespace) -> ModelOptions:
     return ModelOptions.from_flags(args, ModelOptions.checked(told if isinstance(told, dict) else {}))
 
 
-def _fps(kept: KeptStream) -> float:
-    fps = kept.about.get("fps")
+def _fps(reel: Reel) -> float:
+    fps = reel.about.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= 1000:
         raise UserError("What was kept does not say how its video was watched, so it cannot go on; start it again.")
     return float(fps)

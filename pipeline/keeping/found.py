@@ -212,19 +212,18 @@ def notes(folder: Path, kind: str) -> dict[int, Record]:
     """Whole records of a kind from all segments by number; newer ones replace older ones, or say they are forgotten."""
     found: dict[int, Record] = {}
     for path in segments(folder):
-        for record in readable(path):
-            if record.kind == kind:
-                found[record.number] = record
+        found.update((record.number, record) for record in readable(path, kind))
     return {number: record for number, record in sorted(found.items()) if not record.about.get("forgotten")}
 
 
-def readable(path: Path) -> Iterator[Record]:
-    """Every whole record of a segment; none where it cannot be read."""
+def readable(path: Path, kind: str | None = None) -> Iterator[Record]:
+    """Every whole record of a segment, or those of a kind; none where it cannot be read."""
     try:
         with closing(Segment.open(path)) as segment:
             for key in segment.listed():
-                with contextlib.suppress(Damaged):
-                    yield segment.record(*key)
+                if kind in (None, key[0]):
+                    with contextlib.suppress(Damaged):
+                        yield segment.record(*key)
     except Damaged as error:
         log.warning("a kept segment is damaged: %s", error)
 

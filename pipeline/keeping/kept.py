@@ -1,7 +1,7 @@
 """A kept stream: a folder of segments in which a stream outlives its process, and out of which it goes on exactly.
 
     0000.sqlite, 0001.sqlite ...   segments (segment.py) of five minutes of video; all but the newest are sealed
-    video                          the file that is watched, where it is one
+    video, video.1 ...             the files that are watched one after the other, where they are files
     lock                           held by whoever has the stream open
 
 What is in them, by kind and number:
@@ -10,7 +10,10 @@ What is in them, by kind and number:
     chunk i     how many frames, and how many of the source's were taken up to there; body: what grew by it
     state 0, 1  the model's state without what grows, after an even and after an odd chunk: the newest two, overwritten.
                 Those of a sealed segment are points to go back to; the older, the fewer are kept
-    others      what a page keeps with it: pictures, turns
+    reel n      a later source of the same stream: what `about` says of the first one, and where it begins
+    frame i     the i-th picture as the camera sent it
+    others      what a page keeps with it: pictures, turns, and so on. `time`: the second of the stream that one belongs
+                to; going back to before it leaves it out
 
 One chunk is one transaction, so whatever ends the process, at most the chunk in work is lost.
 """
@@ -20,10 +23,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -31,7 +36,8 @@ from torch import Tensor
 
 from pipeline.keeping import packing
 from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, notes, readable, segments
-from pipeline.keeping.segment import Record, Segment
+from pipeline.keeping.reels import Reel, Shown, Stretch, shown_after, stretches
+from pipeline.keeping.segment import Damaged, Record, Segment
 from pipeline.stream import JSON, Model, Packed, UserError
 
 SEGMENT_S, SEGMENT_BYTES = 300.0, 64 << 20  # of video and of disk, after which a new segment begins
@@ -86,9 +92,10 @@ class KeptStream:
         self.go_on_from(resumed, model)
         return resumed
 
-    def go_on_from(self, resumed: Resumed, model: Model) -> None:
-        """What is written comes after a state that was found, and what came after it goes."""
-        _cut_off(self.folder, self.found, resumed.cut.number if resumed.cut else -1)
+    def go_on_from(self, resumed: Resumed, model: Model, until: float = math.inf) -> None:
+        """What is written comes after a state that was found, and what came after it goes. until: so do notes of what
+        came after that second."""
+        _cut_off(self.folder, self.found, resumed.cut.number if resumed.cut else -1, until)
         self._last = resumed.cut
         self.ends = packing.grown_to(model.pack(resumed.state)) if resumed.cut else {}
         self._sealed = _bytes(self.folder.iterdir())
@@ -103,24 +110,66 @@ class KeptStream:
         """Of the next chunk."""
         return self._last.number + 1 if self._last else 0
 
+    def fork(self, there: Path) -> None:
+        """The same once more in a folder of its own, which goes on by itself. What is not being written is shared by
+        links and costs nothing. Raises OSError, and UserError where there is a stream already."""
+        self._seal()
+        if segments(there):
+            raise UserError(TAKEN.format(there.name))
+        there.mkdir(parents=True, exist_ok=True)
+        for path in (*segments(self.folder), *(self.folder / reel.file for reel in self.reels)):
+            if path.exists():
+                link_or_copy(path, there / path.name)
+
+    # Its sources
+
+    @property
+    def reels(self) -> tuple[Reel, ...]:
+        """The sources, one after the other; those that cannot be read are left out."""
+        later = []
+        for record in self.notes("reel").values():
+            with contextlib.suppress(Damaged):
+                later.append(Reel.of(record))
+        return (Reel(0, self.about), *later)
+
     @property
     def video(self) -> Path:
-        """The file that is watched, where it is one."""
+        """The file that was watched first, where it was one."""
         return self.folder / "video"
 
     def take_video(self, path: Path) -> None:
         """A file becomes the one that is watched, by a link where that works, else as a copy. Before any chunk."""
         link_or_copy(path, self.video)
-        self.about = self.about | {"video": _seal_of(self.video)}
+        self.about = self.about | {"video": seal_of(self.video)}
+        self._sealed = _bytes(self.folder.iterdir())
+
+    def go_on_with(self, about: dict[str, JSON], begins: float, path: Path | None) -> None:
+        """Another source from here on. about: as of the first one. begins: second of the stream at its start."""
+        reel = Reel(self.reels[-1].number + 1, about, begins, self.next_number)
+        if path:
+            link_or_copy(path, self.folder / reel.file)
+            reel = replace(reel, about=about | {"video": seal_of(self.folder / reel.file)})
+        self.note([reel.record])
         self._sealed = _bytes(self.folder.iterdir())
 
     def check_video(self) -> None:
-        """Whether it is still the one that was watched; UserError if not."""
-        if self.video.is_symlink() or not self.video.is_file() or _seal_of(self.video) != self.about.get("video"):
-            raise UserError(
-                "The video in this folder is missing or is not the one that was watched, so it cannot go on; put it "
-                f"back as {self.video.name!r}, or start the video again."
-            )
+        """Whether the files are still those that were watched; UserError if not."""
+        for reel in self.reels:
+            path, seal = self.folder / reel.file, reel.about.get("video")
+            file = path.is_file() and not path.is_symlink()
+            if (file or seal) and not (file and seal_of(path) == seal):
+                raise UserError(
+                    "The video in this folder is missing or is not the one that was watched, so it cannot go on; put "
+                    f"it back as {reel.file!r}, or start the video again."
+                )
+
+    def stretches(self, resumed: Resumed, until: float = math.inf) -> list[Stretch]:
+        """What is to be watched after a state that was found; the last is what goes on."""
+        return stretches(resumed.cut, self.found.cuts, self.reels, until)
+
+    def shown(self, resumed: Resumed, until: float) -> list[Shown]:
+        """What a camera showed after a state that was found, up to a second. Raises UserError where some is missing."""
+        return shown_after(resumed.cut, self.found.cuts, self.notes("frame"), until)
 
     def add(self, cut: Cut, packed: Packed, rows: dict[str, dict[str, Tensor]], records: Iterable[Record] = ()) -> None:
         """A chunk, the state after it, what grew by it, and what belongs to it: all, or nothing.
@@ -199,18 +248,29 @@ def thin(folder: Path) -> None:
             rewrite(path, lambda record: record.kind != "state")
 
 
-def _cut_off(folder: Path, found: Found, last: int) -> None:
-    """What came after a chunk goes, and what is damaged; the page's own records stay where they can be read."""
+def _cut_off(folder: Path, found: Found, last: int, until: float) -> None:
+    """What came after a chunk goes, and what is damaged; the page's own records stay where they can be read, and belong
+    to no second after `until`."""
     later = set(found.places[last + 1 :]) | found.broken
+    newest = found.places[last] if last >= 0 else None  # what lies in older ones is older than it
     for path in segments(folder):
-        if path in later or path not in found.places:
-            rewrite(path, lambda record: _number(record) <= last)
+        noted = until < math.inf and (newest is None or int(path.stem) >= int(newest.stem))
+        if noted or path in later or path not in found.places:
+            rewrite(path, lambda record: _number(record) <= last and _second(record) <= until)
 
 
 def _number(record: Record) -> int:
-    """The chunk that a record belongs to; -1 for the page's own."""
-    number = {"chunk": record.number, "state": record.about.get("chunk")}.get(record.kind, -1)
-    return number if isinstance(number, int) else -1
+    """The chunk that a record belongs to; -1 for the page's own. A reel belongs to the chunk before its first."""
+    about = record.about.get("chunk")
+    number = {"chunk": record.number, "state": about, "reel": about - 1 if isinstance(about, int) else -1}
+    of = number.get(record.kind, -1)
+    return of if isinstance(of, int) else -1
+
+
+def _second(record: Record) -> float:
+    """The second of the stream that a record of the page's belongs to; 0 where it is of none."""
+    time = record.about.get("time")
+    return float(time) if isinstance(time, (int, float)) else 0.0
 
 
 def rewrite(path: Path, wanted: Callable[[Record], bool]) -> None:
@@ -243,7 +303,7 @@ def link_or_copy(path: Path, there: Path) -> None:
         shutil.copyfile(path, there)
 
 
-def _seal_of(path: Path) -> JSON:
+def seal_of(path: Path) -> JSON:
     with path.open("rb") as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

@@ -1,7 +1,9 @@
-"""Pictures of a camera: the newest wait in a queue, older ones give way and are counted. And pictures made small."""
+"""Pictures of a camera: the newest wait in a queue, older ones give way and are counted. And pictures read and made
+small."""
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 import time
@@ -11,10 +13,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from pipeline.stream import Frame, UserError
 
 MAX_PIXELS = 40_000_000
+JPEG_PIXELS = 2_000_000  # the page sends 640 pixels a side
 
 
 class FrameQueue:
@@ -44,8 +48,9 @@ class FrameQueue:
     def waiting(self) -> int:
         return len(self._frames)
 
-    def offer(self, rgb: np.ndarray, time: float | None = None) -> None:
+    def offer(self, rgb: np.ndarray, time: float | None = None, jpeg: bytes = b"") -> None:
         """Queue one uint8 (height, width, 3) picture; returns at once. time: seconds, if the source has its own clock.
+        jpeg: what it was read from.
 
         After close() pictures are ignored. Raises UserError for anything that is not such a picture.
         """
@@ -61,7 +66,7 @@ class FrameQueue:
                 self._first = arrived
             at = self._since + arrived - self._first if time is None else float(time)
             self._last = max(self._last, at)
-            self._frames.append(Frame(small, self._last))
+            self._frames.append(Frame(small, self._last, jpeg=jpeg))
             self.offered += 1
             if len(self._frames) > self.maxlen:
                 self._frames.popleft()
@@ -90,6 +95,17 @@ def check_picture(rgb: Any) -> None:
         raise UserError(
             "The camera sent something that is not a colour picture, so it was left out; restart the camera."
         )
+
+
+def decode_jpeg(jpeg: bytes) -> np.ndarray:
+    """uint8 (height, width, 3). Raises UserError for what is no JPEG of a sane size."""
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            if picture.width * picture.height <= JPEG_PIXELS:
+                return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        pass
+    raise UserError("The camera sent something that is not a picture, so it was left out; reload the page.")
 
 
 def shrink(rgb: np.ndarray, long_side: int) -> np.ndarray:

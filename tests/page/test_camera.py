@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from app.live.view import Phase
-from app.page.channel import decoded
 from app.page.handlers import REFUSED, SWITCH_ON
-from pipeline import UserError
+from pipeline import UserError, decode_jpeg
 from tests.fake_model import until
 from tests.page.conftest import state
 
@@ -133,7 +132,7 @@ def test_a_refused_camera_gets_its_sentence_and_the_button_tries_again(visitor, 
 @pytest.mark.parametrize("words", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"GIF89a" + b"\0" * 50])
 def test_what_is_no_picture_is_refused_in_words(words):
     with pytest.raises(UserError, match="not a picture"):
-        decoded(words)
+        decode_jpeg(words)
 
 
 def test_a_picture_that_is_too_large_is_never_unpacked():
@@ -141,7 +140,7 @@ def test_a_picture_that_is_too_large_is_never_unpacked():
     for side in (1_000, 2_000):
         made[side] = io.BytesIO()
         Image.new("RGB", (side, side), (9, 99, 199)).save(made[side], "JPEG")
-    assert decoded(made[1_000].getvalue()).shape == (1_000, 1_000, 3)
-    assert np.abs(decoded(made[1_000].getvalue())[0, 0].astype(int) - (9, 99, 199)).max() < 6
+    assert decode_jpeg(made[1_000].getvalue()).shape == (1_000, 1_000, 3)
+    assert np.abs(decode_jpeg(made[1_000].getvalue())[0, 0].astype(int) - (9, 99, 199)).max() < 6
     with pytest.raises(UserError):
-        decoded(made[2_000].getvalue())
+        decode_jpeg(made[2_000].getvalue())
