@@ -22,7 +22,7 @@ from app.live.keep import Keep
 from app.live.shelf import Shelf
 from app.live.undoable import Undoable
 from app.live.uploads import Source
-from app.live.view import CLEAR, RESET, UPLOAD, WEBCAM, KeptView, Phase, Turn, View
+from app.live.view import CLEAR, NOTHING_WATCHED, RESET, UPLOAD, WEBCAM, KeptView, Phase, Turn, View
 from app.live.viewing import Viewing
 from app.live.watching import Watch
 from pipeline import Answer, Engine, Rule, UserError
@@ -79,7 +79,7 @@ class LiveSession:
         cannot be judged, and where nothing is watched. cool_down: seconds of the video between two alerts."""
         watch = self.watch
         if watch is None:
-            raise UserError("Nothing is watched, so there is nothing to tell of; start a video or the camera first.")
+            raise UserError(NOTHING_WATCHED)
         return watch.noticing.add_rule(clean(text), cool_down)
 
     def remove_rule(self, number: int) -> None:

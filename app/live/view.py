@@ -19,6 +19,8 @@ FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
 AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
 
 
+NOTHING_WATCHED = "Nothing is watched, so there is nothing to tell of; start a video or the camera first."
+
 TIME = re.compile(r"(?<![\d:.])(?:(\d{1,3}):)?(\d{1,2}):([0-5]\d)(?![\d:])", re.ASCII)  # as `mmss` writes it
 
 
@@ -128,7 +130,8 @@ class View:
     upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
     models that could, in the same order. conversations: the turns of each of them. film: the pictures that differ
     most. events: what happened when (pipeline/timeline), first what is over, then what goes on. rules: what the visitor
-    wants to be told of; the text of an alert is what its rule `says`. Times in seconds of the video; progress: share of
+    wants to be told of; the text of an alert is what its rule `says`. alerted: the pictures at the seconds of the
+    newest alerts. Times in seconds of the video; progress: share of
     the file read, 0 to 1; rate: seconds of video per second of work, over all that was watched; waiting and dropped:
     camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or left out, in sentences;
     silent: whether a camera has sent nothing for a while. stream: the number of this stream among the session's own;
@@ -158,6 +161,7 @@ class View:
     film: tuple[Picture, ...] = ()
     events: tuple[Event, ...] = ()
     rules: tuple[Rule, ...] = ()
+    alerted: tuple[Picture, ...] = ()
     stream: int = 0
     forgotten: int = 0
     undo: str = ""

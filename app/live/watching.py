@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
 FILM = 12  # pictures of a film strip
+ALERTED = 50  # newest alerts whose pictures are in a view
 CAMERA_QUEUE = 8  # camera frames that may wait; the oldest is dropped (and counted) for the newest
 SILENT_S = 4.0  # without a camera picture, and the camera is called silent
 UNKNOWN_LENGTH = 64  # frames expected of a file that does not say how long it is
@@ -126,7 +127,13 @@ class Watch:
                 film=self.film.pictures,
                 events=self.noticing.events,
                 rules=self.noticing.rules,
+                alerted=self._alerted(),
             )
+
+    def _alerted(self) -> tuple[Picture, ...]:
+        alerts = sorted((event for event in self.noticing.events if event.kind == "alert"), key=lambda one: one.time)
+        seconds = sorted({at for one in alerts[-ALERTED:] for at in (one.time, one.until) if at is not None})
+        return tuple(Picture(at, jpeg) for at in seconds if (jpeg := self.thumbnails.near(at)))
 
     def _rate(self) -> float | None:
         """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""

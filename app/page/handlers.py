@@ -19,6 +19,7 @@ from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM, Phase, View
 from app.page import chat, panels, saved
+from app.page.alerts import alerts
 from app.page.panels import NOTHING, said
 from app.page.plots import plots
 from app.page.shown import Shown
@@ -138,12 +139,12 @@ class Events:
         """What a page shows that has no stream: where it stands in line, if it waits; and what it wished for begins
         when its turn comes. As `tick`."""
         spot, shown = self.sessions.in_line(key), self.shown.of(request.session_hash)
-        nothing = (gr.skip(),) * 7
+        nothing = (gr.skip(),) * 8
         if spot is None:
             return nothing
         if spot.free and key in self.wishes:
             _, line, button = self._started(key, request, source, self.wishes.pop(key))
-            return line, "Your place is free.", gr.skip(), gr.skip(), button, *(gr.skip(),) * 2
+            return line, "Your place is free.", gr.skip(), gr.skip(), button, *(gr.skip(),) * 3
         told = panels.in_line(spot.place, spot.seconds)
         line = _changed(shown, "line", panels.state_line(NOTHING, told=told))
         return line, _changed(shown, "spoken", told.word), *nothing[2:]
@@ -202,13 +203,16 @@ class Events:
         return said("Nothing was asked yet, so there is nothing to ask again.")
 
     def deed(self, words: str, key: str | None) -> tuple:
-        """(both chats) after a button within the conversation: "withdraw 3", "wrong 3 0" or "right 3 0"."""
+        """(both chats) after a button within the conversation: "withdraw 3", "wrong 3 0" or "right 3 0"; or in the
+        list of rules, "untell 3"."""
         session, deed = self.sessions.get(key), str(words).split(" ")
         numbers = [int(part) for part in deed[1:3] if part.isdecimal() and part.isascii() and len(part) < 10]
         if session is None:
             return gr.skip(), gr.skip()
         if deed[0] == "withdraw" and len(numbers) == 1:
             session.withdraw(numbers[0])
+        elif deed[0] == "untell" and len(numbers) == 1:
+            session.remove_rule(numbers[0])
         elif deed[0] in ("wrong", "right") and len(numbers) == 2:
             session.mark(numbers[0], numbers[1], deed[0] == "wrong")
         return self.chats(session)
@@ -263,7 +267,7 @@ class Events:
         filming: bool = True,
         held: bool = False,
     ) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key, plots), where this page shows another.
+        """(state line, spoken state, metrics, film, main button, key, plots, alerts), where this page shows another.
 
         filming, held: whether this page films, and whether its film strip must not move now.
         """
@@ -286,6 +290,7 @@ class Events:
             *(_changed(shown, name, value) for name, value in values.items()),
             gr.skip(),
             _changed(shown, "plots", plots(view)),
+            _changed(shown, "alerts", alerts(view)),
         )
 
     def _gone(self, page: str | None) -> tuple:
@@ -293,7 +298,7 @@ class Events:
         self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."
         line = panels.state_line(NOTHING, sentence=sentence)
-        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", ""
+        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", "", alerts(NOTHING)
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""

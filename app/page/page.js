@@ -17,7 +17,7 @@
   // Buttons within the conversation ("withdraw 3", "wrong 3 0") press a hidden one, which takes the words along.
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-deed]");
-    if (event.target.closest?.("[data-close]")) event.target.closest("#said p").remove();
+    if (event.target.closest?.("[data-close]")) event.target.closest("[role=alert]").remove();
     if (!button) return;
     window.vambaDeed = button.dataset.deed;
     document.querySelector("#deed").click();

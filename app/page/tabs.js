@@ -106,7 +106,7 @@
   window.vambaListen = listen;
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) return listen();
-    if (current?.waits) return; // in line for a place, which is given on to who does not listen
+    if (current?.waits || window.vambaNotifies?.()) return; // in line for a place, which is given on to who does not listen
     current?.abort.abort(); // browsers allow a server six connections: those are for tabs that are looked at
     current = null;
   });

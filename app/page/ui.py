@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
-from app.page import keeping
+from app.page import alerts, keeping
 from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
@@ -26,7 +26,7 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page.js", "compare.js", "timeline.js", "camera.js", "tabs.js")
+SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "camera.js", "tabs.js")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
@@ -97,12 +97,15 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
             with gr.Column(elem_id="right", scale=5, min_width=320):
                 _heading("Conversation")
                 _conversation(ui, sessions)
+        with gr.Row(elem_id="noticed", equal_height=False):
+            alerts.add(ui)
         _strip(ui, sessions)
         _wire_source(ui, do)
         _wire_chat(ui, do)
         _wire_clock(ui, do, page)
         if sessions.shelf:
             keeping.wire(ui, sessions, page, AT_ONCE)
+        alerts.wire(ui, sessions, AT_ONCE)
         add_api(sessions)
     return page
 
@@ -265,7 +268,7 @@ def _wire_following(ui: SimpleNamespace, do: Events, before: Dependency) -> None
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots]
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots, ui.alerts]
     # The page's script presses this when the stream has changed: nobody asks twice a second whether it has.
     here = [ui.player, ui.source, ui.key, ui.filming, ui.held]
     ui.look.click(do.tick, here, shown, js=LOOK, **AT_ONCE)
