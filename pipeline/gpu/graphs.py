@@ -89,6 +89,8 @@ class Tapes:
 class Tape:
     """A function without arguments whose tensors lie at fixed places: run plainly once, then recorded and played.
 
+    What it reads it must not change, so that one run more gives the same: whoever records rehearses first, and a pass
+    that carried its states on in place was a word ahead from there on.
     The plain run compiles kernels and fills caches, which must not happen inside a recording, and its result counts.
     pool: of tapes that share the memory between their kernels. They may where nothing in it is read after a tape has
     played, since tapes play one after the other. A pool that no recording uses any more must not be used again.

@@ -58,6 +58,7 @@ class TokenPass:
     """The fixed places of one token's recorded pass through a network that only carries states."""
 
     logits: Tensor  # (V,), after the token
+    after: tuple[MixerState, ...]
 
     def __init__(self, net: Net, states: Sequence[MixerState], shared: Tapes):
         self._net, self.id = net, torch.zeros(1, dtype=torch.long, device=states[0].ssm.device)
@@ -65,15 +66,14 @@ class TokenPass:
         self._tape = Tape(self._pass, shared)
 
     def _pass(self) -> None:
-        x_1TD, after = self._net(self._net.embed(self.id), self.states, 0, None)
+        x_1TD, self.after = self._net(self._net.embed(self.id), self.states, 0, None)
         self.logits = self._net.logits(x_1TD[0, -1])
-        copy_all(self.states, after)
 
     def play(self, token: int, states: Sequence[MixerState]) -> tuple[Tensor, tuple[MixerState, ...]]:
         self.id.fill_(token)
         copy_all(self.states, states)
         self._tape.play()
-        return self.logits.clone(), tuple(MixerState(*(part.clone() for part in state)) for state in self.states)
+        return self.logits.clone(), tuple(MixerState(*(part.clone() for part in state)) for state in self.after)
 
 
 class TokenRecordings:

@@ -213,7 +213,8 @@ def test_after_a_failure_the_plain_code_goes_on(error, net, recorded, monkeypatc
             ours, plain = TextDecoder(net, memory, PLACES, recorded), TextDecoder(net, memory, PLACES)
             logits, want = (r.question(prompt(6), prompt(40)) for r in (ours, plain))
             alike(ours, plain, logits, want)
-    assert len(passes) == (4 if transient else 2) and len(caplog.records) == 1
+    rehearsals = int(recorded.tapes.stream is not None)  # before the second one is recorded
+    assert len(passes) == (4 + rehearsals if transient else 2) and len(caplog.records) == 1
     assert recorded.tapes.off != transient
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.engine import Engine
+from pipeline.gpu import graphs
 from pipeline.models import sequence_reading
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig, StackConfig
 from pipeline.models.sequence import SequenceModel
@@ -122,15 +123,21 @@ def test_an_answer_names_the_second_it_knows_of(kinds) -> None:
 
 
 def recording(monkeypatch) -> list[int]:
-    """As if the kernels ran here: passes over single tokens take the recorded way, and are counted."""
+    """As if the kernels ran here: passes over single tokens take the recorded way, rehearsed as before each recording,
+    and are counted."""
     played, play = [], sequence_reading.TokenPass.play
 
     def counted(self, token, states):
         played.append(token)
         return play(self, token, states)
 
+    def rehearsed(self) -> None:
+        self._pass()
+        self._pass()
+
     monkeypatch.setattr(sequence_reading, "kernels_for", lambda _: "some")
     monkeypatch.setattr(sequence_reading.TokenPass, "play", counted)
+    monkeypatch.setattr(graphs.Tape, "play", rehearsed)
     return played
 
 
