@@ -27,6 +27,7 @@ from pipeline.stream import (
     Evidence,
     Frame,
     Model,
+    Pass,
     Question,
     Sampling,
     StreamState,
@@ -35,13 +36,14 @@ from pipeline.stream import (
     VideoChunk,
 )
 from pipeline.turns import Line, Turns
-from pipeline.works import Chunk, Errand, Word, Writing
+from pipeline.works import Chunk, Errand, Word, Writing, caught, out_of_memory
 
 R = TypeVar("R")
 
 QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
 CATCHING_UP = 1_000_000  # frames of backlog: the largest chunks a model likes
+AHEAD = 2  # words of an answer that are written before they are asked for, where others' pass takes them along
 SLICE_S = 0.03  # of watching, while somebody waits for a word: about what a word takes
 
 
@@ -69,8 +71,9 @@ class Engine:
         self.model, self._clock = model, clock
         self.name, self.about, self.backend = model.name, model.about, model.backend
         self.unit_frames, self.long_side = model.unit_frames, model.long_side
-        self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(self._together, model.answers_together), clock)
+        self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(self._together), clock)
         self._doubts: WeakKeyDictionary[StreamState, Doubt] = WeakKeyDictionary()
+        self._writing: dict[Writing, None] = {}  # answers that are being read, the oldest first
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -132,12 +135,15 @@ class Engine:
         return results[0]
 
     def _together(self, waiting: Sequence[Chunk | Word | Errand]) -> Sequence[Chunk | Word | Errand]:
-        """Of those who wait, who go in one turn: all words that may share a pass, and one question to be read."""
+        """Of those who wait, who go in one turn: all words that may share a pass, and one question to be read, or all
+        where these share passes as well."""
         if isinstance(waiting[0], Chunk):
             return self._small_chunks(waiting)
         if not isinstance(waiting[0], Word):
             return waiting[:1]
         words = [work for work in waiting if isinstance(work, Word)][: self.model.answers_together]
+        if self.model.reads_together:
+            return words
         long = next((word for word in words if word.writing.long), None)
         return [word for word in words if word is long or not word.writing.long]
 
@@ -169,7 +175,7 @@ class Engine:
     def _see_together(self, works: Sequence[Chunk]) -> None:
         """Whole chunks of several streams in one pass. What fails so is watched one by one."""
         began = self._clock()
-        states = _caught(
+        states = caught(
             lambda: self.model.watch_together([VideoChunk(w.frames) for w in works], [w.state for w in works])
         )
         if isinstance(states, Exception):
@@ -177,42 +183,49 @@ class Engine:
                 work.alone = True
             return
         for work, state in zip(works, states):
-            judged = _caught(partial(self._judge, state, work))
+            judged = caught(partial(self._judge, state, work))
             work.error = judged if isinstance(judged, Exception) else None
             work.state, work.done = state, True
         self._frame_s = (self._clock() - began) / sum(len(work.frames) for work in works)
 
     def _write(self, words: Sequence[Word]) -> None:
-        """A word of each answer, or a piece of its question."""
-        going = [word for word in words if word.writing.waits or self._advanced(word)]
-        for one, given in zip(going, self._passed(going)):
-            if isinstance(given, Exception):
-                one.error = given
-            else:
-                one.writing.needs, one.writing.given = None, given
-                self._advanced(one)
+        """A word of each answer, or a piece of its question; and of others that are read on, a word beforehand."""
+        asked = [word.writing for word in words]
+        inside = [one for one in (*asked, *self._ahead(asked)) if one.enter()]
+        try:
+            going = {one.needs: one for one in inside if (one.waits or one.advance()) and one.needs is not None}
+            for needs, given in self._passed(list(going)).items():
+                if isinstance(given, Exception):
+                    going[needs].fail(given)
+                else:
+                    going[needs].give(given)
+        finally:
+            for one in inside:
+                one.leave()
 
-    def _advanced(self, word: Word) -> bool:
-        """Goes on with an answer as far as it can; whether it now needs a pass."""
-        found = _caught(word.writing.next)
-        if isinstance(found, Exception):
-            word.error = found
-        elif word.writing.needs is None:
-            word.token, word.done, word.returns = found, True, found is not None
-        return not word.over
+    def _ahead(self, asked: Sequence[Writing]) -> list[Writing]:
+        """Answers whose readers are still busy with the last word: a pass costs the same with theirs, and nobody has to
+        be waited for. Those with the fewest words in store."""
+        if not asked:
+            return []
+        others = [one for one in list(self._writing) if one not in asked and not one.long and not one.over]
+        others = sorted((one for one in others if len(one.ready) < AHEAD), key=lambda one: len(one.ready))
+        return others[: max(0, self.model.answers_together - len(asked))]
 
-    def _passed(self, words: Sequence[Word]) -> list[object]:
-        """What each one's pass gives, or the error it ends in. What cannot be shared, for want of memory, is not."""
-        shared = [word for word in words if word.writing.needs is not None and word.writing.needs.shared]
-        found: dict[Word, object] = {}
+    def _passed(self, passes: Sequence[Pass]) -> dict[Pass, object]:
+        """What those that go in this turn give, or the error they end in. What cannot be shared, for want of memory, is
+        not."""
+        chosen = self.model.joined(passes)
+        shared = [one for one in chosen if one.shared or self.model.reads_together]
+        found: dict[Pass, object] = {}
         if len(shared) > 1:
-            gave = _caught(lambda: self.model.passed([word.writing.needs for word in shared if word.writing.needs]))
+            gave = caught(lambda: self.model.passed(shared))
             if not isinstance(gave, Exception):
                 found = dict(zip(shared, gave))
-        return [found[word] if word in found else self._passed_alone(word.writing) for word in words]
+        return {one: found[one] if one in found else self._passed_alone(one) for one in chosen}
 
-    def _passed_alone(self, writing: Writing) -> object:
-        return _caught(lambda: self.model.passed([writing.needs] if writing.needs else [])[0])
+    def _passed_alone(self, one: Pass) -> object:
+        return caught(lambda: self.model.passed([one])[0])
 
     def _see(self, work: Chunk) -> None:
         """A slice of a chunk. Memory that runs out halves what is tried in the next turn."""
@@ -231,7 +244,7 @@ class Engine:
             seen = self.model.watch(VideoChunk(frames), work.state)
             self._judge(seen, work)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return None
         return seen
@@ -302,7 +315,8 @@ class Engine:
         known = self.model.known_until(question, state)
         answer, gaze, first = _empty_answer(question, state, known), Gaze(), None
         answer = replace(answer, basis=self.model.basis(question, state))
-        writing = Writing(lambda: self.model.steps(question, state, sampling), stop, self._turns.forget)
+        writing = Writing(lambda: self.model.steps(question, state, sampling), stop, self._forget)
+        self._writing[writing] = None
         with closing(writing):  # without a turn: a generator may be collected by a thread that holds one
             while answer.tokens < sampling.max_tokens:
                 token = self._draw(writing)
@@ -316,23 +330,15 @@ class Engine:
         yield replace(answer, done=True, stopped=writing.stopped)
 
     def _draw(self, writing: Writing) -> Token | None:
-        """The next token, in its turn; None at the end."""
-        word = Word(writing)
-        self._turns.run(word)
-        return word.token
+        """The next token, which may be there already, or in its turn; None at the end."""
+        if not writing.ready:
+            self._turns.run(Word(writing))
+        return writing.take()
 
-
-T = TypeVar("T")
-
-
-def _caught(call: Callable[[], T]) -> T | Exception:
-    """What it returns, or the error that whoever asked is to get."""
-    try:
-        return call()
-    except Exception as error:
-        if not _out_of_memory(error):
-            return error
-    return UserError("Memory ran out while answering, so the answer is cut short; ask again when it is quieter.")
+    def _forget(self, writing: Writing) -> None:
+        """Nobody will ask for its words any more."""
+        self._writing.pop(writing, None)
+        self._turns.forget(writing)
 
 
 def _overflowed(frames: Sequence[Frame]) -> str:
@@ -340,11 +346,6 @@ def _overflowed(frames: Sequence[Frame]) -> str:
         f"The model's numbers overflowed between {mmss(frames[0].time)} and {mmss(frames[-1].time)}, so that part was "
         "left out; go on watching, or start the stream again."
     )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Without importing torch, whose CUDA error is called OutOfMemoryError."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def checked(question: Question, sampling: Sampling) -> Question:

@@ -222,11 +222,13 @@ class Pass:
     """A pass through the network that an answer needs to go on. One of a single token may share it with other answers.
 
     reader: who reads the ids, a system's own. spans: parts of the ids whose gaze is wanted; None: of all, as one.
+    draws: who draws the word after it, a system's own.
     """
 
     reader: Any
     ids: Sequence[int]
     spans: Sequence[range] | None = None
+    draws: Any = None
 
     @property
     def shared(self) -> bool:
@@ -258,6 +260,7 @@ class Model(ABC, Generic[B]):
     unit_frames: int = 1  # frames the tower encodes together: 2 for Qwen2-VL's pairs
     long_side: int = 640  # pixels of a frame's longer side the tower can use; sources shrink to it
     answers_together: int = 1  # how many answers may share a pass
+    reads_together: bool = False  # whether passes of several tokens, too, may be shared
     tokenizer: Any = None  # of its words
     caption_question: str = "What is shown? Answer with one short sentence."  # where `shows` is None; "": no captions
     trained_frames: int | None = None  # of a video, in training and the authors' tests; None: as many as it can see
@@ -291,6 +294,12 @@ class Model(ABC, Generic[B]):
     def steps(self, question: Question, state: StreamState[B], sampling: Sampling) -> Steps:
         """`ask`, with the passes it needs handed out, so that several answers can share them."""
         return self.ask(question, state, sampling)
+
+    def joined(self, passes: Sequence[Pass]) -> Sequence[Pass]:
+        """Of the passes that answers wait for, in the order in which they came, those that go in this turn: all words,
+        and of the longer ones so much that no word waits long; one at least."""
+        long = [one for one in passes if len(one.ids) > 1][:1]
+        return [one for one in passes if len(one.ids) == 1 or one in long]
 
     def passed(self, passes: Sequence[Pass]) -> Sequence[Any]:
         """What passes of `steps` give: one, or at most `answers_together` that may be shared.

@@ -24,8 +24,9 @@ from enum import IntEnum
 from typing import Generic, TypeVar
 
 PATIENCE_S = 0.01  # how long somebody who was just handed a word is waited for
-# How long others of a flow wait for who was just served, so that the next pass can be shared. Eight readers need longer
-# to come back than one, and a long pass is worth more: words wait for half as long as the last one took.
+# How long watching waits for the streams that were just served, so that the next pass can be shared. Many need longer
+# to come back than one, and a long pass is worth more: half as long as the last one took. Words wait for nobody: whose
+# reader is not back yet gets his all the same (Engine._ahead).
 GATHER_S, MOST_GATHER_S = 0.004, 0.05
 READING_S = 1.0  # how long they are taken for somebody who goes on reading
 
@@ -40,18 +41,22 @@ class Flow(IntEnum):
 class Work:
     """Something a thread waits for. It is over once `done` is set, or `error`, by whoever does it.
 
-    owner: whose it is, where more will come; not the work itself, a cycle would keep the memory it knows. returns: its
-    owner will be back for the next one in a moment, as readers of words are.
+    owner: whose it is, where more will come; not the work itself, a cycle would keep the memory it knows.
     """
 
     def __init__(self, flow: Flow, owner: object = None):
-        self.flow, self.owner, self.returns = flow, owner, False
+        self.flow, self.owner = flow, owner
         self.done = False
         self.error: BaseException | None = None
 
     @property
     def over(self) -> bool:
         return self.done or self.error is not None
+
+    @property
+    def returns(self) -> bool:
+        """Whether its owner will be back for the next one in a moment, as readers of words are."""
+        return False
 
 
 W = TypeVar("W", bound=Work)
@@ -81,19 +86,15 @@ class Line(Generic[W]):
     """Who waits, and who is next. Knows neither threads nor a clock: times are told.
 
     together: of the waiting works of one flow, in order of arrival, those that go in one turn; the first at least.
-    most: of a flow's works in one turn. Where others can go with them, a turn of fewer waits a moment for who was just
-    served to be back.
     """
 
-    def __init__(
-        self, together: Callable[[Sequence[W]], Sequence[W]] = lambda waiting: waiting[:1], most: int = 1
-    ) -> None:
-        self._together, self._most = together, most
+    def __init__(self, together: Callable[[Sequence[W]], Sequence[W]] = lambda waiting: waiting[:1]) -> None:
+        self._together = together
         self._waiting: list[W] = []
         self._readers: dict[object, float] = {}  # who were handed a word and did not come back yet: when that was
         self._shares = Shares()
-        self._gather_s = GATHER_S  # for words
-        self._watched, self._watched_at = 0, -math.inf  # chunks that the newest turn of them ended, and when
+        # Chunks that the newest turn of them ended, when that was, and how long their streams are waited for.
+        self._watched, self._watched_at, self._gather_s = 0, -math.inf, GATHER_S
         self.doing: Sequence[W] = ()
 
     def join(self, work: W) -> None:
@@ -114,30 +115,29 @@ class Line(Generic[W]):
 
     def next(self, now: float) -> Sequence[W]:
         """The works of the next turn. None while a turn is on, and where somebody who is owed it is waited for."""
-        flows = {work.flow for work in self._waiting}
+        going = [work for work in self._waiting if not work.over]  # others' turns may have ended some
+        flows = {work.flow for work in going}
         if self.doing or not flows:
             return ()
         flow = self._shares.first(flows | ({Flow.ANSWERS} if self._handed_since(now - PATIENCE_S) else set()))
-        waiting = [work for work in self._waiting if work.flow is flow]
+        waiting = [work for work in going if work.flow is flow]
         return () if not waiting or self._gathers(flow, len(waiting), now) else self._together(waiting)
 
     def _gathers(self, flow: Flow, waiting: int, now: float) -> bool:
-        """Whether a moment more may bring others along: readers of a word, or as many streams as were watched last."""
-        if flow is Flow.ANSWERS:
-            return waiting < self._most and self._handed_since(now - self._gather_s)
-        return waiting < self._watched and now - self._watched_at < GATHER_S
+        """Whether a moment more may bring as many streams as were watched last."""
+        return flow is Flow.WATCHING and waiting < self._watched and now - self._watched_at < self._gather_s
 
     def finish(self, began: float, now: float) -> None:
         """The turn is over. What is not waits for another one, behind the others."""
         flow, took = self.doing[0].flow, now - began
         self._shares.use(flow, took)
-        if flow is Flow.ANSWERS:
-            self._gather_s = min(MOST_GATHER_S, max(GATHER_S, took / 2))
-        else:
+        if flow is Flow.WATCHING:
             self._watched, self._watched_at = sum(work.done for work in self.doing), now
-        self._readers |= {work.owner: now for work in self.doing if work.done and work.returns}
-        again = [work for work in self._waiting if work in self.doing and not work.over]
-        self._waiting = [work for work in self._waiting if work not in self.doing] + again
+            self._gather_s = min(MOST_GATHER_S, max(GATHER_S, took / 2))
+        self._readers |= {work.owner: now for work in self._waiting if work.returns}
+        again = self.doing if flow is Flow.WATCHING else ()  # an unread question keeps its place
+        left = [work for work in self._waiting if not work.over]
+        self._waiting = [*(w for w in left if w not in again), *(w for w in left if w in again)]
         self.doing = ()
 
     def _handed_since(self, then: float) -> bool:
@@ -161,14 +161,14 @@ class Turns(Generic[W]):
         """Returns when the work is over; raises its error. Done by this thread, or in another one's turn."""
         with self._moved:
             self._line.join(work)
-            self._moved.notify_all()  # somebody may be waiting for just this one
+            self._tell()  # somebody may be waiting for just this one
         try:
             while works := self._turn_of(work):
                 self._take(works)
         finally:  # also of Ctrl-C: a work left behind would block everybody for ever
             with self._moved:
                 self._line.leave(work)
-                self._moved.notify_all()
+                self._tell()
         if work.error is not None:
             raise work.error
 
@@ -182,6 +182,11 @@ class Turns(Generic[W]):
         """This reader will not be back."""
         with self._moved:
             self._line.forget(owner)
+            self._moved.notify_all()
+
+    def _tell(self) -> None:
+        """Whoever waits looks again; not during a turn, when it would be for nothing and cost all of them time."""
+        if not self._line.doing:
             self._moved.notify_all()
 
     def _turn_of(self, work: W) -> Sequence[W]:

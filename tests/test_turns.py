@@ -13,6 +13,14 @@ from hypothesis import strategies as st
 from pipeline.turns import GATHER_S, MOST_GATHER_S, PATIENCE_S, READING_S, Flow, Line, Turns, Work
 
 
+class Asked(Work):
+    """Readers of words come back, watchers may not."""
+
+    @property
+    def returns(self) -> bool:
+        return self.done and self.flow is Flow.ANSWERS
+
+
 class Visitor:
     """Comes back with the next work `away_s` after the last one is done; one work takes `takes_s`."""
 
@@ -28,7 +36,7 @@ def simulate(visitors: list[Visitor], seconds: float) -> float:
     works: dict[Visitor, Work] = {}
     while now < seconds:
         for visitor in sorted((v for v in visitors if v not in works and v.comes_s <= now), key=lambda v: v.comes_s):
-            works[visitor] = Work(visitor.flow, visitor)
+            works[visitor] = Asked(visitor.flow, visitor)
             visitor.since = now
             line.join(works[visitor])
         if not (turn := line.next(now)):
@@ -39,7 +47,7 @@ def simulate(visitors: list[Visitor], seconds: float) -> float:
         visitor.waits.append(now - visitor.since)
         now += visitor.takes_s
         visitor.had_s += visitor.takes_s
-        work.done, work.returns = True, visitor.flow is Flow.ANSWERS
+        work.done = True
         line.finish(now - visitor.takes_s, now)
         del works[visitor]
         visitor.comes_s = now + visitor.away_s
@@ -99,10 +107,10 @@ def test_who_leaves_the_machine_leaves_it_to_the_others():
 def test_a_reader_is_one_for_a_while_only():
     line: Line[Work] = Line()
     assert not line.answering(0.0)
-    word = Work(Flow.ANSWERS, self := object())
+    word = Asked(Flow.ANSWERS, self := object())
     line.join(word)
     line.doing = line.next(0.0)
-    word.done = word.returns = True
+    word.done = True
     line.finish(-0.1, 0.0)
     assert line.answering(READING_S / 2) and not line.answering(READING_S * 1.1)
     line.forget(self)
@@ -111,34 +119,57 @@ def test_a_reader_is_one_for_a_while_only():
 
 def taken(line: Line[Work], flow: Flow, owners: list[object], began: float, now: float) -> None:
     """A turn in which all of these are served."""
-    works = [Work(flow, owner) for owner in owners]
+    works = [Asked(flow, owner) for owner in owners]
     for work in works:
         line.join(work)
     line.doing = line.next(began + 10)
     assert len(line.doing) == len(works)
     for work in line.doing:
-        work.done, work.returns = True, flow is Flow.ANSWERS
+        work.done = True
     line.finish(began, now)
 
 
-@pytest.mark.parametrize("took", [0.002, 0.04, 1.0])
-def test_words_wait_half_a_pass_for_others_to_be_back(took):
-    line: Line[Work] = Line(lambda waiting: waiting, most=8)
-    taken(line, Flow.ANSWERS, ["one", "other"], 0.0, took)
-    line.join(Work(Flow.ANSWERS, "one"))
-    most = min(MOST_GATHER_S, max(GATHER_S, took / 2))
-    assert not line.next(took + 0.9 * most) and len(line.next(took + 1.1 * most)) == 1
-    line.join(Work(Flow.ANSWERS, "other"))
-    assert len(line.next(took)) == 2  # nobody is missing
-
-
-def test_streams_that_were_watched_together_wait_a_moment_for_each_other():
+def test_words_wait_for_nobody():
+    """Whose reader is not back gets his word all the same, written beforehand."""
     line: Line[Work] = Line(lambda waiting: waiting)
-    taken(line, Flow.WATCHING, [None, None], 0.0, 0.1)
+    taken(line, Flow.ANSWERS, ["one", "other"], 0.0, 0.1)
+    line.join(Work(Flow.ANSWERS, "one"))
+    assert len(line.next(0.1)) == 1
+
+
+def test_what_another_turn_ended_is_in_nobodys_way():
+    line: Line[Work] = Line(lambda waiting: waiting)
+    first, second = Asked(Flow.ANSWERS, "one"), Asked(Flow.ANSWERS, "other")
+    for work in (first, second):
+        line.join(work)
+    first.done = True
+    assert line.next(0.0) == [second]
+    line.doing = [second]
+    second.done = True
+    line.finish(0.0, 0.1)
+    assert not line.next(0.1) and line.answering(0.1)
+
+
+@pytest.mark.parametrize("flow", list(Flow))
+def test_an_unread_question_keeps_its_place_and_a_slice_of_a_chunk_does_not(flow):
+    line: Line[Work] = Line()
+    first, second = Work(flow), Work(flow)
+    for work in (first, second):
+        line.join(work)
+    line.doing = line.next(0.0)
+    line.finish(0.0, 1.0)
+    assert line.next(10.0) == [first if flow is Flow.ANSWERS else second]
+
+
+@pytest.mark.parametrize("took", [0.002, 0.04, 1.0])
+def test_streams_that_were_watched_together_wait_half_a_pass_for_each_other(took):
+    line: Line[Work] = Line(lambda waiting: waiting)
+    taken(line, Flow.WATCHING, [None, None], 0.0, took)
     line.join(Work(Flow.WATCHING))
-    assert not line.next(0.1 + 0.9 * GATHER_S) and line.next(0.1 + 1.1 * GATHER_S)
+    most = min(MOST_GATHER_S, max(GATHER_S, took / 2))
+    assert not line.next(took + 0.9 * most) and line.next(took + 1.1 * most)
     line.join(Work(Flow.WATCHING))
-    assert len(line.next(0.1)) == 2
+    assert len(line.next(took)) == 2  # nobody is missing
     taken_alone: Line[Work] = Line()
     taken(taken_alone, Flow.WATCHING, [None], 0.0, 0.1)
     taken_alone.join(Work(Flow.WATCHING))

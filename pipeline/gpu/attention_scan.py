@@ -162,7 +162,7 @@ def _attend(
         low, high = tl.maximum(begin, block * in_block), tl.minimum(end, (block + 1) * in_block)
         whole = tl.minimum(high, tl.maximum(low, tl.cdiv(first, TILE)))  # from here to `ragged` all slots are visible
         ragged = tl.maximum(whole, tl.minimum(high, last // TILE))
-        top, mass, total = _walk(
+        top, mass, total = walk(
             low,
             whole,
             q_tile,
@@ -185,7 +185,7 @@ def _attend(
             SCORES,
             PRECISION,
         )
-        top, mass, total = _walk(
+        top, mass, total = walk(
             whole,
             ragged,
             q_tile,
@@ -208,7 +208,7 @@ def _attend(
             SCORES,
             PRECISION,
         )
-        top, mass, total = _walk(
+        top, mass, total = walk(
             ragged,
             high,
             q_tile,
@@ -264,7 +264,7 @@ def block_at(q, where, shift, P: tl.constexpr, EIGHT_BIT: tl.constexpr):
 
 
 @triton.jit
-def _walk(
+def walk(
     begin,
     end,
     q_tile,

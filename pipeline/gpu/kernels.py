@@ -6,6 +6,7 @@ Forward only: training runs the torch code. Every kernel has plain torch code be
     gated_norm, rms_norm          layers/mamba2.py: GatedRMSNorm; layers/norms.py: RMSNorm
     scaled_rows                   the second half of GatedRMSNorm, after the out-projection
     attend, scan, slot_weights    memory/attention.py: plain_attend, plain_scan, plain_weights
+    attend_ragged                 the same for words of several answers, each over its own memory
     attend_text                   layers/reading.py: TextCache.attend
     rotate, blend                 layers/vamba.py: rotate, Layer.blend; towers/qwen.py: _rotate
     add_layer_norm, quick_gelu    towers/qwen.py: _add_norm, _mlp
@@ -17,16 +18,19 @@ many blocks. Where they are installed they can run the mixers instead (`publishe
 """
 
 from pipeline.gpu.attention import attend, slot_weights
-from pipeline.gpu.attention_scan import merge, scan
+from pipeline.gpu.attention_scan import merge, scan, tile_shape
 from pipeline.gpu.convolution import causal_conv
 from pipeline.gpu.int8 import int8_linear
 from pipeline.gpu.mixer import mixer, ssd
 from pipeline.gpu.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
+from pipeline.gpu.ragged import Ragged, attend_ragged
 from pipeline.gpu.text_attention import attend_text
 
 __all__ = [
+    "Ragged",
     "add_layer_norm",
     "attend",
+    "attend_ragged",
     "attend_text",
     "blend",
     "causal_conv",
@@ -41,4 +45,5 @@ __all__ = [
     "scan",
     "slot_weights",
     "ssd",
+    "tile_shape",
 ]

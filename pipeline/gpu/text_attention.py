@@ -14,16 +14,19 @@ from pipeline.gpu.attention_scan import contiguous_rows
 from pipeline.gpu.device import TILE, precision
 
 
-def attend_text(talks: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor) -> Tensor:
+def attend_text(
+    talks: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor, most: int | None = None
+) -> Tensor:
     """Causal attention of new words to earlier ones and each other, keeping their keys.
 
-    talks: int64 on the GPU, (4 or more,) of one conversation or (n, 4 or more) of several, each of which has Q / n of
-    the words: words that came before, how many of the new ones are real (others get zeros, and nothing of them is
-    kept), for how many words there is room, and where that begins: (layers, 2, K, room, P).
+    talks: int64 on the GPU, (4 or more,) of one conversation that has all words: words that came before, how many of
+    the new ones are real (others get zeros, and nothing of them is kept), for how many words there is room, and where
+    that begins: (layers, 2, K, room, P). Or (n, 5) of several, each of which has `most` of the words at most, from the
+    one that its fifth number says; a word that is nobody's gets any numbers.
     """
-    n = 1 if talks.dim() == 1 else len(talks)
+    n, several = 1 if talks.dim() == 1 else len(talks), talks.dim() > 1
     (H, words, P), K = q_HQP.shape, len(k_KQP)
-    Q, q, k, v = words // n, contiguous_rows(q_HQP), contiguous_rows(k_KQP), contiguous_rows(v_KQP)
+    Q, q, k, v = most or words, contiguous_rows(q_HQP), contiguous_rows(k_KQP), contiguous_rows(v_KQP)
     out, rows = q.new_empty(words, H, P), min(128 // q.itemsize, max(16, triton.next_power_of_2(Q * H // K)))
     _attend_text[(triton.cdiv(Q * H // K, rows), K, n)](
         q,
@@ -43,6 +46,7 @@ def attend_text(talks: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: 
         P,
         rows,
         TILE,
+        several,
         precision(q),
         num_stages=2,
     )
@@ -71,14 +75,16 @@ def _attend_text(
     P: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    SEVERAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some rows of one key head of one conversation: first over the room's words, then over the new ones, which the
     first rows' program puts into the room. Others may not find them there yet, so all read the new ones where they
     are."""
     head, p, number = tl.program_id(1), tl.arange(0, P), tl.program_id(2)
-    talk, q, out = talks + number * talk_row, q + number * Q * q_row, out + number * Q * K * R * P
-    k, v = k + number * Q * k_row, v + number * Q * v_row
+    talk = talks + number * talk_row
+    mine = tl.load(talk + 4).to(tl.int32) if SEVERAL else 0  # the first of its words
+    q, out, k, v = q + mine * q_row, out + mine * K * R * P, k + mine * k_row, v + mine * v_row
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     query = row // R
     length, count, room = tl.load(talk).to(tl.int32), tl.load(talk + 1).to(tl.int32), tl.load(talk + 2)
@@ -116,4 +122,5 @@ def _attend_text(
     total = total / tl.maximum(mass, 1e-30)[:, None]
     place = ((query * K + head) * R + row % R) * P
     total = tl.where(real[:, None], total, 0.0)
-    tl.store(out + place[:, None] + p[None, :], total.to(out.dtype.element_ty), (query < Q)[:, None])
+    ours = query < (count if SEVERAL else Q)
+    tl.store(out + place[:, None] + p[None, :], total.to(out.dtype.element_ty), ours[:, None])

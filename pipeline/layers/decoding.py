@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
+from pipeline.gpu.device import sent
 from pipeline.stream import Question, Sampling
 
 
@@ -21,20 +23,38 @@ def generator(sampling: Sampling) -> torch.Generator:
 
 
 def sample(logits_V: torch.Tensor, sampling: Sampling, chance: torch.Generator) -> int:
-    """The next token's id. Greedy at temperature 0; else nucleus sampling (Holtzman et al., arXiv 1904.09751, 3.1).
+    """The next token's id."""
+    return int(drawn(logits_V[None], [sampling], [chance])[0])
 
-    The nucleus is the smallest set of most likely tokens whose probability reaches `top_p`; it always holds the
-    likeliest one. One uniform number is drawn on the CPU, so the choice does not depend on the device's random numbers.
+
+def drawn(logits_NV: torch.Tensor, samplings: Sequence[Sampling], chances: Sequence[torch.Generator]) -> torch.Tensor:
+    """The next token's id of each row, (N,), where the logits are; nobody waits for it.
+
+    Greedy at temperature 0; else nucleus sampling (Holtzman et al., arXiv 1904.09751, 3.1).
     """
-    if sampling.temperature <= 0:
-        return int(logits_V.argmax())
-    probs_V, order_V = (logits_V.float() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
-    cumulative_V = probs_V.double().cumsum(-1)
-    nucleus = int((cumulative_V < min(sampling.top_p, 1.0)).sum()) + 1
-    cumulative_V = cumulative_V[:nucleus]
-    drawn = torch.rand((), generator=chance, dtype=torch.float64).to(logits_V.device) * cumulative_V[-1]
-    place = torch.searchsorted(cumulative_V, drawn, right=True).clamp(max=len(cumulative_V) - 1)
-    return int(order_V[place])
+    ids_N = logits_NV.argmax(-1)
+    warm = [n for n, one in enumerate(samplings) if one.temperature > 0]
+    if warm:
+        at = sent(torch.tensor(warm), ids_N.device)
+        ids_N[at] = _nucleus(logits_NV[at], [samplings[n] for n in warm], [chances[n] for n in warm])
+    return ids_N
+
+
+def _nucleus(
+    logits_NV: torch.Tensor, samplings: Sequence[Sampling], chances: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """The nucleus is the smallest set of most likely tokens whose probability reaches `top_p`; it always holds the
+    likeliest one. One uniform number a row is drawn on the CPU, so the choice does not depend on the device's random
+    numbers."""
+    asked = [(one.temperature, min(one.top_p, 1.0)) for one in samplings]
+    chance = [float(torch.rand((), generator=one, dtype=torch.float64)) for one in chances]
+    numbers = sent(torch.tensor([[*pair, c] for pair, c in zip(asked, chance)], dtype=torch.float64), logits_NV.device)
+    warmth_N1, top_N1, chance_N1 = numbers.split(1, dim=1)
+    probs_NV, order_NV = (logits_NV.float() / warmth_N1.float()).softmax(-1).sort(descending=True, stable=True)
+    cumulative_NV = probs_NV.double().cumsum(-1)
+    last_N1 = (cumulative_NV < top_N1).sum(-1, keepdim=True).clamp(max=cumulative_NV.shape[1] - 1)
+    place_N1 = torch.searchsorted(cumulative_NV, chance_N1 * cumulative_NV.gather(1, last_N1), right=True)
+    return order_NV.gather(1, torch.minimum(place_N1, last_N1))[:, 0]
 
 
 class TextStream:

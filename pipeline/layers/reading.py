@@ -162,10 +162,12 @@ class TextDecoder:
         looks += [] if weights is None else [weights]
         return out[None]
 
-    def looked_at(self, looks: Sequence[Tensor]) -> None:
-        """Takes the weights (slots,) of one token that was read in a shared pass, at each watched place in order."""
-        self.cache.length += 1
-        self.gazes = self.instants.sums(torch.stack(list(looks))[None]) if self.instants is not None and looks else None
+    def looked_at(self, count: int, looks: Sequence[Tensor]) -> None:
+        """Takes the weights (spans, slots) of so many ids read in a shared pass, at each watched place in order."""
+        self.cache.length += count
+        self.gazes = None
+        if self.instants is not None and looks:
+            self.gazes = self.instants.sums(torch.stack(list(looks), dim=1))
 
     @property
     def looked(self) -> Tensor | None:
@@ -210,9 +212,9 @@ class Instants:
     def __init__(self, memory: Memory):
         times = memory.log.tensor("time")  # (slots,), ascending
         end = torch.arange(len(times), len(times) + min(len(times), 1), device=times.device)
-        self._ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
-        self._counts = self._ends.diff(prepend=self._ends.new_zeros(1))
-        self.times, self.slots = times[self._ends - 1].cpu().numpy(), len(times)  # times: (instants,)
+        self.ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
+        self._counts = self.ends.diff(prepend=self.ends.new_zeros(1))
+        self.times, self.slots = times[self.ends - 1].cpu().numpy(), len(times)  # times: (instants,)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -223,7 +225,7 @@ class Instants:
         It runs through all rows: a row's own would keep one multiprocessor busy per row and leave the others idle.
         """
         rows = torch.arange(0, weights.numel(), self.slots, device=weights.device)
-        running = weights.flatten().cumsum(0, dtype=torch.float64)[(rows[:, None] + self._ends - 1).flatten()]
+        running = weights.flatten().cumsum(0, dtype=torch.float64)[(rows[:, None] + self.ends - 1).flatten()]
         return running.diff(prepend=running.new_zeros(1)).view(*weights.shape[:-1], -1)
 
     def raised(self, gaze: Tensor, usual: Tensor | None) -> Tensor:
@@ -235,7 +237,7 @@ class Instants:
 
     def best(self, looked: Tensor, count: int) -> Tensor:
         """Slots (int64, ascending, on the CPU) of the `count` instants with most weight."""
-        chosen, ends = looked.topk(count).indices.sort().values, self._ends.tolist()
+        chosen, ends = looked.topk(count).indices.sort().values, self.ends.tolist()
         return torch.cat([torch.arange(ends[i - 1] if i else 0, ends[i]) for i in chosen.tolist()])
 
 
@@ -245,9 +247,8 @@ def until(memory: Memory, second: float) -> Memory:
     return replace(memory, log=memory.log.until(int(np.searchsorted(times, max(second, times[0]), "right"))))
 
 
-def shares(times: np.ndarray, weights: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
+def shares(times: np.ndarray, looked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
     """`Token.looked`: scaled to sum to 1; None where the token looked nowhere in particular."""
-    looked = None if weights is None else weights.cpu().numpy()
     if looked is None or not (total := looked.sum()) > 0:
         return None
     return times, looked / total

@@ -1,4 +1,4 @@
-"""One pass of a text column for several conversations at once: a word of each, the weights read once.
+"""One pass of a text column for several conversations at once: a word or a prompt of each, the weights read once.
 
 The words stand side by side as the tokens of one pass, so all that works token by token (projections, norms, rotations
 by each one's own position) is what a prompt of as many tokens would do. Only attention tells them apart: each word
@@ -24,22 +24,24 @@ from pipeline.memory.memory import Memory
 
 @dataclass(eq=False)
 class Row:
-    """One conversation's next token in a shared pass.
+    """One conversation's next ids in a shared pass, from this position on.
 
-    watched: places in `cross_layers` whose attention is kept; looks: its weights (slots,) there, in order, afterwards.
+    watched: places in `cross_layers` whose attention is kept. spans: of which ids, each by itself. looks: their weights
+    (spans, slots) there, in order, afterwards.
     """
 
-    token: int
+    ids: Sequence[int]
     position: int
     cache: TextCache
     memory: Memory | None
     watched: Collection[int] = ()
+    spans: Sequence[range] = (range(1),)
     looks: list[Tensor] = field(default_factory=list)
 
 
 @torch.no_grad()
 def read_together(net: Vamba, rows: Sequence[Row]) -> Tensor:
-    """Logits (rows, V) after each row's token, whose keys its cache then holds. All look at a memory, or none does.
+    """Logits (rows, V) after each row's ids, whose keys its cache then holds. All look at a memory, or none does.
 
     A pass that fails leaves the caches as they were.
     """
@@ -54,41 +56,53 @@ def read_together(net: Vamba, rows: Sequence[Row]) -> Tensor:
 
 def _read(net: Vamba, rows: Sequence[Row]) -> Tensor:
     device = net.model.embed_tokens.weight.device
-    ids, positions = (torch.tensor(numbers, device=device) for numbers in zip(*((r.token, r.position) for r in rows)))
+    counts = [len(row.ids) for row in rows]
+    ids = torch.tensor([i for row in rows for i in row.ids], device=device)
+    positions = torch.cat([torch.arange(r.position, r.position + n, device=device) for r, n in zip(rows, counts)])
+    places = torch.arange(len(ids), device=device).split(counts)
     groups = _by_memory(rows)
 
     def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = zip(rows, *(part.split(1, dim=2) for part in (q, k, v)))
+        parts = zip(rows, *(part.split(counts, dim=2) for part in (q, k, v)))
         return torch.cat([row.cache.attend(layer, *one) for row, *one in parts], dim=2)
 
     def cross(place: int, q_1HQP: Tensor) -> Tensor:
         out = torch.empty_like(q_1HQP)
         for members, memory in groups:
-            _look([rows[i] for i in members], memory, place, q_1HQP[0], out[0], torch.tensor(members, device=device))
+            at = torch.cat([places[i] for i in members])
+            found = _look([rows[i] for i in members], memory, place, q_1HQP[0].index_select(1, at))
+            out[0].index_copy_(1, at, found)
         return out
 
     h = net.model.embed_tokens(ids)[None]
     with sdpa_kernel(UNPLANNED) if h.is_cuda else nullcontext():
         h = net.read(h, positions, own, cross if groups else None)
-    return net.logits(h)[0]
+    return net.logits(h[:, [int(at[-1]) for at in places]])[0]
 
 
-def _look(rows: Sequence[Row], memory: Memory, place: int, q_HQP: Tensor, out_HQP: Tensor, members: Tensor) -> None:
-    """Attention of these members' queries to the memory they share; what is watched is kept."""
-    watched = any(place in row.watched for row in rows)
-    found, weights = memory.attend_each(place, q_HQP.index_select(1, members), watched)
-    out_HQP.index_copy_(1, members, found)
-    for n, row in enumerate(rows):
+def _look(rows: Sequence[Row], memory: Memory, place: int, q_HQP: Tensor) -> Tensor:
+    """Attention of these rows' queries to the memory they share; what is watched is kept. Words go together."""
+    if all(len(row.ids) == 1 for row in rows):
+        found, weights = memory.attend_each(place, q_HQP, any(place in row.watched for row in rows))
+        looks = [None] * len(rows) if weights is None else list(weights[:, None])
+    else:
+        parts = q_HQP.split([len(row.ids) for row in rows], dim=1)
+        spans = [row.spans if place in row.watched else () for row in rows]
+        both = [memory.attend_spans(place, q, some) for q, some in zip(parts, spans)]
+        found, looks = torch.cat([out for out, _ in both], dim=1), [weights for _, weights in both]
+    for row, weights in zip(rows, looks):
         if weights is not None and place in row.watched:
-            row.looks.append(weights[n])
+            row.looks.append(weights)
+    return found
 
 
 def _by_memory(rows: Sequence[Row]) -> list[tuple[list[int], Memory]]:
-    """Rows that look at the same slots, and what they look at."""
+    """Rows that look at the same slots, words apart from prompts, and what they look at."""
     groups: dict[tuple[object, ...], tuple[list[int], Memory]] = {}
     for i, row in enumerate(rows):
         if row.memory is not None:
-            groups.setdefault(slots_seen(row.memory.log), ([], row.memory))[0].append(i)
+            kind = (len(row.ids) == 1, *slots_seen(row.memory.log))
+            groups.setdefault(kind, ([], row.memory))[0].append(i)
     return list(groups.values())
 
 

@@ -43,19 +43,25 @@ class SteppedModel(Model[B]):
 class DecoderModel(SteppedModel[B]):
     """One whose passes are read by `TextDecoder`s of its one network."""
 
+    reads_together = True
+
     def passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
         if len(passes) == 1:
             (one,) = passes
             return [one.reader.feed(one.ids, one.spans)]
         decoders: list[TextDecoder] = [one.reader for one in passes]
-        rows = [
-            Row(one.ids[0], decoder.cache.length, decoder.cache, decoder.memory, decoder.watch_layers)
-            for one, decoder in zip(passes, decoders)
-        ]
+        rows = [row_of(one) for one in passes]
         logits = read_together(decoders[0].net, rows)
         for row, decoder in zip(rows, decoders):
-            decoder.looked_at(row.looks)
+            decoder.looked_at(len(row.ids), row.looks)
         return list(logits)
+
+
+def row_of(one: Pass) -> Row:
+    """What a shared pass must know of a `TextDecoder`'s pass."""
+    decoder: TextDecoder = one.reader
+    spans = [range(len(one.ids))] if one.spans is None else one.spans
+    return Row(one.ids, decoder.cache.length, decoder.cache, decoder.memory, decoder.watch_layers, spans)
 
 
 def alone(steps: Steps, served: Callable[[Pass], Any]) -> Tokens:
@@ -91,7 +97,7 @@ def passed_by_readings(net: Vamba, passes: Sequence[Pass]) -> Sequence[Tensor]:
         (one,) = passes
         return [one.reader.feed(one.ids)]
     readings: list[Reading] = [one.reader for one in passes]
-    rows = [Row(one.ids[0], read.position, read.cache, read.memory) for one, read in zip(passes, readings)]
+    rows = [Row(one.ids, read.position, read.cache, read.memory) for one, read in zip(passes, readings)]
     logits = read_together(net, rows)
     for read in readings:
         read.position += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,19 +14,23 @@ from torch import Tensor
 from pipeline.gpu.device import all_finite, sent, told_later
 from pipeline.gpu.dispatch import backend, has_kernels
 from pipeline.keeping import packing
-from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.layers.decoding import ChatPrompt, TextStream
+from pipeline.layers.drawing import Drawing, draw_together
 from pipeline.layers.int8 import Int8Linear
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import TextDecoder, served, shares, until
+from pipeline.layers.reading import TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
 from pipeline.models.answering import TOGETHER, DecoderModel
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
-from pipeline.models.vamba_together import ANSWERS, SharedRecordings
+from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.seen import Vision
+
+# Words of questions times slots they look at, in a pass for which others' words wait: 30 ms of attention on an H100.
+MOST_READS = 24_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,25 +210,42 @@ class VambaModel(DecoderModel[VambaInner]):
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
         decoder, logits = yield from self._reading(question, memory)
-        assert decoder.instants is not None  # `watch_layers` names some
-        times, stream, chance = decoder.instants.times, TextStream(self.tokenizer), generator(sampling)
-        looked = decoder.looked
+        drawing, stream = Drawing(decoder, sampling), TextStream(self.tokenizer)
         for _ in range(sampling.max_tokens):
-            token = sample(logits, sampling, chance)
+            token, looked = drawing.take(logits)
             if token in self._prompt.stops:
                 break
-            yield Token(token, stream.push(token), shares(times, looked))
-            logits = yield Pass(decoder, [token])
-            # The answer so far, not the token alone: scaled to 1 by itself, a comma's gaze would count as a noun's.
-            newest = None if looked is None else decoder.looked
-            looked = None if looked is None or newest is None else looked + newest
+            yield Token(token, stream.push(token), looked)
+            logits = yield Pass(decoder, [token], draws=drawing)
         if rest := stream.flush():
             yield Token(token, rest)
 
+    def joined(self, passes: Sequence[Pass]) -> Sequence[Pass]:
+        """All words, and of the questions so many that no word waits long; where no word waits, what a pass holds."""
+        words = [one for one in passes if len(one.ids) == 1]
+        chosen: list[Pass] = []
+        reads, rows = 0, len(words)
+        for one in (one for one in passes if len(one.ids) > 1):
+            reads += len(one.ids) * len(one.reader.memory or ())
+            rows += len(one.ids)
+            if chosen and (rows > WORDS or (words and reads > MOST_READS)):
+                break
+            chosen.append(one)
+        return [*words, *chosen]
+
     def passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
+        """Where several words are drawn, all of them in one transfer."""
+        found = self._passed(passes)
+        words = [(one.draws, logits) for one, logits in zip(passes, found) if one.draws]
+        if len(words) > 1:
+            with suppress(torch.OutOfMemoryError):  # then each is drawn by itself
+                draw_together(*zip(*words))
+        return found
+
+    def _passed(self, passes: Sequence[Pass]) -> Sequence[Tensor]:
         recorded = None
         if len(passes) > 1:
-            recorded = self._shared.feed([one.reader for one in passes], [one.ids[0] for one in passes])
+            recorded = self._shared.feed(*zip(*((one.reader, one.ids, one.spans) for one in passes)))
         return super().passed(passes) if recorded is None else recorded
 
     def _read(self, question: Question, memory: Memory) -> tuple[TextDecoder, Tensor]:

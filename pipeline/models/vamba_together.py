@@ -1,120 +1,196 @@
-"""A word of each of several answers in one recorded pass of Vamba's text column: the weights are read once for all.
+"""Words and prompts of several answers in one recorded pass of Vamba's text column: the weights are read once for all.
 
-A recording serves G memories with W words each; what is missing is filled up with words that nobody reads, which look
-at nothing and are kept nowhere. Where several answers are about the same memory, its keys are read once for them.
-On an H100 eight words unrecorded take a processor some 60 ms to launch, recorded the GPU about the time of one.
+A pass takes so many words of so many answers: one of each that is being written, all (or a piece) of a question that is
+being read. Which words are whose, and where each one's keys, memory and looks lie, stands in tables that are copied in
+before (gpu/ragged.py), so the few recordings of `KINDS` serve every mixture, every memory and every length, and none is
+made while somebody waits. Where several answers are about the same memory, its keys are read once for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from threading import Lock
-from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.gpu.dispatch import kernels_for
 from pipeline.gpu.graphs import Tape, Tapes
-from pipeline.gpu.layout import HEAD, Slots, book_room
+from pipeline.gpu.layout import book_of
+from pipeline.gpu.ragged_tables import LOOK_AT, SPAN_AT, TILE_AT, Sheet
 from pipeline.layers.reading import TextDecoder
 from pipeline.layers.together import slots_seen
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.models.vamba_graphs import TextRecordings, one_slot
 
-ANSWERS = 8  # that share a pass; with those that fill it up there are twice as many rows
-ROWS = 2 * ANSWERS
-STEP_SLOTS = 1 << 16  # room for a memory: a quarter more than it has, in steps of so many slots
-LENGTH, COUNT, ROOM, WHERE, TOKEN, WORDS = range(6)  # of a row of `numbers`; WORDS: how many the n-th memory has
-
-Group = list[int]  # the numbers of the answers that look at the same memory
-
-
-def shared_rows(groups: Sequence[Group]) -> Iterator[tuple[int, list[Group]]]:
-    """Words a memory (a power of two) and the groups of one pass, largest first, so that ROWS hold them filled up."""
-    left = sorted(groups, key=len, reverse=True)
-    while left:
-        words = power_of_two(len(left[0]))
-        now, left = left[: ROWS // words], left[ROWS // words :]
-        yield words, now
+ANSWERS = 32  # that share a pass
+WORDS = 256  # that share a pass
+# Slots that words of one pass look at together: their scores are kept, 112 bytes a slot at the published size.
+MOST_SCORED = 1 << 23
+TALK = ("length", "count", "room", "where", "first")  # of `attend_text`'s conversations
 
 
-def power_of_two(count: int) -> int:
-    """The least one that is not below `count`."""
-    return 1 << (count - 1).bit_length()
+class Kind(NamedTuple):
+    """A recorded pass: how many words and answers it holds, rows of a tile, parts that a memory is cut into.
 
-
-class SharedPasses:
-    """The fixed places of recorded passes over memories of up to `slots` slots each, and the passes themselves.
-
-    gaze: (watched places, rows, slots) fp32. logits: (rows, V).
+    each: words of one answer, at most.
     """
 
-    def __init__(self, net: Vamba, places: Sequence[int], memory: Memory, slots: int, shared: Tapes):
-        self.net, self.places, self.slots, self._shared = (
-            net,
-            {place: n for n, place in enumerate(places)},
-            slots,
-            shared,
-        )
-        new = net.model.embed_tokens.weight.new_zeros
-        self.numbers = new(ROWS, WORDS + 1, dtype=torch.int64)
-        self.books = new(ROWS, book_room(slots // 64 + 2), dtype=torch.int64)
-        self.gaze, self.logits = new(len(places), ROWS, slots, dtype=torch.float32), new(ROWS, net.cfg.vocab)
-        self._views = [Slots.of(book, slots, memory.log.fields) for book in self.books]
-        self._pool = torch.cuda.graph_pool_handle() if shared.stream else None
-        self.tapes: dict[tuple[int, int], Tape] = {}
+    words: int
+    answers: int
+    tile: int
+    splits: int
+    each: int = 1
 
-    def holds(self, memories: Sequence[Memory]) -> bool:
-        return all(len(m) <= self.slots and len(m.log.book) <= self.books.shape[1] for m in memories)
 
-    def play(self, words: int, rows: Sequence[Sequence[tuple[TextDecoder, int]]]) -> None:
-        """A pass over some memories; of each its decoders and their tokens, at most `words`."""
-        memories = power_of_two(len(rows))
-        numbers = torch.zeros(memories * words, WORDS + 1, dtype=torch.int64)
-        for g in range(memories):
-            memory = rows[min(g, len(rows) - 1)][0][0].memory
-            assert memory is not None  # `TextRecordings.fits` saw to it
-            self.books[g, : len(memory.log.book)].copy_(memory.log.book)
-        self.books[len(rows) : memories, HEAD.index("length")] = 0  # what fills up has a book, and nothing in it
-        for g, row in enumerate(rows):
-            numbers[g, WORDS] = len(row)
-            for w, (decoder, token) in enumerate(row):
-                room = decoder.cache.room
-                assert room is not None  # reserved just before
-                written = (decoder.cache.length, 1, room.shape[4], room.data_ptr(), token)
-                numbers[g * words + w, :WORDS] = torch.tensor(written)
-        numbers = numbers.pin_memory() if self.numbers.is_cuda else numbers
-        self.numbers[: len(numbers)].copy_(numbers, non_blocking=True)
-        kind = (memories, words)
-        if kind not in self.tapes:
-            self.tapes[kind] = Tape(partial(self._pass, *kind), self._shared, self._pool)
-        self.tapes[kind].play()
+# Words alone: with few words a memory and with many. With prompts the tiles are many, so memories are cut less.
+KINDS = (
+    Kind(8, 8, 16, 66),
+    Kind(8, 8, 64, 66),
+    Kind(ANSWERS, ANSWERS, 16, 33),
+    Kind(ANSWERS, ANSWERS, 64, 33),
+    Kind(64, ANSWERS, 128, 33, 64),
+    Kind(WORDS, ANSWERS, 128, 16, 128),
+)
 
-    def _pass(self, memories: int, words: int) -> None:
-        numbers, kernels = self.numbers[: memories * words], kernels_for(self.gaze)
+
+@dataclass(eq=False)
+class Part:
+    """What one answer has in a pass: its next words, and of which of them looks are wanted. number: whose it is."""
+
+    number: int
+    decoder: TextDecoder
+    ids: Sequence[int]
+    spans: Sequence[range]
+    looks: list[int] = field(default_factory=list)  # where each span's look begins, in floats
+
+    @property
+    def memory(self) -> Memory:
+        assert self.decoder.memory is not None  # `TextRecordings.fits` saw to it
+        return self.decoder.memory
+
+    @property
+    def scored(self) -> int:
+        """Slots whose scores are kept: of a word. Of more words the weights are found from the keys again."""
+        return len(self.memory) if len(self.ids) == 1 else 0
+
+
+def groups_of(parts: Sequence[Part]) -> list[list[Part]]:
+    """Those that look at the same slots, together."""
+    groups: dict[tuple[object, ...], list[Part]] = {}
+    for part in parts:
+        groups.setdefault(slots_seen(part.memory.log), []).append(part)
+    return list(groups.values())
+
+
+def passes_of(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """As few passes as hold all of them, in order."""
+    now: list[Part] = []
+    for part in parts:
+        words, scored = sum(len(p.ids) for p in now), sum(p.scored for p in now)
+        if now and (
+            len(now) == ANSWERS or words + len(part.ids) > WORDS or scored + part.scored > MOST_SCORED > scored
+        ):
+            yield now
+            now = []
+        now.append(part)
+    if now:
+        yield now
+
+
+def kind_of(groups: Sequence[Sequence[Part]], heads: int) -> Kind:
+    """The smallest recording that holds these. heads: query heads of a key head."""
+    sizes = [len(part.ids) for group in groups for part in group]
+    rows = heads * max(sum(len(part.ids) for part in group) for group in groups)
+    holds = [k for k in KINDS if k.words >= sum(sizes) and k.answers >= len(sizes) and k.each >= max(sizes)]
+    return next(
+        (kind for kind in holds if kind.tile >= rows), next(k for k in reversed(holds) if k.words == holds[0].words)
+    )
+
+
+class SharedPass:
+    """One kind of recorded pass: the tables it reads, and its logits (answers, V) after each answer's last word."""
+
+    def __init__(self, kind: Kind, net: Vamba, places: Sequence[int], like: Memory, tapes: Tapes, pool: Any):
+        self.kind, self.net, self.places = kind, net, {place: n for n, place in enumerate(places)}
+        cfg, weight = net.cfg, net.model.embed_tokens.weight
+        self.heads, kernels = cfg.n_heads // cfg.n_kv_heads, kernels_for(weight)
         assert kernels is not None  # or nothing is recorded
+        self.tile = min(kind.tile, kernels.tile_shape(weight.new_empty(1, 1, cfg.head_dim), kind.tile)[0])
+        looks = kind.answers if kind.each == 1 else 2 * kind.answers
+        tiles = kind.answers + kind.words * self.heads // self.tile
+        self.sheet = Sheet(
+            {
+                "count": (1,),
+                "talks": (kind.answers, len(TALK)),
+                "last": (kind.answers,),
+                "tiles": (tiles, len(TILE_AT)),
+                "kept": (kind.words,),
+                "spans": (1 if kind.each == 1 else looks, len(SPAN_AT)),
+                "looks": (looks, len(LOOK_AT)),
+                "ids": (kind.words,),
+                "positions": (kind.words,),
+            },
+            weight.device,
+        )
+        self.nothing = book_of(0, 0, like.log.block_slots, ()).to(weight.device)
+        self.logits = weight.new_empty(kind.answers, cfg.vocab)
+        self.eight_bit = like.log.slots.eight_bit
+        self.tape = Tape(self._pass, tapes, pool)
+
+    def play(self, groups: Sequence[Sequence[Part]], scratch: Tensor, looks: Tensor) -> None:
+        """scratch: fp32, where scores and weights go meanwhile; looks: fp32, where each part's looks go."""
+        sheet, free, empty = self.sheet, scratch.data_ptr(), self.nothing.data_ptr()
+        sheet.clear({"tiles": (empty, 0, 0), "spans": (empty, 0, 0, 0)})
+        word = 0
+        for group in groups:
+            book, start = group[0].memory.log.book.data_ptr(), word
+            for part in group:
+                free = self._write(part, word, book, free, looks)
+                word += len(part.ids)
+            for row in range(start * self.heads, word * self.heads, self.tile):
+                sheet.add("tiles", (book, row, word * self.heads))
+        sheet.add("count", (word,))
+        sheet.send()
+        self.tape.play()
+
+    def _write(self, part: Part, word: int, book: int, free: int, looks: Tensor) -> int:
+        """Puts one answer into the tables; returns where scratch is still free."""
+        sheet, cache, slots = self.sheet, part.decoder.cache, len(part.memory)
+        room, instants, n = cache.room, part.decoder.instants, len(part.ids)
+        assert room is not None and instants is not None  # reserved just before; `fits` saw to it
+        sheet.add("talks", (cache.length, n, room.shape[4], room.data_ptr(), word))
+        sheet.add("last", (word + n - 1,))
+        sheet.put("ids", word, part.ids)
+        sheet.put("positions", word, range(cache.length, cache.length + n))
+        for span, look in zip(part.spans, part.looks):
+            ends, to = instants.ends.data_ptr(), looks.data_ptr() + 4 * look
+            heads = self.net.cfg.n_heads if n == 1 else self.net.cfg.n_kv_heads
+            sheet.add("looks", (free, heads, word if n == 1 else -1, slots, ends, len(instants), to))
+            if n == 1:
+                sheet.put("kept", word, (free,))
+            else:
+                sheet.add("spans", (book, *(self.heads * (word + i) for i in (span.start, span.stop)), free))
+            free += 4 * heads * slots
+        return free
+
+    def _pass(self) -> None:
+        kernels, at, kind, net = kernels_for(self.logits), self.sheet.there, self.kind, self.net
+        assert kernels is not None  # or nothing is recorded
+        tables = (at["count"], at["tiles"], at["kept"], at["spans"], at["looks"])
+        to = kernels.Ragged(*tables, self.tile, kind.splits, net.cfg.n_kv_heads, self.eight_bit, kind.each > 1)
 
         def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return kernels.attend_text(numbers, layer, q[0], k[0], v[0])[None]
+            return kernels.attend_text(at["talks"], layer, q[0], k[0], v[0], kind.each)[None]
 
         def cross(place: int, q: Tensor) -> Tensor:
-            found = [self._look(kernels, place, g, q[0, :, g * words : (g + 1) * words]) for g in range(memories)]
-            return torch.cat(found, dim=1)[None]
+            return kernels.attend_ragged(to, place, q[0], self.places.get(place))[None]
 
-        h = self.net.model.embed_tokens(numbers[None, :, TOKEN])
-        h = self.net.read(h, numbers[:, LENGTH], own, cross)
-        self.logits[: len(numbers)].copy_(self.net.logits(h)[0])
-
-    def _look(self, kernels: ModuleType, place: int, g: int, q_HQP: Tensor) -> Tensor:
-        """Attention of some words to the g-th memory; what is watched goes into `gaze`."""
-        words, count = q_HQP.shape[1], self.numbers[g, WORDS:]
-        if place not in self.places:
-            return kernels.attend(self._views[g], place, q_HQP, count=count)[0]
-        gaze = self.gaze[self.places[place], g * words : (g + 1) * words]
-        return kernels.attend(self._views[g], place, q_HQP, True, count=count, weights=gaze, each=True)[0]
+        h = net.read(net.model.embed_tokens(at["ids"][None]), at["positions"], own, cross)
+        self.logits.copy_(net.logits(h.index_select(1, at["last"]))[0])
 
 
 class SharedRecordings:
@@ -125,68 +201,110 @@ class SharedRecordings:
 
     def __init__(self, alone: TextRecordings):
         self.alone = alone
-        self._passes: SharedPasses | None = None
+        self._passes: dict[Kind, SharedPass] = {}
+        self._scratch: Tensor | None = None
+        self._pool: tuple[int, int] | None = None
         self._prepared, self._preparing = False, Lock()
 
     def prepare(self, memory: Memory) -> None:
-        """Compiles the kernels of every number of words, once, over one slot, and prepares a single answer's: the first
-        visitors to ask together waited 3 s for it (H100). memory: any."""
+        """Compiles and records every kind of pass, once, over one slot, and a single answer's: so that nobody waits for
+        it later. memory: any."""
         self.alone.prepare(memory)
         with self._preparing:
             if not self._prepared and kernels_for(self.alone.net.model.embed_tokens.weight):
-                one, other = (one_slot(self.alone.net, memory) for _ in range(2))
-                for memories in ((one, other), *((one,) * n for n in (2, 4, ANSWERS))):
-                    decoders = [TextDecoder(self.alone.net, memory, self.alone.places) for memory in memories]
-                    self.feed(decoders, [0] * len(decoders))
+                one = one_slot(self.alone.net, memory)
+                for kind in KINDS:
+                    for _ in range(2):  # run, then recorded
+                        self._play(kind, one)
                 self._prepared = True
 
     @torch.no_grad()
-    def feed(self, decoders: Sequence[TextDecoder], tokens: Sequence[int]) -> list[Tensor] | None:
-        """Logits (V,) after each decoder's token, its gazes set; None where plain code must find them."""
-        if not all(self.alone.fits(decoder, 1) for decoder in decoders):
+    def _play(self, kind: Kind, memory: Memory) -> None:
+        decoder = TextDecoder(self.alone.net, memory, self.alone.places)
+        with self.alone.tapes.turn("shared answers"):
+            self._serve([[Part(0, decoder, [0] * kind.each, [range(kind.each)])]], kind)
+
+    @torch.no_grad()
+    def feed(
+        self, decoders: Sequence[TextDecoder], ids: Sequence[Sequence[int]], spans: Sequence[Sequence[range] | None]
+    ) -> list[Tensor] | None:
+        """Logits (V,) after each decoder's ids, its gazes set; None where plain code must find them.
+
+        spans: as `TextDecoder.feed` takes them.
+        """
+        wanted = [[range(len(some))] if one is None else one for some, one in zip(ids, spans)]
+        parts = [Part(n, *one) for n, one in enumerate(zip(decoders, ids, wanted))]
+        if not all(len(p.ids) <= KINDS[-1].each and self.alone.fits(p.decoder, len(p.spans)) for p in parts):
             return None
         before, found = [decoder.cache.length for decoder in decoders], None
         with self.alone.tapes.turn("shared answers"):
-            found = self._feed(decoders, tokens)
+            found = self._feed(parts)
         if found is None:  # the plain code begins where this began
-            self._passes = None
+            self.alone.tapes.wait()
+            self._passes.clear()
             for decoder, length in zip(decoders, before):
                 decoder.cache.length, decoder.cache.used = length, [length] * len(decoder.cache.used)
         return found
 
-    def _feed(self, decoders: Sequence[TextDecoder], tokens: Sequence[int]) -> list[Tensor]:
-        cfg, weight = self.alone.net.cfg, self.alone.net.model.embed_tokens.weight
-        like = weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
+    def _feed(self, parts: Sequence[Part]) -> list[Tensor]:
+        cfg = self.alone.net.cfg
         logits: dict[int, Tensor] = {}
-        groups: dict[tuple[object, ...], Group] = {}
-        for n, decoder in enumerate(decoders):
-            assert decoder.memory is not None  # it fits
-            groups.setdefault(slots_seen(decoder.memory.log), []).append(n)
-            decoder.cache.reserve(decoder.cache.length + 1, like)
-        passes = self._room_for([decoder.memory for decoder in decoders if decoder.memory is not None])
-        for words, some in shared_rows(list(groups.values())):
-            passes.play(words, [[(decoders[n], tokens[n]) for n in group] for group in some])
-            for g, group in enumerate(some):
-                gaze = passes.gaze[:, g * words : g * words + len(group)]
-                _looked([decoders[n] for n in group], gaze)
-                logits |= zip(group, passes.logits[g * words : g * words + len(group)].clone())
-        return [logits[n] for n in range(len(decoders))]
+        for some in passes_of(parts):
+            groups = groups_of(some)
+            after = self._serve(groups, kind_of(groups, cfg.n_heads // cfg.n_kv_heads))
+            logits |= zip((part.number for group in groups for part in group), after)
+        return [logits[n] for n in range(len(parts))]
 
-    def _room_for(self, memories: Sequence[Memory]) -> SharedPasses:
-        if self._passes is None or not self._passes.holds(memories):
-            self.alone.tapes.wait()
-            self._passes = None  # before the next is made: both at once may not fit
-            slots = -(-max(map(len, memories)) * 5 // 4 // STEP_SLOTS) * STEP_SLOTS
-            self._passes = SharedPasses(self.alone.net, self.alone.places, memories[0], slots, self.alone.tapes)
-        return self._passes
+    def _serve(self, groups: Sequence[Sequence[Part]], kind: Kind) -> Tensor:
+        """Logits (answers, V) of one pass, the groups' parts in order; their caches and gazes are set."""
+        net, parts = self.alone.net, [part for group in groups for part in group]
+        like = net.model.embed_tokens.weight.new_empty(1, net.cfg.n_kv_heads, 0, net.cfg.head_dim)
+        looks = self._room_for_looks(parts)
+        for part in parts:
+            part.decoder.cache.reserve(part.decoder.cache.length + len(part.ids), like)
+        one = self._pass_of(kind, parts[0].memory)
+        one.play(groups, self._scratch_for(parts), looks)
+        for part in parts:
+            _looked(part, looks, len(self.alone.places))
+        return one.logits[: len(parts)].clone()
+
+    def _pass_of(self, kind: Kind, like: Memory) -> SharedPass:
+        """They share the memory between their kernels (see `Tape`), as long as there are any."""
+        if not self._passes and self.alone.tapes.stream:
+            self._pool = torch.cuda.graph_pool_handle()
+        if kind not in self._passes:
+            one = SharedPass(kind, self.alone.net, self.alone.places, like, self.alone.tapes, self._pool)
+            self._passes[kind] = one
+        return self._passes[kind]
+
+    def _room_for_looks(self, parts: Sequence[Part]) -> Tensor:
+        """(floats,) for every span's look, (places, instants), one behind the other."""
+        size = 0
+        for part in parts:
+            assert part.decoder.instants is not None  # they fit
+            for _ in part.spans:
+                part.looks.append(size)
+                size += len(self.alone.places) * len(part.decoder.instants)
+        return self.alone.net.model.embed_tokens.weight.new_empty(size, dtype=torch.float32)
+
+    def _scratch_for(self, parts: Sequence[Part]) -> Tensor:
+        """(floats,) for scores (query heads, slots) of every word, and weights (key heads, slots) of every span."""
+        cfg, size = self.alone.net.cfg, 0
+        for part in parts:
+            heads = cfg.n_heads if len(part.ids) == 1 else cfg.n_kv_heads * len(part.spans)
+            size += heads * len(part.memory)
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = None  # before the next is made: both at once may not fit
+            weight = self.alone.net.model.embed_tokens.weight
+            self._scratch = weight.new_empty(max(1, size * 5 // 4), dtype=torch.float32)
+        return self._scratch
 
 
-def _looked(decoders: Sequence[TextDecoder], gaze: Tensor) -> None:
-    """Counts the word of each, and keeps where it looked: gaze (places, decoders, room) over their one memory."""
-    instants, memory = decoders[0].instants, decoders[0].memory
-    assert instants is not None and memory is not None  # they fit
-    found = instants.sums(gaze[:, :, : len(memory)])
-    for n, decoder in enumerate(decoders):
-        decoder.cache.length += 1
-        decoder.cache.used = [decoder.cache.length] * len(decoder.cache.used)
-        decoder.gazes = found[:, n][None]
+def _looked(part: Part, looks: Tensor, places: int) -> None:
+    """Counts the words of one, and keeps where they looked."""
+    decoder, cache = part.decoder, part.decoder.cache
+    assert decoder.instants is not None  # they fit
+    cache.length += len(part.ids)
+    cache.used = [cache.length] * len(cache.used)
+    shape = (len(part.spans), places, len(decoder.instants))
+    decoder.gazes = looks[part.looks[0] :][: shape[0] * shape[1] * shape[2]].view(shape)

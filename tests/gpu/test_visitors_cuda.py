@@ -30,10 +30,10 @@ def test_a_word_of_each_in_one_pass(eight_bit, tiny_vamba):
             decoder.question([5, 6, 7], list(range(10, 12 + 9 * n)))
     for step in range(12):
         tokens = [(7 * step + 3 * n) % 90 + 1 for n in range(len(ours))]
-        rows = [Row(t, d.cache.length, d.cache, d.memory, d.watch_layers) for t, d in zip(tokens, ours)]
+        rows = [Row([t], d.cache.length, d.cache, d.memory, d.watch_layers) for t, d in zip(tokens, ours)]
         for row, one, other, found in zip(rows, ours, plain, read_together(net, rows)):
-            one.looked_at(row.looks)
-            want = other.feed([row.token])
+            one.looked_at(1, row.looks)
+            want = other.feed(row.ids)
             assert gap(found, want) < 1e-3 and int(found.argmax()) == int(want.argmax())
             assert gap(one.gazes, other.gazes) < 1e-3
 

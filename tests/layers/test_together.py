@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.layers import reading
 from pipeline.layers.reading import TextDecoder
 from pipeline.layers.together import Row, read_together
 from pipeline.memory.memory import Memory
@@ -47,11 +48,11 @@ def test_a_word_of_each_in_one_pass_is_a_word_of_each_alone(kind, dtype, tiny_va
             decoder.question([5, 6, 7], list(range(10, 12 + 9 * n)))
     for step in range(6):
         tokens = [(7 * step + 3 * n) % 90 + 1 for n in range(len(ours))]
-        rows = [Row(t, d.cache.length, d.cache, d.memory, d.watch_layers) for t, d in zip(tokens, ours)]
+        rows = [Row([t], d.cache.length, d.cache, d.memory, d.watch_layers) for t, d in zip(tokens, ours)]
         logits = read_together(net, rows)
         for row, one, other, found in zip(rows, ours, plain, logits):
-            one.looked_at(row.looks)
-            assert gap(found, other.feed([row.token])) < TOLERANCE[dtype]
+            one.looked_at(1, row.looks)
+            assert gap(found, other.feed(row.ids)) < TOLERANCE[dtype]
             assert gap(one.gazes, other.gazes) < TOLERANCE[dtype] and gap(one.looked, other.looked) < 1e-2
             assert one.cache.length == other.cache.length and one.cache.used == other.cache.used
 
@@ -64,7 +65,7 @@ def test_the_keys_of_one_memory_are_read_once(tiny_vamba, monkeypatch):
         Memory, "attend_each", lambda self, place, q, want: reads.append(q.shape[1]) or was(self, place, q, want)
     )
     decoders = [TextDecoder(net, m, PLACES) for m in (memory, replace(memory), remembered(9, torch.float32, 2), memory)]
-    read_together(net, [Row(3, 0, d.cache, d.memory) for d in decoders])
+    read_together(net, [Row([3], 0, d.cache, d.memory) for d in decoders])
     assert sorted(reads) == [1] * 4 + [3] * 4  # four layers
 
 
@@ -80,7 +81,7 @@ def test_a_pass_that_fails_leaves_every_conversation_as_it_was(tiny_vamba, monke
     with monkeypatch.context() as broken:
         broken.setattr(Memory, "attend_each", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
-            read_together(net, [Row(3, d.cache.length, d.cache, d.memory) for d in decoders])
+            read_together(net, [Row([3], d.cache.length, d.cache, d.memory) for d in decoders])
     assert all(torch.equal(decoder.feed([3]), before) for decoder, before in zip(decoders, kept))
 
 
@@ -91,8 +92,22 @@ def said(steps) -> list[Token]:
     return list(steps)
 
 
-def together(model, asked, begin: list[int], end: list[int]) -> list[list[Token]]:
-    """The tokens of all these answers; the n-th joins in round begin[n] and is left after end[n] tokens."""
+def served(model, needs: dict[int, Pass], full: int) -> dict:
+    """Words and questions in one pass, as the engine has it: where memory runs out, each by itself."""
+    if not needs:
+        return {}
+    assert model.reads_together
+    try:
+        if len(needs) > full:
+            raise MemoryError
+        return dict(zip(needs, model.passed(list(needs.values()))))
+    except MemoryError:
+        return {n: model.passed([one])[0] for n, one in needs.items()}
+
+
+def together(model, asked, begin: list[int], end: list[int], full: int) -> list[list[Token]]:
+    """The tokens of all these answers; the n-th joins in round begin[n] and is left after end[n] tokens. Of more than
+    `full` in one pass memory runs out."""
     found: list[list[Token]] = [[] for _ in asked]
     going: dict[int, tuple] = {}
     for turn in range(200):
@@ -110,10 +125,7 @@ def together(model, asked, begin: list[int], end: list[int]) -> list[list[Token]
             else:
                 steps.close()
                 del going[n]
-        shared = [n for n, one in needs.items() if one.shared]
-        logits = dict(zip(shared, model.passed([needs[n] for n in shared]))) if shared else {}
-        for n, one in needs.items():
-            sent = logits[n] if n in logits else model.passed([one])[0]
+        for n, sent in served(model, needs, full).items():
             going[n] = (going[n][0], sent)
         if not going and turn > max(begin):
             return found
@@ -135,17 +147,30 @@ visitors = st.lists(
 
 
 @settings(max_examples=8, deadline=None)
-@given(visitors=visitors, retrieve=st.sampled_from([None, 4]), eight_bit=st.booleans())
-def test_answers_together_are_the_answers_alone(visitors, retrieve, eight_bit):
-    """fp64: the same tokens, greedy or drawn, and the same evidence, whoever else is served, joins or stops."""
-    model = MODELS[retrieve, eight_bit]
-    states = STATES[retrieve, eight_bit]
+@given(
+    visitors=visitors,
+    retrieve=st.sampled_from([None, 4]),
+    eight_bit=st.booleans(),
+    full=st.sampled_from([2, 99]),
+    piece=st.sampled_from([7, 128]),
+)
+def test_answers_together_are_the_answers_alone(visitors, retrieve, eight_bit, full, piece):
+    """fp64: the same tokens, greedy or drawn, and the same evidence, whoever else is served, joins or stops, where
+    memory runs out, and in whatever pieces questions are read between the words."""
+    was, reading.PIECE = reading.PIECE, piece
+    try:
+        check_together(visitors, MODELS[retrieve, eight_bit], STATES[retrieve, eight_bit], full)
+    finally:
+        reading.PIECE = was
+
+
+def check_together(visitors, model, states, full: int) -> None:
     asked = [
         (Question(text, (), at), states[which], Sampling(max_tokens=6, temperature=warmth, seed=n))
         for n, (which, text, at, _, _, warmth) in enumerate(visitors)
     ]
     ends = [end for *_, end, _ in visitors]
-    found = together(model, asked, [begin for *_, begin, _, _ in visitors], ends)
+    found = together(model, asked, [begin for *_, begin, _, _ in visitors], ends, full)
     for one, end, ours in zip(asked, ends, found):
         want = said(model.ask(*one))[:end]
         assert [t.id for t in ours] == [t.id for t in want]
