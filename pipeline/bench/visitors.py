@@ -21,6 +21,7 @@ from pipeline.bench.embedded import pictures
 from pipeline.bench.machine import Machine, machine_conditions
 from pipeline.bench.shapes import Shapes, built, frames_of, pictures_of
 from pipeline.engine import Engine
+from pipeline.gpu.graphs import Tape
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.load import load
@@ -168,7 +169,9 @@ def measure_visitors(
     def part(name: str, roles: Sequence[str], most_live: bool = False) -> None:
         if len(roles) > 1:
             crowd.measure(roles, min(seconds, 2.0), most_live)  # their shared passes are recorded, thrown away
+        before = Tape.made
         found[name] = crowd.measure(roles, seconds, most_live)
+        found[name]["recordings"] = Tape.made - before
         print(f"{name}: measured", file=sys.stderr, flush=True)
 
     one, own = minutes
@@ -236,5 +239,7 @@ def visitors_table(found: dict[str, Any]) -> str:
             f"{what.replace('_', ' ')} {wait['median_s'] * 1e3:.0f}, {wait['worst_s'] * 1e3:.0f}"
             for what, wait in part["waits"].items()
         )
+        if part["recordings"]:
+            waits += f"; {part['recordings']} passes were recorded meanwhile"
         lines.append(f"{name:<52} {part['pictures_per_s']:>10.1f} {part['words_per_s']:>8.1f}  {waits}")
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in found["conditions"].items())])

@@ -77,7 +77,11 @@ class Tapes:
             except Exception as error:  # whatever a driver finds wrong with recording
                 if no_room(error):
                     torch.cuda.empty_cache()  # libraries take theirs beside torch, which keeps what it once had
-                    log.warning("The GPU's memory was too full for recorded %s; this once they ran unrecorded.", what)
+                    log.warning(
+                        "The GPU's memory was too full for recorded %s; this once they ran unrecorded (%s).",
+                        what,
+                        error,
+                    )
                 else:
                     self.off = True
                     log.warning("Recording %s failed; from here on it runs unrecorded.", what, exc_info=True)
@@ -94,7 +98,10 @@ class Tape:
     The plain run compiles kernels and fills caches, which must not happen inside a recording, and its result counts.
     pool: of tapes that share the memory between their kernels. They may where nothing in it is read after a tape has
     played, since tapes play one after the other. A pool that no recording uses any more must not be used again.
+    made: recordings of this process so far; somebody waited for each.
     """
+
+    made = 0
 
     def __init__(self, passes: Callable[[], None], shared: Tapes, pool: tuple[int, int] | None = None):
         self._pass, self._shared, self._pool, self._met = passes, shared, pool, False
@@ -130,6 +137,7 @@ class Tape:
 
         Other threads may go on using the GPU meanwhile (`thread_local`).
         """
+        Tape.made += 1
         graph = torch.cuda.CUDAGraph()
         pool: Any = self._pool  # torch's type for it is private
         graph.capture_begin(pool, capture_error_mode="thread_local")

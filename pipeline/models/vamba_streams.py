@@ -107,19 +107,20 @@ def _watch(net: Vamba, group: Sequence[Stream]) -> list[tuple[Stream, tuple[Mixe
         keys[place].copy_(k_BKTP)
         values[place].copy_(v_BKTP)
 
-    after = net.watch(v_BTD, states, keep, lengths_B=lengths_B)
+    after = _rows_of(net.watch(v_BTD, states, keep, lengths_B=lengths_B))
     found = []
     for row, stream in enumerate(group):
         assert stream.times is not None  # `_see` has set it
         memory, write = stream.memory.append(sent(stream.times, v_BTD.device))
         write(slice(None), keys[:, row, :, : stream.length], values[:, row, :, : stream.length])
-        found.append((stream, _row_of(after, row), memory.applied()))
+        found.append((stream, after[row], memory.applied()))
     return found
 
 
-def _row_of(states: Sequence[MixerState], row: int) -> tuple[MixerState, ...]:
-    """Copies, in two launches: a view of one row would keep the states of all streams alive with it."""
-    rows = [MixerState(*(part[row : row + 1] for part in state)) for state in states]
-    mine = tuple(MixerState(*map(torch.empty_like, state)) for state in rows)
-    copy_all(mine, rows)
-    return mine
+def _rows_of(states: Sequence[MixerState]) -> list[tuple[MixerState, ...]]:
+    """Each row's own states, copied: a view of one row would keep the states of all streams alive with it."""
+    layers = [(state.conv.split(1), state.ssm.split(1)) for state in states]
+    theirs = [[MixerState(*both) for both in zip(*layer)] for layer in layers]
+    ours = [[MixerState(*map(torch.empty_like, state)) for state in layer] for layer in theirs]
+    copy_all([state for layer in ours for state in layer], [state for layer in theirs for state in layer])
+    return list(zip(*ours))
