@@ -40,17 +40,21 @@ def tile_shape(q_HQP: Tensor, rows: int) -> tuple[int, dict[str, int]]:
 
 
 def scan(
-    slots: Slots, layer: int, q_HQP: Tensor, keep_scores: bool = False, count: Tensor | None = None
+    slots: Slots, layer: int, q_HQP: Tensor, keep_scores: bool = False, count: Tensor | None = None, beside: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Parts (n, K, M, P) of the softmax-weighted values, their log-sum-exp (n, K, M) and scores (K, M, S), all fp32.
 
     One kernel walks all blocks, cut into parts that run side by side. A kernel per block would spend more time on being
     launched than on reading an hour of memory; here the blocks' addresses travel as a small table.
+
+    beside: so many parts more, at the end and unwritten: of keys that lie elsewhere, for whoever merges them.
     """
     (H, Q, P), q = q_HQP.shape, contiguous_rows(q_HQP)
     K, R, new = slots.heads, H // slots.heads, q.new_empty
-    splits, (rows, speed) = splits_of(q, K), tile_shape(q, Q * R)
-    parts, sums = new(splits, K, Q * R, P, dtype=torch.float32), new(splits, K, Q * R, dtype=torch.float32)
+    rows, speed = tile_shape(q, Q * R)
+    splits = splits_of(q, K, triton.cdiv(Q * R, rows))
+    n = splits + beside
+    parts, sums = new(n, K, Q * R, P, dtype=torch.float32), new(n, K, Q * R, dtype=torch.float32)
     scores = new(K, Q * R, slots.room, dtype=torch.float32) if keep_scores else None
     _attend[(triton.cdiv(Q * R, rows), splits, K)](
         q,
@@ -78,8 +82,10 @@ def scan(
     return parts, sums, scores
 
 
-def splits_of(x: Tensor, heads: int) -> int:
-    return max(1, gpu_size(x.device)[0] // heads)
+def splits_of(x: Tensor, heads: int, tiles: int = 1) -> int:
+    """Parts of the slots that run side by side; where many tiles of rows keep the GPU busy, as few as will do."""
+    programs = gpu_size(x.device)[0]
+    return max(1, min(programs // heads, 2 * programs // (heads * tiles)))
 
 
 def contiguous_rows(x_HQP: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Callers ask for the kernels that can run a call and fall back to their own plain
     own         `pipeline/gpu/kernels.py` lists them, each with its plain twin
     published   mamba-ssm and causal-conv1d run the mixers (`pipeline/gpu/published.py`), all else is as with own
     torch       no kernels at all
-    auto        what runs of these, in this order; the scan of Mamba-1, which has no own kernel, by the published one
+    auto        what runs of these, in this order; the scan of Mamba-1 by the published one where that is installed
 
 The choice is the whole process's. Where kernels were to be expected on a GPU but cannot run, that is logged once with
 the reason.
@@ -131,12 +131,13 @@ def mixer_kernels(x: Tensor, conv: Tensor, ssm: Tensor, groups: int) -> ModuleTy
 
 
 def clip_kernels(x: Tensor) -> ModuleType | None:
-    """What can run the scan of a Mamba-1 mixer over closed clips: `selective_scan`. There is no own kernel for it."""
+    """What can run the scan of a Mamba-1 mixer over closed clips: `selective_scan`, the published one where it is."""
     wanted = _wanted()
-    if wanted != "published" and (wanted != "auto" or isinstance(_published(), str)):
-        return None
-    kernels = _published_for(x)
-    return kernels if kernels is not None and kernels.scans_clips() else None
+    if wanted == "published" or (wanted == "auto" and isinstance(_published(), ModuleType)):
+        kernels = _published_for(x)
+        if kernels is not None and kernels.scans_clips():
+            return kernels
+    return kernels_for(x)
 
 
 def attention_kernels(q_HQP: Tensor, slots: int, block_slots: int) -> ModuleType | None:

@@ -8,8 +8,11 @@ Forward only: training runs the torch code. Every kernel has plain torch code be
     attend, scan, slot_weights    memory/attention.py: plain_attend, plain_scan, plain_weights
     attend_ragged                 the same for words of several answers, each over its own memory
     attend_text                   layers/reading.py: TextCache.attend
+    attend_words, attend_run      layers/streamed.py: Answering, Watching
     rotate, blend                 layers/vamba.py: rotate, Layer.blend; towers/qwen.py: _rotate
     add_layer_norm, quick_gelu    towers/qwen.py: _add_norm, _mlp
+    gated_heads, swiglu           models/mmmamba.py: DistilledMixer, FeedForward
+    selective_scan                layers/mamba1.py: selective_scan
     int8_linear                   layers/int8.py: Int8Linear.forward
 
 Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time, and none of them joins
@@ -18,12 +21,24 @@ many blocks. Where they are installed they can run the mixers instead (`publishe
 """
 
 from pipeline.gpu.attention import attend, slot_weights
+from pipeline.gpu.attention_beside import attend_run, attend_words, runs
 from pipeline.gpu.attention_scan import merge, scan, tile_shape
 from pipeline.gpu.convolution import causal_conv
 from pipeline.gpu.int8 import int8_linear
 from pipeline.gpu.mixer import mixer, ssd
-from pipeline.gpu.pointwise import add_layer_norm, blend, gated_norm, quick_gelu, rms_norm, rotate, scaled_rows
+from pipeline.gpu.pointwise import (
+    add_layer_norm,
+    blend,
+    gated_heads,
+    gated_norm,
+    quick_gelu,
+    rms_norm,
+    rotate,
+    scaled_rows,
+    swiglu,
+)
 from pipeline.gpu.ragged import Ragged, attend_ragged
+from pipeline.gpu.selective import selective_scan, selective_scan_from
 from pipeline.gpu.text_attention import attend_text
 
 __all__ = [
@@ -31,9 +46,12 @@ __all__ = [
     "add_layer_norm",
     "attend",
     "attend_ragged",
+    "attend_run",
     "attend_text",
+    "attend_words",
     "blend",
     "causal_conv",
+    "gated_heads",
     "gated_norm",
     "int8_linear",
     "merge",
@@ -41,9 +59,13 @@ __all__ = [
     "quick_gelu",
     "rms_norm",
     "rotate",
+    "runs",
     "scaled_rows",
     "scan",
+    "selective_scan",
+    "selective_scan_from",
     "slot_weights",
     "ssd",
+    "swiglu",
     "tile_shape",
 ]

@@ -96,6 +96,30 @@ def _norm(
     tl.store(out + row * out_row + column, value.to(out.dtype.element_ty), inside)
 
 
+def gated_heads(y_BTHP: Tensor, z_BTE: Tensor, weight_P: Tensor, eps: float) -> Tensor:
+    """RMS norm of every head, weighed, times silu(z): (B, T, H P). z: any row stride. One pass for four."""
+    B, T, H, P = y_BTHP.shape
+    y, z = y_BTHP.contiguous(), z_BTE.flatten(0, 1) if B == 1 else z_BTE.reshape(-1, H * P)
+    out = y.new_empty(B, T, H * P)
+    _gated_heads[(B * T,)](
+        y, z, weight_P, out, z.stride(0), H, P, eps, triton.next_power_of_2(H), triton.next_power_of_2(P), num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _gated_heads(y, z, weight, out, z_row, heads, width, eps, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """All heads of one token; rounded to the model's type before they are weighed, as `_norm` rounds."""
+    row, h, c = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside, at = (h < heads) & (c < width), h * width + c
+    value = tl.load(y + row * heads * width + at, inside, 0.0).to(tl.float32)
+    gate = tl.load(z + row * z_row + at, inside, 0.0).to(tl.float32)
+    value *= 1 / tl.sqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+    value = value.to(out.dtype.element_ty).to(tl.float32) * tl.load(weight + c, c < width, 0.0).to(tl.float32)
+    value *= gate / (1 + tl.exp(-gate))
+    tl.store(out + row * heads * width + at, value.to(out.dtype.element_ty), inside)
+
+
 def scaled_rows(out_BTD: Tensor, squares_BTH: Tensor, width: int, eps: float, residual_BTD: Tensor | None) -> Tensor:
     """residual + out / sqrt(sum of squares / width + eps): an RMS norm's factor of each row, where the sums are known.
 
@@ -253,4 +277,20 @@ def _quick_gelu(x, out, size, COLUMNS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     value = tl.load(x + at, at < size, 0.0).to(tl.float32)
     value = value / (1 + tl.exp(-1.702 * value))
+    tl.store(out + at, value.to(out.dtype.element_ty), at < size)
+
+
+def swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    """silu(gate) x, in one pass over memory instead of two."""
+    gate, x = gate.contiguous(), x.contiguous()
+    out = torch.empty_like(x)
+    _swiglu[(triton.cdiv(x.numel(), COLUMNS),)](gate, x, out, x.numel(), COLUMNS)
+    return out
+
+
+@triton.jit
+def _swiglu(gate, x, out, size, COLUMNS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    g = tl.load(gate + at, at < size, 0.0).to(tl.float32)
+    value = tl.load(x + at, at < size, 0.0).to(tl.float32) * g / (1 + tl.exp(-g))
     tl.store(out + at, value.to(out.dtype.element_ty), at < size)

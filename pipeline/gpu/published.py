@@ -1,7 +1,7 @@
 """The published kernels of the mixers, mamba-ssm's and causal-conv1d's, behind the own ones' names and arguments.
 
 `dispatch.py` says when they run; requirements-gpu.txt how they are installed. Both packages are optional: without
-causal-conv1d the own convolution takes its place, and without mamba-ssm's compiled part there is no scan of Mamba-1.
+causal-conv1d the own convolution takes its place, and without mamba-ssm's compiled part the own scan of Mamba-1.
 
 Their offsets have 32 bits, so no call may reach further than 2^31 elements (Vamba's projection does after 146,000
 tokens): longer ones are cut here, with the state carried over. fp32 matrix products are tf32 ones there, three digits.

@@ -15,7 +15,13 @@ from pipeline.gpu.device import TILE, precision
 
 
 def attend_text(
-    talks: Tensor, layer: int, q_HQP: Tensor, k_KQP: Tensor, v_KQP: Tensor, most: int | None = None
+    talks: Tensor,
+    layer: int,
+    q_HQP: Tensor,
+    k_KQP: Tensor,
+    v_KQP: Tensor,
+    most: int | None = None,
+    part: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Causal attention of new words to earlier ones and each other, keeping their keys.
 
@@ -23,17 +29,22 @@ def attend_text(
     the new ones are real (others get zeros, and nothing of them is kept), for how many words there is room, and where
     that begins: (layers, 2, K, room, P). Or (n, 5) of several, each of which has `most` of the words at most, from the
     one that its fifth number says; a word that is nobody's gets any numbers.
+
+    part: of one conversation, one of the parts (K, M, P) and sums (K, M) of `attention_scan.scan`, which then get what
+    is found, instead of a tensor of its own, for `merge_queries` to join with the memory's.
     """
     n, several = 1 if talks.dim() == 1 else len(talks), talks.dim() > 1
     (H, words, P), K = q_HQP.shape, len(k_KQP)
     Q, q, k, v = most or words, contiguous_rows(q_HQP), contiguous_rows(k_KQP), contiguous_rows(v_KQP)
-    out, rows = q.new_empty(words, H, P), min(128 // q.itemsize, max(16, triton.next_power_of_2(Q * H // K)))
+    rows = min(128 // q.itemsize, max(16, triton.next_power_of_2(Q * H // K)))
+    out, sums = (q.new_empty(words, H, P), talks) if part is None else part
     _attend_text[(triton.cdiv(Q * H // K, rows), K, n)](
         q,
         k,
         v,
         talks,
         out,
+        sums,
         talks.stride(0),
         layer,
         P**-0.5,
@@ -47,10 +58,11 @@ def attend_text(
         rows,
         TILE,
         several,
+        part is not None,
         precision(q),
         num_stages=2,
     )
-    return out.transpose(0, 1)
+    return out.transpose(0, 1) if part is None else out
 
 
 @triton.jit(do_not_specialize=["talk_row", "layer", "Q"])
@@ -60,6 +72,7 @@ def _attend_text(
     v,
     talks,
     out,
+    sums,
     talk_row,
     layer,
     scale,
@@ -76,6 +89,7 @@ def _attend_text(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     SEVERAL: tl.constexpr,
+    PART: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some rows of one key head of one conversation: first over the room's words, then over the new ones, which the
@@ -121,6 +135,10 @@ def _attend_text(
         top = higher
     total = total / tl.maximum(mass, 1e-30)[:, None]
     place = ((query * K + head) * R + row % R) * P
+    if PART:  # as `attention_scan.py` keeps its rows: head by head
+        kept = head * Q * R + row % R * Q + query
+        tl.store(sums + kept, tl.where(mass > 0, top + tl.log(mass), float("-inf")), query < Q)
+        place = kept * P
     total = tl.where(real[:, None], total, 0.0)
     ours = query < (count if SEVERAL else Q)
     tl.store(out + place[:, None] + p[None, :], total.to(out.dtype.element_ty), ours[:, None])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.gpu.device import sent
 from pipeline.memory import attention, tiers
 from pipeline.memory.log import Field, Log
 from pipeline.memory.tiers import Tier
@@ -110,6 +111,7 @@ class Memory:
         Keys and values go straight into their place: the chunk's K/V exist once.
         """
         log, spans = self.log.reserve(len(times))
+        times = sent(times, log.device)
         for block, there, here in spans:
             block.tensors["time"][there] = times[here].to(block.tensors["time"])
 

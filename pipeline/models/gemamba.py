@@ -16,12 +16,13 @@ from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from pipeline.layers.rotary import rotary_tables
+from pipeline.models.eyes import Eyes
 from pipeline.models.fields import demand, text_fields
 from pipeline.models.native import NativeForm, fitted, middles
 from pipeline.models.prompts import GemmaPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
-from pipeline.models.sequence_reading import KeySizes, View
+from pipeline.models.sequence_net import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
 from pipeline.towers.pixels import squashed_as_tensor
@@ -111,15 +112,15 @@ class Gemamba(nn.Module):
         return self.model.embed_tokens(ids_T)[None]
 
     def forward(
-        self, x_1TD: Tensor, states: tuple, place: int, view: View, hidden: list[Tensor] | None = None
+        self, x_1TD: Tensor, states: tuple, place: int | Tensor, view: View, hidden: list[Tensor] | None = None
     ) -> tuple[Tensor, tuple]:
         """The residual stream after T more tokens, the first at `place`; `view` holds the keys before them.
 
         states: nothing is carried but keys. hidden: if given, collects the stream before and after every layer.
         """
         # Words and frames alike are scaled on entering, by a factor rounded to the model's type (as published).
-        x_1TD = x_1TD * torch.tensor(self.config.hidden_size**0.5, dtype=x_1TD.dtype, device=x_1TD.device)
-        positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
+        x_1TD = x_1TD * x_1TD.new_full((), self.config.hidden_size**0.5)
+        positions = place + torch.arange(x_1TD.shape[1], device=x_1TD.device)
         rope: Any = self.config.rope_parameters  # a dict: GemmaConfig has filled it
         base = rope["rope_theta"]
         cos, sin = rotary_tables(positions, base, self.config.head_dim, x_1TD.dtype)
@@ -168,18 +169,15 @@ def _script(name: str, ids: list[int]) -> Script:
     return Script(name, ids[:first], [[]] * clips, [[]] * clips, ids[first + clips :])
 
 
-class _Eyes:
+def _eyes(net: Gemamba) -> Eyes:
     """Closed clips."""
+    cfg, like = net.eyes.cfg, net.eyes.cls_token
 
-    def __init__(self, net: Gemamba):
-        self._net, cfg = net, net.eyes.cfg
-        self.unit_frames, self.long_side = cfg.frames, 2 * cfg.side
+    def pixels(frames: Sequence[Frame]) -> tuple[Tensor]:
+        return (clip_pixels(frames, cfg, like),)
 
-    def tokens(self, frames: Sequence[Frame]) -> Tensor:
-        cfg, weight = self._net.eyes.cfg, self._net.eyes.cls_token
-        size = CLIPS_PER_CALL * cfg.frames
-        groups = [frames[start : start + size] for start in range(0, len(frames), size)]
-        return torch.cat([self._net.see(clip_pixels(group, cfg, weight)) for group in groups])
+    size = cfg.frames
+    return Eyes(pixels, net.see, like.device, long_side=2 * cfg.side, unit_frames=size, per_call=CLIPS_PER_CALL * size)
 
 
 def _recognises(config: Config) -> bool:
@@ -229,7 +227,7 @@ def model_of(net: Gemamba, tokenizer: Any, name: str, streamed: bool = False) ->
     size, side = net.eyes.cfg.frames, net.eyes.cfg.side
     return SequenceModel(
         net,
-        _Eyes(net),
+        _eyes(net),
         GemmaPrompt(tokenizer),
         tokenizer,
         name=name,

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from pipeline.layers.bimamba2 import BidirectionalMamba2
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
+from pipeline.models.eyes import Eyes
 from pipeline.models.fields import demand, only
 from pipeline.models.native import NativeForm, fitted, newest
 from pipeline.models.prompts import ZephyrPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
-from pipeline.models.sequence_reading import KeySizes, View
+from pipeline.models.sequence_net import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Golden, Row, Sizes, System
-from pipeline.stream import Frame, UserError
+from pipeline.stream import UserError
 from pipeline.towers.pixels import squashed
 from pipeline.towers.siglip_dino import NEVER_READ, Shapes, ViT, ViTConfig, tower_pixels
 
@@ -36,6 +37,7 @@ EPS = 1e-5  # of every norm
 HEADS = {"dino": 16, "siglip": 16}  # of the published towers: no tensor's shape tells
 TOWERS = tuple(f"{name}_featurizer" for name in HEADS)
 PICTURE = 384  # pixels of a published tower's side
+PICTURES_PER_CALL = 16  # of the towers
 PICTURES_KEPT = 16  # for questions about an earlier second
 ABOUT = (
     "Each picture becomes 729 tokens that pass through one recurrent state of constant size. It was trained on one "
@@ -221,7 +223,12 @@ class MLMamba(nn.Module):
         return tuple(layer.mixer.start() for layer in cast(Sequence[LanguageLayer], self.words.layers))
 
     def forward(
-        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
+        self,
+        x_1TD: Tensor,
+        states: tuple[MixerState, ...],
+        place: int | Tensor,
+        view: View,
+        hidden: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[MixerState, ...]]:
         """The residual stream after T more tokens and the states after them; `place` and `view` mean nothing to it.
 
@@ -306,19 +313,21 @@ class TowersGolden(Golden):
         return out | {"patch_features": both, "fp64.patch_features": both}
 
 
-class _Eyes:
+def _side(towers: Towers) -> int:
+    side = round(towers.siglip_featurizer.cfg.table * towers.siglip_featurizer.cfg.patch)
+    return PICTURE if side == PICTURE // 14 * 14 else side  # the last 6 of 384 pixels are never read
+
+
+def _eyes(net: MLMamba, towers: Towers) -> Eyes:
     """Both towers and the connector, frame by frame."""
+    like, side = next(net.mlp.parameters()), _side(towers)
 
-    unit_frames, long_side = 1, 768
+    def see(dino_NCHW: Tensor, siglip_NCHW: Tensor) -> Tensor:
+        return net.connect(towers(dino_NCHW, siglip_NCHW))
 
-    def __init__(self, net: MLMamba, towers: Towers):
-        self._net, self._towers = net, towers
-        side = round(towers.siglip_featurizer.cfg.table * towers.siglip_featurizer.cfg.patch)
-        self.side = PICTURE if side == PICTURE // 14 * 14 else side  # the last 6 of 384 pixels are never read
-
-    def tokens(self, frames: Sequence[Frame]) -> Tensor:
-        weight = next(self._net.mlp.parameters())
-        return self._net.connect(self._towers(*tower_pixels(frames, self.side, weight)))
+    return Eyes(
+        lambda frames: tower_pixels(frames, side, like), see, like.device, long_side=768, per_call=PICTURES_PER_CALL
+    )
 
 
 def _recognises(config: Config) -> bool:
@@ -377,15 +386,14 @@ def _wrap(net: MLMamba, of: Checkpoint) -> SequenceModel:
 
 def model_of(net: MLMamba, towers: Towers, tokenizer: Any, name: str, streamed: bool = False) -> SequenceModel:
     """The network with its eyes, its prompt and its native form."""
-    eyes = _Eyes(net, towers)
     return SequenceModel(
         net,
-        eyes,
+        _eyes(net, towers),
         ZephyrPrompt(tokenizer),
         tokenizer,
         name=name,
         about=ABOUT,
-        native=NativeForm(PICTURES_KEPT, newest, fitted(squashed, eyes.side), "one"),
+        native=NativeForm(PICTURES_KEPT, newest, fitted(squashed, _side(towers)), "one"),
         streamed=streamed,
     )
 

@@ -22,18 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gpu.dispatch import mixer_kernels
+from pipeline.gpu.dispatch import kernels_for, mixer_kernels
 from pipeline.gpu.scan_inputs import ScanInputs
 from pipeline.layers.mamba2 import MixerState, causal_conv, scan
 from pipeline.layers.norms import RMSNorm
 from pipeline.layers.rotary import rotary_tables
 from pipeline.layers.vamba import rotate
+from pipeline.models.eyes import Eyes
 from pipeline.models.fields import demand
 from pipeline.models.native import NativeForm, evenly, fitted
 from pipeline.models.prompts import InternPrompt
 from pipeline.models.sequence import SequenceModel, tokenizer_of
 from pipeline.models.sequence_golden import Keys, Script, SequenceGolden
-from pipeline.models.sequence_reading import KeySizes, View
+from pipeline.models.sequence_net import KeySizes, View
 from pipeline.models.system import Checkpoint, Config, Row, System
 from pipeline.stream import Frame
 from pipeline.towers.intern import VisionEmbeddings, pixel_shuffle, tile_pixels
@@ -44,6 +45,7 @@ Rope = tuple[Tensor, Tensor]
 CONV_WIDTH, SSD_BLOCK = 2, 128
 HEAD_NORM_EPS = 1e-5  # of the mixers' norm per head: a constant of the published code, not the config's
 STACKS = ("embedding_config", "llm_config")
+PICTURES_PER_CALL = 16  # of the eyes: 1,024 patches each before they are shuffled, 200 MB of the largest tensors
 TRAINED_PICTURES, PICTURES_KEPT = 30, 64  # 8,192 tokens of 263 a picture; kept to choose from
 
 
@@ -140,8 +142,11 @@ class DistilledMixer(nn.Module):
         v, k, q = vkq.unflatten(-1, (-1, self.head_dim)).split([self.kv_heads, self.kv_heads, self.heads], dim=2)
         v, k = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (v, k))
         y, ssm = scan(kernels, ScanInputs(v, dt, self.dt_bias, self.A_log_bias, k, q, state.ssm), SSD_BLOCK)
-        y = self.g_norm_swish_gate(y) * F.silu(gate.unflatten(-1, (self.heads, -1)))
-        return self.o_proj(y.flatten(2)), MixerState(tail, ssm)
+        if own := kernels_for(n_1TD):
+            y = own.gated_heads(y, gate, self.g_norm_swish_gate.weight, HEAD_NORM_EPS)
+        else:
+            y = (self.g_norm_swish_gate(y) * F.silu(gate.unflatten(-1, (self.heads, -1)))).flatten(2)
+        return self.o_proj(y), MixerState(tail, ssm)
 
 
 class GroupedAttention(nn.Module):
@@ -169,6 +174,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(cfg.hidden, cfg.width, bias=False)
 
     def forward(self, n: Tensor) -> Tensor:
+        if kernels := kernels_for(n):
+            return self.w2(kernels.swiglu(self.w1(n), self.w3(n)))
         return self.w2(F.silu(self.w1(n)) * self.w3(n))
 
 
@@ -254,7 +261,12 @@ class MMMamba(nn.Module):
         return out[None]
 
     def forward(
-        self, x_1TD: Tensor, states: tuple[MixerState, ...], place: int, view: View, hidden: list[Tensor] | None = None
+        self,
+        x_1TD: Tensor,
+        states: tuple[MixerState, ...],
+        place: int | Tensor,
+        view: View,
+        hidden: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[MixerState, ...]]:
         """The residual stream after T more tokens, the first of which is at `place`, and the states after them.
 
@@ -263,7 +275,7 @@ class MMMamba(nn.Module):
         if hidden is not None:
             hidden.append(x_1TD)
         before, after, attended = iter(states), [], 0
-        positions = torch.arange(place, place + x_1TD.shape[1], device=x_1TD.device)
+        positions = place + torch.arange(x_1TD.shape[1], device=x_1TD.device)
         for cfg, layers in self._stacks():
             rope = rotary_tables(positions, cfg.rope_theta, cfg.head_dim, x_1TD.dtype)
             for layer in layers:
@@ -328,16 +340,14 @@ class MMMambaGolden(SequenceGolden):
         return out
 
 
-class _Eyes:
+def _eyes(net: MMMamba) -> Eyes:
     """One tile per frame."""
+    like, side = net.language_model.output.weight, net.cfg.side
 
-    unit_frames = 1
+    def pixels(frames: Sequence[Frame]) -> tuple[Tensor]:
+        return (tile_pixels(frames, side, like),)
 
-    def __init__(self, net: MMMamba):
-        self._net, self.long_side = net, 2 * net.cfg.side
-
-    def tokens(self, frames: Sequence[Frame]) -> Tensor:
-        return self._net.see(tile_pixels(frames, self._net.cfg.side, self._net.language_model.output.weight))
+    return Eyes(pixels, net.see, like.device, long_side=2 * side, per_call=PICTURES_PER_CALL)
 
 
 def _recognises(config: Config) -> bool:
@@ -385,7 +395,7 @@ def model_of(net: MMMamba, tokenizer: Any, name: str, streamed: bool = False) ->
     )
     return SequenceModel(
         net,
-        _Eyes(net),
+        _eyes(net),
         InternPrompt(tokenizer),
         tokenizer,
         name=name,

@@ -14,7 +14,7 @@ states, ever fewer the older they are; keys are cut to the second exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,9 @@ from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Prefix, Watching
 from pipeline.memory.memory import Memory
 from pipeline.models.native import NativeForm, Reservoir
-from pipeline.models.sequence_reading import Conversation, TokenRecordings, embedded
+from pipeline.models.sequence_graphs import RunRecordings, TokenRecordings
+from pipeline.models.sequence_net import embedded
+from pipeline.models.sequence_reading import Conversation
 from pipeline.models.told import Snapshot, Told, is_kept, pack_told, unpack_told
 from pipeline.stream import (
     Basis,
@@ -91,9 +93,9 @@ class Prompt(Protocol):
 
 
 class Unit(NamedTuple):
-    """One unit's inputs (1, T, D), with the text around them, and the second of every token (T,); NaN for text."""
+    """One unit's inputs (1, t, D), the text around its pictures too, and every token's second (T,); NaN for text."""
 
-    x: Tensor
+    parts: tuple[Tensor, ...]
     times: Tensor
 
 
@@ -121,7 +123,7 @@ class SequenceModel(Model[Told]):
         self.name, self.about, self.limit = name, about, limit
         self.native, self.streamed = native, streamed or native is None
         self.unit_frames, self.long_side = eyes.unit_frames, eyes.long_side
-        self._recordings = TokenRecordings(self.net, self.device)
+        self._recordings, self._runs = TokenRecordings(net, self.device), RunRecordings(net, self.device)
         self.prefix, self._opened = self._read_opening()
 
     @property
@@ -267,9 +269,10 @@ class SequenceModel(Model[Told]):
         told = replace(told, per_unit=tokens_NLD.shape[1])
         last = told.units + len(tokens_NLD)
         run: list[Unit] = []
-        for tokens_LD, start in zip(tokens_NLD, range(0, len(frames), size)):
-            number = told.units + len(run) + 1
-            unit = self._unit(number, tokens_LD, frames[start : start + size])
+        numbers = range(told.units + 1, last + 1)
+        for number, tokens_LD, (before, after) in zip(numbers, tokens_NLD, self._texts(numbers)):
+            start = (number - numbers.start) * size
+            unit = self._unit(before, tokens_LD, after, frames[start : start + size])
             coming = sum(len(u.times) for u in (*run, unit))
             if self.limit and told.memory is not None and len(told.memory) + coming > self.limit:
                 told, run = self._drop(self._append(told, run), self.limit, len(unit.times)), []
@@ -283,13 +286,19 @@ class SequenceModel(Model[Told]):
         snapshots = tuple(s for s in told.snapshots if is_kept(s.units, last))
         return replace(told, snapshots=snapshots)
 
-    def _unit(self, number: int, tokens_LD: Tensor, frames: tuple[Frame, ...]) -> Unit:
-        before, after = self.embedded(self.prompt.before(number)), self.embedded(self.prompt.after(number))
+    def _texts(self, numbers: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """The text before and behind each of these units, embedded together: one by one they take a processor longer
+        than the pictures take a GPU."""
+        texts = [ids for n in numbers for ids in (self.prompt.before(n), self.prompt.after(n))]
+        parts = self.embedded([token for ids in texts for token in ids]).split([len(ids) for ids in texts], dim=1)
+        return zip(parts[::2], parts[1::2])
+
+    def _unit(self, before: Tensor, tokens_LD: Tensor, after: Tensor, frames: tuple[Frame, ...]) -> Unit:
         seconds = torch.tensor([frame.time for frame in frames], dtype=torch.float64)
         share = torch.arange(len(tokens_LD)) * len(frames) // len(tokens_LD)  # a frame's tokens lie side by side
         none = seconds.new_full((before.shape[1] + after.shape[1],), torch.nan)
         times = torch.cat([none[: before.shape[1]], seconds[share], none[before.shape[1] :]])
-        return Unit(torch.cat([before, tokens_LD[None].to(before.dtype), after], dim=1), times)
+        return Unit((before, tokens_LD[None].to(before.dtype), after), times)
 
     def embedded(self, ids: Sequence[int]) -> Tensor:
         return embedded(self.net, ids, self.device)
@@ -297,16 +306,25 @@ class SequenceModel(Model[Told]):
     def _append(self, told: Told, run: list[Unit]) -> Told:
         if not run:
             return told
-        x_1TD, times = (torch.cat(parts, dim=-2 if parts[0].dim() > 1 else 0) for parts in zip(*run))
-        view = Watching(self.prefix, told.memory, times) if told.memory is not None else None
-        _, states = self.net(x_1TD, told.states, told.length, view)
+        x_1TD, times = (
+            torch.cat([part for unit in run for part in unit.parts], dim=1),
+            torch.cat([u.times for u in run]),
+        )
+        seen = self._runs.watch(x_1TD, told.states, told.length, self.prefix, told.memory, times)
+        states, memory = seen or self._watched(x_1TD, told, times)
         return replace(
             told,
             states=states,
-            memory=None if view is None else view.memory,
+            memory=memory,
             length=told.length + len(times),
             units=told.units + len(run),
         )
+
+    def _watched(self, x_1TD: Tensor, told: Told, times: Tensor) -> tuple[tuple[MixerState, ...], Memory | None]:
+        """States and memory after a run, launch by launch."""
+        view = Watching(self.prefix, told.memory, times) if told.memory is not None else None
+        _, states = self.net(x_1TD, told.states, told.length, view)
+        return states, None if view is None else view.memory
 
     def _drop(self, told: Told, limit: int, needed: int) -> Told:
         """Without the oldest units, so that KEPT_AFTER_DROP of the limit is left, or room for `needed` slots."""

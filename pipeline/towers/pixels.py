@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pipeline.gpu.device import pictures_sent, sent
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -37,7 +39,7 @@ def squashed_as_tensor(rgb: np.ndarray, side: int) -> np.ndarray:
 
 def normalised(pictures: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], like: Tensor) -> Tensor:
     """uint8 pictures (H, W, 3) as (N, 3, H, W) in the type and on the device of `like`: / 255, - mean, / std."""
-    pixels = torch.from_numpy(np.stack(pictures)).to(like.device).permute(0, 3, 1, 2)
     wide = torch.promote_types(like.dtype, torch.float32)
-    shift, scale = (torch.tensor(v, dtype=wide, device=like.device)[:, None, None] for v in (mean, std))
-    return ((pixels.to(wide) / 255 - shift) / scale).to(like.dtype)
+    shift, scale = (sent(torch.tensor(v, dtype=wide)[:, None, None], like.device) for v in (mean, std))
+    pixels = pictures_sent(pictures, like.device).permute(0, 3, 1, 2).to(wide)
+    return pixels.div_(255).sub_(shift).div_(scale).to(like.dtype)

@@ -106,7 +106,9 @@ def test_the_environment_forbids_them(a_gpu, caplog):
 def test_auto_is_own_then_published_then_torch(with_packages, a_gpu):
     fits = tensor(), torch.empty(1, 3, 8, device="meta"), torch.empty(1, 8, 64, 128, device="meta"), 1
     assert dispatch.chosen() == "own" and dispatch.mixer_kernels(*fits) is KERNELS
-    assert dispatch.clip_kernels(tensor()) is with_packages, "there is no own kernel for it"
+    assert dispatch.clip_kernels(tensor()) is with_packages, "the published one where it is"
+    a_gpu.setattr(with_packages, "scans_clips", lambda: False)
+    assert dispatch.clip_kernels(tensor()) is KERNELS
     assert dispatch.backend(GPU) == "Triton kernels" and dispatch.backend(CPU) == "plain torch"
     for found in FOUND_OUT:
         found.cache_clear()
@@ -122,7 +124,7 @@ def test_auto_is_own_then_published_then_torch(with_packages, a_gpu):
 @torch.no_grad()
 def test_what_is_chosen_computes(with_packages, a_gpu):
     fits = tensor(), torch.empty(1, 3, 8, device="meta"), torch.empty(1, 8, 64, 128, device="meta"), 1
-    ran = {"own": (KERNELS, KERNELS, None), "published": (KERNELS, with_packages, with_packages), "torch": (None,) * 3}
+    ran = {"own": (KERNELS,) * 3, "published": (KERNELS, with_packages, with_packages), "torch": (None,) * 3}
     for choice, kernels in ran.items():
         for chosen_by in ("call", "variable"):
             a_gpu.setattr(dispatch, "_chosen", None)

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.engine import Engine
 from pipeline.gpu import graphs
-from pipeline.models import sequence_reading
+from pipeline.models import sequence_graphs
 from pipeline.models.mmmamba import MMMamba, MMMambaConfig, StackConfig
 from pipeline.models.sequence import SequenceModel
 from pipeline.models.told import SNAPSHOT_UNITS, SNAPSHOTS_KEPT, Told, is_kept
@@ -46,14 +46,14 @@ class Marks:
         return [20 + units % 9, 30, 31]
 
 
-def model(kinds: tuple[str, ...], dtype=torch.float64, device="cpu", **options) -> SequenceModel:
+def model(kinds: tuple[str, ...], dtype=torch.float64, device="cpu", width=16, **options) -> SequenceModel:
     torch.manual_seed(0)
-    stack = StackConfig(width=16, heads=4, kv_heads=2, hidden=24, eps=1e-5, rope_theta=1e4, kinds=kinds)
+    stack = StackConfig(width=width, heads=4, kv_heads=2, hidden=24, eps=1e-5, rope_theta=1e4, kinds=kinds)
     net = (
         MMMamba(MMMambaConfig(stack, stack, vocab=96, image_token=95, side=28)).to(device, dtype).requires_grad_(False)
     )
     return SequenceModel(
-        net, Colours(16, net.language_model.output.weight), Marks(), Letters(), name="tiny", about="", **options
+        net, Colours(width, net.language_model.output.weight), Marks(), Letters(), name="tiny", about="", **options
     )
 
 
@@ -123,21 +123,19 @@ def test_an_answer_names_the_second_it_knows_of(kinds) -> None:
 
 
 def recording(monkeypatch) -> list[int]:
-    """As if the kernels ran here: passes over single tokens take the recorded way, rehearsed as before each recording,
-    and are counted."""
-    played, play = [], sequence_reading.TokenPass.play
+    """As if the kernels ran here: passes over single tokens take the recorded way, and are counted.
 
-    def counted(self, token, states):
+    Each is made twice, as it is before it is recorded (`Tape`), which must not move anything on twice.
+    """
+    played, play = [], sequence_graphs.TokenPass.play
+
+    def counted(self, token, *rest):
         played.append(token)
-        return play(self, token, states)
+        return play(self, token, *rest)
 
-    def rehearsed(self) -> None:
-        self._pass()
-        self._pass()
-
-    monkeypatch.setattr(sequence_reading, "kernels_for", lambda _: "some")
-    monkeypatch.setattr(sequence_reading.TokenPass, "play", counted)
-    monkeypatch.setattr(graphs.Tape, "play", rehearsed)
+    monkeypatch.setattr(sequence_graphs, "kernels_for", lambda _: "some")
+    monkeypatch.setattr(sequence_graphs.TokenPass, "play", counted)
+    monkeypatch.setattr(graphs.Tape, "play", lambda tape: (tape._pass(), tape._pass()))
     return played
 
 
@@ -165,8 +163,8 @@ def test_a_recording_that_fails_is_made_up_for(monkeypatch) -> None:
     tiny, sampling = model(LINEAR), Sampling(max_tokens=4)
     state = watched(tiny, film(9), 8)
     want = [token.id for token in tiny.ask(Question("?"), state, sampling)]
-    monkeypatch.setattr(sequence_reading, "kernels_for", lambda _: "some")
-    monkeypatch.setattr(sequence_reading.TokenPass, "play", lambda *_: 1 / 0)
+    monkeypatch.setattr(sequence_graphs, "kernels_for", lambda _: "some")
+    monkeypatch.setattr(sequence_graphs.TokenPass, "play", lambda *_: 1 / 0)
     assert [token.id for token in tiny.ask(Question("?"), state, sampling)] == want
     assert tiny._recordings.tapes.off
 
