@@ -58,7 +58,7 @@ class Channel:
             view, spot = (session.view(), None) if session else (View(), self.sessions.in_line(key))
             if (view, spot) != before:
                 before, told_at = (view, spot), loop.time()
-                yield json.dumps({"known": True, "waits": spot is not None, **summary(view)}) + "\n"
+                yield json.dumps({"known": True, "waits": spot is not None, **in_short(view)}) + "\n"
             elif loop.time() - told_at > BREATH_S:
                 told_at = loop.time()
                 yield "\n"
@@ -92,7 +92,7 @@ class Channel:
         except (ValueError, UserError):
             keys = []
         found = [self.sessions.peek(key) for key in keys[:STREAMS]] if isinstance(keys, list) else []
-        return JSONResponse([summary(view) if view else None for view in found])
+        return JSONResponse([in_short(view) if view else None for view in found])
 
     async def close(self, request: Request) -> Response:
         """Ends a stream and deletes its file."""
@@ -100,7 +100,7 @@ class Channel:
         return PlainTextResponse("closed")
 
 
-def summary(view: View) -> dict[str, Any]:
+def in_short(view: View) -> dict[str, Any]:
     """A stream in a few words: enough to find it again, and to say what was lost with it."""
     return {
         "idle": view.phase is Phase.IDLE,

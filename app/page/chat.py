@@ -124,7 +124,8 @@ def foot(turn: Turn, answer: Answer, model: int, here: bool) -> str:
     chips = "".join(chip(one.time, one.jpeg, one.weight, one.span, seek=here) for one in moments(turn, answer))
     chips = f'<div class="moments">{chips}</div>' if chips else ""
     seen = f'<details class="facts"><summary>{" · ".join(facts)}</summary><span>{_pace(answer)}</span></details>'
-    return f'{chips}<div class="foot">{seen}{_judge(turn, model)}</div>'
+    named = "" if model else f' id="q-{turn.id}"'
+    return f'{chips}<div class="foot"{named}>{seen}{_copy(turn, answer, here)}{_judge(turn, model)}</div>'
 
 
 def _pinned(turn: Turn, answer: Answer) -> list[str]:
@@ -151,6 +152,17 @@ def _pace(answer: Answer) -> str:
     if pace:
         parts.append(f"then {pace:.0f} tokens a second")
     return ", ".join(parts) or "nothing was written"
+
+
+def _copy(turn: Turn, answer: Answer, here: bool) -> str:
+    """Takes the answer along, or a link to its question, or to the moment it rests on most."""
+    text = html.escape(f"{turn.question}\n{plain(answer.text)}")
+    buttons = [f'<button type="button" data-copy="{text}">Copy</button>']
+    buttons += [f'<button type="button" data-link="q={turn.id}">Link to question</button>']
+    if here and answer.evidence:
+        at = mmss(max(answer.evidence, key=lambda one: one.weight).time)
+        buttons.append(f'<button type="button" data-link="t={at}">Link to {at}</button>')
+    return "".join(buttons)
 
 
 def _judge(turn: Turn, model: int) -> str:

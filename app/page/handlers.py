@@ -23,11 +23,13 @@ from app.page.alerts import alerts
 from app.page.panels import NOTHING, said
 from app.page.plots import plots
 from app.page.shown import Shown
+from app.page.summary import ASKED, chaptered, suggested
 from app.page.timeline import timeline
 from pipeline import UserError
 
 START, PAUSE, RESUME, AGAIN, SWITCH_ON = "Start", "Pause", "Resume", "Watch again", "Switch on"
 CAMERAS = (WEBCAM, SCREEN)
+DRAWN = 9 + ASKED  # components that the clock draws
 REFUSED = {  # why a browser gives no pictures, and what helps
     "denied": "The browser was not allowed to use the camera, so nothing is watched; allow it beside the page's "
     "address, then press the button again.",
@@ -139,12 +141,12 @@ class Events:
         """What a page shows that has no stream: where it stands in line, if it waits; and what it wished for begins
         when its turn comes. As `tick`."""
         spot, shown = self.sessions.in_line(key), self.shown.of(request.session_hash)
-        nothing = (gr.skip(),) * 8
+        nothing = (gr.skip(),) * DRAWN
         if spot is None:
             return nothing
         if spot.free and key in self.wishes:
             _, line, button = self._started(key, request, source, self.wishes.pop(key))
-            return line, "Your place is free.", gr.skip(), gr.skip(), button, *(gr.skip(),) * 3
+            return line, "Your place is free.", gr.skip(), gr.skip(), button, *nothing[5:]
         told = panels.in_line(spot.place, spot.seconds)
         line = _changed(shown, "line", panels.state_line(NOTHING, told=told))
         return line, _changed(shown, "spoken", told.word), *nothing[2:]
@@ -267,9 +269,10 @@ class Events:
         filming: bool = True,
         held: bool = False,
     ) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key, plots, alerts), where this page shows another.
+        """(state line, spoken state, metrics, film, main button, key, plots, alerts, summary, suggested questions),
+        where this page shows another.
 
-        filming, held: whether this page films, and whether its film strip must not move now.
+        filming, held: whether this page films, and whether what a pointer is over must not move now.
         """
         session = self.sessions.get(key, request.session_hash)
         if session is None and key and not self.sessions.awaits(key):
@@ -291,6 +294,7 @@ class Events:
             gr.skip(),
             _changed(shown, "plots", plots(view)),
             _changed(shown, "alerts", alerts(view)),
+            *_resting(view, shown, held),
         )
 
     def _gone(self, page: str | None) -> tuple:
@@ -298,7 +302,7 @@ class Events:
         self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."
         line = panels.state_line(NOTHING, sentence=sentence)
-        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", "", alerts(NOTHING)
+        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", "", *_blank()
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""
@@ -334,6 +338,11 @@ def _seen(session: LiveSession | None) -> View:
     return session.view() if session else NOTHING
 
 
+def _blank() -> tuple:
+    """(alerts, summary, suggested questions) of no stream."""
+    return alerts(NOTHING), chaptered(NOTHING), *suggested(NOTHING)
+
+
 def _film(view: View, shown: dict[str, str], held: bool) -> str:
     """Pictures are the heavy part of a page's traffic: a new strip at most every two seconds while watching, and none
     while it is held, under a pointer or a finger that is about to choose."""
@@ -344,6 +353,18 @@ def _film(view: View, shown: dict[str, str], held: bool) -> str:
         return shown.get("film", "")
     shown["film due"] = due
     return timeline(view)
+
+
+def _resting(view: View, shown: dict[str, str], held: bool) -> tuple:
+    """(summary, suggested questions), where this page shows others: what is read and pressed is not to move, so they
+    change every ten seconds while watching."""
+    when = f"{time.monotonic() // 10}" if view.phase is Phase.WATCHING else f"{len(view.events)} events"
+    due = f"{view.stream}: {when}"
+    if shown.get("resting due") == due or (held and "summary" in shown):
+        return (gr.skip(),) * (1 + ASKED)
+    shown["resting due"] = due
+    values = {f"asked {number}": words for number, words in enumerate(suggested(view))}
+    return tuple(_changed(shown, name, value) for name, value in {"summary": chaptered(view), **values}.items())
 
 
 def _changed(shown: dict[str, str], name: str, value: str) -> Any:

@@ -13,13 +13,6 @@ import math
 from app.live.view import ModelView, Phase, Told, View
 from pipeline import mmss
 
-SUGGESTIONS = (
-    "What is happening now?",
-    "Describe the video so far.",
-    "What did you see at 0:10?",
-    "When does a person appear?",
-    "How many scenes were there?",
-)
 NOTHING = View()  # what a page shows that has no stream
 
 

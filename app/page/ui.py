@@ -16,17 +16,17 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
-from app.page import alerts, keeping
+from app.page import alerts, keeping, summary
 from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
-from app.page.panels import NOTHING, SUGGESTIONS, brief, metrics, state_line
+from app.page.panels import NOTHING, brief, metrics, state_line
 from app.page.uploading import Uploading
 from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "camera.js", "tabs.js")
+SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "copy.js", "camera.js", "tabs.js")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
@@ -44,12 +44,13 @@ REMEMBER = "(key) => { if (key) sessionStorage.setItem('vamba-live', key); windo
 DEED = "(...values) => { values[0] = window.vambaDeed; return values; }"
 SAVE = "(text) => window.vambaSave(text, {name!r}, {kind!r})"
 RECALL = "() => [sessionStorage.getItem('vamba-live') ?? '']"
+HELD = "#film .film:hover, :is(#suggestions, #summary):hover, :is(#film, #suggestions, #summary) :focus-visible"
 LOOK = """(...values) => {
     values[0] = window.vambaPlayerTime?.() ?? 0;
     values[3] = window.vambaFilming?.() ?? false;
-    values[4] = document.querySelector("#film :is(.film:hover, :focus-visible)") !== null;
+    values[4] = document.querySelector(HELD) !== null;
     return values;
-}"""
+}""".replace("HELD", f"'{HELD}'")
 CAMERA = (
     '<div class="live"><video muted playsinline aria-label="What is being filmed"></video>'
     "<p>Nothing is filmed. Press the button below.</p></div>"
@@ -99,6 +100,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
                 _conversation(ui, sessions)
         with gr.Row(elem_id="noticed", equal_height=False):
             alerts.add(ui)
+            summary.add(ui)
         _strip(ui, sessions)
         _wire_source(ui, do)
         _wire_chat(ui, do)
@@ -160,7 +162,7 @@ def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
         ui.chat = _chatbot(brief(sessions.engine.name), "chat")
         ui.second = _chatbot(brief(sessions.rival.name) if sessions.rival else "", "second", visible=False)
     with gr.Row(elem_id="suggestions"):
-        ui.suggested = [gr.Button(words, size="sm") for words in SUGGESTIONS]
+        ui.suggested = [gr.Button(words, size="sm") for words in summary.suggested(NOTHING)]
     ui.question = gr.Textbox(
         placeholder="Ask about the video while it plays",
         label="Question",
@@ -268,10 +270,12 @@ def _wire_following(ui: SimpleNamespace, do: Events, before: Dependency) -> None
 
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
-    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots, ui.alerts]
+    shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots, ui.alerts, ui.summary, *ui.suggested]
     # The page's script presses this when the stream has changed: nobody asks twice a second whether it has.
     here = [ui.player, ui.source, ui.key, ui.filming, ui.held]
-    ui.look.click(do.tick, here, shown, js=LOOK, **AT_ONCE)
+    # Pressed while a look is under way, it looks once more afterwards: else Gradio drops the press, and with it the end
+    # of a stream on a slow machine.
+    ui.look.click(do.tick, here, shown, js=LOOK, trigger_mode="always_last", **AT_ONCE)
     ui.source.change(do.tick, here, shown, js=LOOK, **AT_ONCE)
     page.unload(do.left)
     # A reload in the same tab finds its stream again: the tab itself remembers the key.

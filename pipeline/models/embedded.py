@@ -33,7 +33,7 @@ from pipeline.models.answering import SteppedModel, passed_by_readings
 from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet, novelty_of
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.composer import Composer
-from pipeline.questions.facts import summary
+from pipeline.questions.facts import listing
 from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
@@ -291,7 +291,7 @@ class Reading:
         own = self.lower[0, len(head) :]
         located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
         self.verdict = self.model.planner.plan(self.asked, located, self.index, self.earlier)
-        self.lengths = list(self.cache.used)  # what to go back to before each moment of a summary
+        self.lengths = list(self.cache.used)  # what to go back to before each moment of a listing
 
     def _earlier(self, question: Question, state: StreamState[EmbeddedInner]) -> Earlier:
         """What "it" may be: the last question that named something, and where the last one led. Read anew, because a
@@ -318,19 +318,19 @@ class Reading:
             return None
         times = np.unique(np.append(self.index.times[list(frames)], [] if time is None else [time]))
         weights = np.where(times == time, 1.5, 1.0)
-        # In a summary a frame weighs the same in every moment: one of a single frame hid the others.
+        # In a listing a frame weighs the same in every moment: one of a single frame hid the others.
         return times, weights / (READ + 0.5 if v.listed else weights.sum())
 
     def moments(self) -> list[Verdict]:
-        """What is answered one after the other: the verdict, or each moment of a summary."""
+        """What is answered one after the other: the verdict, or each moment of a listing."""
         v = self.verdict
         listed = () if self.asked.length else v.listed
         times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
         found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
         if found and self.model.router:
-            said = summary(self.index, list(zip(times, listed)), self.model.senses, self._wanted())
-            self.summary = {m.time: sentence for m, sentence in zip(found, said)}
-            found = [m for m in found if self.summary[m.time]]
+            said = listing(self.index, list(zip(times, listed)), self.model.senses, self._wanted())
+            self.listing = {m.time: sentence for m, sentence in zip(found, said)}
+            found = [m for m in found if self.listing[m.time]]
         return found or [v]
 
     def _wanted(self) -> Things | None:
@@ -345,7 +345,7 @@ class Reading:
             return said
         if self.verdict.listed and self.model.router:
             self.looked = self._evidence(moment.frames, moment.time)
-            return self.summary[moment.time]
+            return self.listing[moment.time]
         told = dict.fromkeys(DESCRIBED, "describe") | {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}
         asked = self.asked.of(self.earlier.asked) if self.earlier else self.asked
         kind = asked.kind or ("premise" if asked.each and moment.plan in DESCRIBED else told.get(moment.plan))

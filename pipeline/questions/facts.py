@@ -273,7 +273,7 @@ def described(known: Known, rows: Sequence[int]) -> str:
 
 
 def told(known: Known, rows: Sequence[int], wanted: Things | None) -> str:
-    """What a summary says of a moment: of its frames, else of the whole of a short shot; of wanted things alone."""
+    """What a listing says of a moment: of its frames, else of the whole of a short shot; of wanted things alone."""
     shot = known.index.frames_of(known.index.shot_of(rows[0]))
     for some in (rows, shot) if len(shot) <= LONG_TAKE else (rows,):
         seen = [w for w in surely(known.index, some) if wanted and wanted.shares(named_things(w), False)]
@@ -287,7 +287,7 @@ def phrased(word: str) -> str:
     return word if word in SUBSTANCES or word.endswith("ing") or " " in word else counted(word, 1)
 
 
-def summary(
+def listing(
     index: Index, moments: Sequence[tuple[float, Sequence[int]]], senses: Senses, wanted: Things | None = None
 ) -> list[str]:
     """A sentence for every moment the towers are sure of, "" for the others; all of one doubt if they are of none.

@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
     count: int | None = None  # type: ignore[assignment]  # scenes; hides tuple.count, which nobody needs here
     times: tuple[float, ...] = ()  # where the counted scenes begin
     late: bool = False  # the question names a time the video has not reached
-    listed: tuple[tuple[int, ...], ...] = ()  # frames of every moment of a summary
+    listed: tuple[tuple[int, ...], ...] = ()  # frames of every moment of a listing
 
 
 NOT_FOUND = {"yesno": "(no)", "yesno_now": "(no)", "after": "(nothing after)", "before": "(nothing before)"}

@@ -21,9 +21,9 @@ from pipeline.questions.notes import SEEN, Verdict
 from pipeline.questions.things import Things
 
 READ = 4  # frames of a moment the reader looks at
-LISTED = 6  # moments a summary names
+LISTED = 6  # moments a listing names
 LONG_TAKE = 15  # frames from which a shot is looked at in parts
-WEIGHED = 40  # moments among which a summary chooses
+WEIGHED = 40  # moments among which a listing chooses
 PERSON = 0  # of COCO's categories: the detector misses few people, so a video without any in its eyes has none
 ALIKE = 3.0  # how far below the best a score may lie and still be about the same thing (log of a ratio)
 

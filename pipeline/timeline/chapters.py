@@ -46,9 +46,12 @@ def chapters(events: Sequence[Event], end: float) -> tuple[Event, ...]:
     """A few parts that cover a stream seen until that second. weight: a part's share of it."""
     parts = _parts(events, end)
     most = max(1, min(MOST, round(math.sqrt(end / OF_A_CHAPTER))))
-    while len(parts) > 1 and (len(parts) > most or _cheapest(parts)[0] < GLIMPSE):
-        i = _cheapest(parts)[1]
+    costs = _costs(parts)
+    while costs and (len(parts) > most or min(costs) < GLIMPSE):
+        i = costs.index(min(costs))
         parts[i : i + 2] = [parts[i].joined(parts[i + 1])]
+        before = max(i - 1, 0)  # what it costs to join others stays
+        costs[before : i + 2] = _costs(parts[before : i + 2])
     length = max(end, 1e-9)
     return tuple(Event(p.start, "chapter", p.title, (p.end - p.start) / length, p.end) for p in parts)
 
@@ -68,11 +71,9 @@ def _parts(events: Sequence[Event], end: float) -> list[Part]:
     return parts
 
 
-def _cheapest(parts: Sequence[Part]) -> tuple[float, int]:
-    """What it costs to join the two neighbours that are cheapest to join, and the number of the first of them: the
-    seconds of the shorter one, times how unlike they are."""
-    costs = [_unlike(a, b) * min(a.end - a.start, b.end - b.start) for a, b in itertools.pairwise(parts)]
-    return min((cost, i) for i, cost in enumerate(costs))
+def _costs(parts: Sequence[Part]) -> list[float]:
+    """What it costs to join each with the next one: the seconds of the shorter one, times how unlike they are."""
+    return [_unlike(a, b) * min(a.end - a.start, b.end - b.start) for a, b in itertools.pairwise(parts)]
 
 
 def _unlike(a: Part, b: Part) -> float:

@@ -100,7 +100,7 @@ def test_a_page_needs_no_more_than_commands_and_views(table, clip):
     until(lambda: ended(table.get(key)))
     do.compare(True, key, page("one"))
     until(lambda: len(table.get(key).view().models) == 2 and ended(table.get(key)))
-    line, spoken, metrics, film, button, _, costs, _ = do.tick(0, "Example", key, page("one"))
+    line, spoken, metrics, film, button, _, costs, *_ = do.tick(0, "Example", key, page("one"))
     assert "Ended" in line and spoken == "ended" and "12" in metrics and "chip" in film and costs.count("<svg") == 3
     assert button.value == "Watch again"
     _, box, sentence = do.accept("what?", False, 0, key, page("one"))
@@ -126,6 +126,7 @@ def test_a_page_needs_no_more_than_commands_and_views(table, clip):
         "page/chat.py",
         "page/timeline.py",
         "page/alerts.py",
+        "page/summary.py",
         "page/saved.py",
         "page/handlers.py",
         "page/channel.py",

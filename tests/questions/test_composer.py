@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.questions.asked import parse
 from pipeline.questions.composer import UNKNOWABLE, Composer
-from pipeline.questions.facts import Known, counted, described, summary, surely
+from pipeline.questions.facts import Known, counted, described, listing, surely
 from pipeline.questions.notes import Verdict
 from pipeline.senses.colours import TERMS, WHOLE
 from pipeline.senses.sensed import Senses
@@ -107,20 +107,20 @@ def test_a_second_that_is_not_reached_is_said_as_it_was_asked():
 
 
 def test_a_summary_leaves_out_what_is_not_known_unless_nothing_is():
-    assert summary(INDEX, [(0.0, (0,)), (5.0, (5, 6))], NONE) == ["", "0:05 two dogs."]
-    assert summary(INDEX, [(0.0, (0,))], NONE) == ["0:00 I am not sure what this is."]
+    assert listing(INDEX, [(0.0, (0,)), (5.0, (5, 6))], NONE) == ["", "0:05 two dogs."]
+    assert listing(INDEX, [(0.0, (0,))], NONE) == ["0:00 I am not sure what this is."]
 
 
 def test_a_list_of_some_things_names_no_others():
     both = features(12, {f: [("dog", 0.9, "left"), ("car", 0.9, "left")] for f in range(12)})
     moments = [(0.0, (0, 1)), (6.0, (6, 7))]
     wanted = parse("Which animals did you see?", 11.0).wanted
-    assert summary(index([0.0] * 12, (0, 6), both), moments, NONE, wanted) == ["0:00 a dog.", "0:06 a dog."]
+    assert listing(index([0.0] * 12, (0, 6), both), moments, NONE, wanted) == ["0:00 a dog.", "0:06 a dog."]
 
 
 def test_a_summary_looks_at_all_of_a_short_shot():
     seen = features(12, {f: [("bird", 0.8, "left")] for f in range(6, 9)})
-    assert summary(index([0.0] * 12, (0, 6), seen), [(6.0, (10, 11))], NONE) == ["0:06 a bird."]
+    assert listing(index([0.0] * 12, (0, 6), seen), [(6.0, (10, 11))], NONE) == ["0:06 a bird."]
 
 
 def test_what_one_picture_of_a_cut_shows_must_be_sure():
@@ -257,7 +257,7 @@ def test_which_of_a_group_names_its_kinds_alone():
 
 def test_a_summary_says_that_most_is_unknown():
     some = [(float(f), (f,)) for f in (0, 5, 12, 15)]
-    assert summary(INDEX, some, NONE) == ["", "0:05 two dogs. Of the rest I am not sure.", "", ""]
+    assert listing(INDEX, some, NONE) == ["", "0:05 two dogs. Of the rest I am not sure.", "", ""]
 
 
 def test_nobody_is_said_where_people_come_and_go_not_of_a_hand_that_reaches_in():
