@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.timeline.chapters import suggestions as suggestions
     from pipeline.timeline.chapters import summary as summary
     from pipeline.timeline.clip import clip as clip
+    from pipeline.timeline.clip import write_clip as write_clip
     from pipeline.timeline.export import csv_table as csv_table
     from pipeline.timeline.export import in_order as in_order
     from pipeline.timeline.export import markdown_text as markdown_text
@@ -93,6 +94,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "summary": "timeline.chapters",
     "thumbnail": "sources.camera",
     "vtt": "timeline.export",
+    "write_clip": "timeline.clip",
 }
 __all__ = list(PLACES)
 

@@ -77,15 +77,21 @@ class LiveSession:
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Tells of it from now on, and where the model keeps an index also of what was seen. Raises UserError for what
         cannot be judged, and where nothing is watched. cool_down: seconds of the video between two alerts."""
-        watch = self.watch
-        if watch is None:
-            raise UserError(NOTHING_WATCHED)
-        return watch.noticing.add_rule(clean(text), cool_down)
+        return self._watched("tell of").noticing.add_rule(clean(text), cool_down)
 
     def remove_rule(self, number: int) -> None:
         """No more alerts of it; those that were sent stay."""
         if watch := self.watch:
             watch.noticing.remove_rule(number)
+
+    def clip(self, at: float, out: str | Path) -> None:
+        """Writes the seconds around a moment as an MP4; where there is a file it reads that. Raises UserError."""
+        self._watched("cut").clip(at, out)
+
+    def _watched(self, deed: str) -> Watch:
+        if (watch := self.watch) is None:
+            raise UserError(NOTHING_WATCHED.format(deed))
+        return watch
 
     # The source
 
@@ -312,7 +318,7 @@ class LiveSession:
             self._check_open()
             if any(conversation.full() for conversation in self.conversations):
                 raise UserError(FULL)
-            return self._put(Answering(self._turn(clean(text), at), self._models))
+            return self._put(Answering(self._turn(clean(text), at), 1 + self._comparing))
 
     def retry(self) -> int | None:
         """The number of a new question: the newest one that was begun, once more. An answer to it that is being
@@ -325,7 +331,7 @@ class LiveSession:
             self._stop(last.id)
             at = last.at if last.stream == self._stream else None
             again = replace(self._turn(last.question, at), repeats=last.repeats + 1, retry_of=last.first)
-            return self._put(Answering(again, self._models, instead_of=last.id))
+            return self._put(Answering(again, 1 + self._comparing, instead_of=last.id))
 
     def withdraw(self, question: int) -> None:
         """Takes a question back; where its answer was begun, it stays."""
@@ -414,10 +420,6 @@ class LiveSession:
         return tuple(conversation.take_out() for conversation in self.conversations)
 
     # Within
-
-    @property
-    def _models(self) -> int:
-        return 2 if self._comparing else 1
 
     def _turn(self, text: str, at: float | None) -> Turn:
         return Turn(next(self._questions), text, at, stream=self._stream)

@@ -19,7 +19,7 @@ FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
 AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
 
 
-NOTHING_WATCHED = "Nothing is watched, so there is nothing to tell of; start a video or the camera first."
+NOTHING_WATCHED = "Nothing is watched, so there is nothing to {}; start a video or the camera first."
 
 TIME = re.compile(r"(?<![\d:.])(?:(\d{1,3}):)?(\d{1,2}):([0-5]\d)(?![\d:])", re.ASCII)  # as `mmss` writes it
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from app.live.film import Film
 from app.live.keep import Keep
 from app.live.noticing import Noticing
+from app.live.recent import Recent, cut
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, Picture, View
@@ -73,6 +75,7 @@ class Watch:
         self.source, self._start, self._keep = source, start, keep
         self.thumbnails = Thumbnails()
         self.film = Film(FILM)
+        self.recent = Recent()  # a camera alone fills it
         first = Viewing(
             engine,
             state=start.state if start else None,
@@ -198,6 +201,10 @@ class Watch:
         for video in list(self._videos):
             video.close()
 
+    def clip(self, at: float, out: str | Path) -> None:
+        """Writes the seconds around a moment as an MP4. Raises UserError."""
+        cut(self.source.path, self.recent, at, out)
+
     def join(self, timeout: float) -> None:
         """Waits until the worker of a closed Watch has ended, for at most so many seconds."""
         self._worker.join(timeout)
@@ -299,6 +306,8 @@ class Watch:
         for viewing in self.viewings:
             self._feed(viewing, chunk)
         self._settle()
+        if self.camera:
+            self.recent.add(chunk, lambda: [event.time for event in self.noticing.events if event.kind == "alert"])
         self.noticing.watched(chunk, self.viewings[0].settled)
         with self._changed:
             self._shown += len(chunk)

@@ -48,7 +48,7 @@ def wire(ui: SimpleNamespace, sessions: Sessions, at_once: dict[str, Any]) -> No
         session = sessions.get(key)
         try:
             if session is None:
-                raise UserError(NOTHING_WATCHED)
+                raise UserError(NOTHING_WATCHED.format("tell of"))
             session.add_rule(text)
         except UserError as error:
             return gr.skip(), said(str(error))
@@ -93,8 +93,11 @@ def _alert(event: Event, view: View) -> str:
         chip(at, pictures[at], event.weight) for at in sorted({event.time, sure}) if pictures.get(at) is not None
     )
     text = html.escape(event.text)
+    named = f"Clip around {mmss(event.time)}"
+    clip = f'<button type="button" data-clip="{event.time:.3f}" aria-label="{named}">Clip</button>'
     return (
         f'<li data-alert="{event.time:.3f} {text}" data-words="{mmss(event.time)} {text}">'
         f'{chip(event.time, pictures.get(event.time))}<div><strong>{text}</strong><details class="facts">'
-        f'<summary>Why</summary><span>{why}</span><div class="moments">{rests_on}</div></details></div></li>'
+        f'<summary>Why</summary><span>{why}</span><div class="moments">{rests_on}</div></details></div>'
+        f"{clip}</li>"
     )

@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -26,6 +30,7 @@ from pipeline import UserError, decode_jpeg, mmss
 LOOK_S = 0.25  # a stream is looked at so often while a page listens
 BREATH_S = 3.0  # a line without words, so that a page notices a connection that died without a sign
 LARGEST = 1_000_000  # bytes of a camera's picture
+CUTTERS = 2  # clips that are cut at once, for everybody
 STREAMS = 20  # of one browser
 KEY = "x-vamba-key"
 
@@ -35,9 +40,11 @@ class Channel:
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
+        self._cutting: set[str] = set()  # keys of those whose clip is being cut
+        self._cutters: CapacityLimiter | None = None
 
     def routes(self) -> list[Route]:
-        handlers = (self.changes, self.picture, self.streams, self.close)
+        handlers = (self.changes, self.picture, self.streams, self.clip, self.close)
         return [Route(f"/live/{handler.__name__}", handler, methods=["POST"]) for handler in handlers]
 
     async def changes(self, request: Request) -> Response:
@@ -94,6 +101,24 @@ class Channel:
         found = [self.sessions.peek(key) for key in keys[:STREAMS]] if isinstance(keys, list) else []
         return JSONResponse([in_short(view) if view else None for view in found])
 
+    async def clip(self, request: Request) -> Response:
+        """An MP4 of the seconds around a moment; what cannot be cut is a sentence. One at a time for each stream."""
+        key = request.headers.get(KEY, "")
+        session = self.sessions.get(key)
+        if session is None:
+            return PlainTextResponse("This stream is over, so there is nothing to cut; start it again.", 404)
+        if key in self._cutting:
+            return PlainTextResponse("Another clip is being cut, so this one was not; wait for that one.", 429)
+        self._cutting.add(key)
+        try:
+            at = moment(await body(request, 1_000))
+            self._cutters = self._cutters or CapacityLimiter(CUTTERS)
+            return Response(await run_sync(cut_clip, session, at, limiter=self._cutters), media_type="video/mp4")
+        except UserError as error:
+            return PlainTextResponse(str(error), 400)
+        finally:
+            self._cutting.discard(key)
+
     async def close(self, request: Request) -> Response:
         """Ends a stream and deletes its file."""
         await run_in_threadpool(self.sessions.close, request.headers.get(KEY, ""))
@@ -109,6 +134,22 @@ def in_short(view: View) -> dict[str, Any]:
         "seen": mmss(view.seen_until),
         "questions": len(view.conversations[0]),
     }
+
+
+def moment(words: bytes) -> float:
+    """The second that a page asks for. Raises UserError for what is none."""
+    with contextlib.suppress(ValueError, AttributeError):
+        if (at := number(json.loads(words).get("at"))) is not None:
+            return at
+    raise UserError("The browser named no moment, so nothing was cut; reload the page.")
+
+
+def cut_clip(session: LiveSession, at: float) -> bytes:
+    """The clip; the file it was is gone by then. Raises UserError."""
+    with tempfile.TemporaryDirectory(prefix="vamba-live-clip-") as folder:
+        out = Path(folder) / "clip.mp4"
+        session.clip(at, str(out))
+        return out.read_bytes()
 
 
 async def body(request: Request, limit: int) -> bytes:

@@ -14,6 +14,7 @@ SHOTS = 300  # on the track; of more, those that differ most from what came befo
 LINES = 500  # of the list, the newest
 MARKS = {"alert": "Alert", "speech": "Speech", "answer": "An answer rests on this"}
 CAPTION = '<p class="caption" aria-hidden="true"></p>'  # of the moment; the slider's own words say it to screen readers
+CLIP = '<button type="button" data-clip="now">Clip</button>'
 
 
 def timeline(view: View) -> str:
@@ -21,7 +22,8 @@ def timeline(view: View) -> str:
     if not view.film:
         return ""
     chips = "".join(chip(at, jpeg) for at, jpeg in view.film)
-    return f'<h2 class="unseen">Scenes</h2>{track(view)}{CAPTION}<div class="film">{chips}</div>{listed(view)}'
+    under = f'<div class="under">{CAPTION}{CLIP}</div>'
+    return f'<h2 class="unseen">Scenes</h2>{track(view)}{under}<div class="film">{chips}</div>{listed(view)}'
 
 
 def length_of(view: View) -> float:

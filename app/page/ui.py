@@ -26,7 +26,7 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "copy.js", "camera.js", "tabs.js")
+SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "copy.js", "clips.js", "camera.js", "tabs.js")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."

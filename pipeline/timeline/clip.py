@@ -37,11 +37,11 @@ def clip(video: str, at: float, out: str | Path, around: float = AROUND) -> int:
         frames = list(itertools.takewhile(lambda frame: frame.time <= at + around, wanted))
     if not frames or frames[-1].time < at - 1:
         raise UserError(f"The video does not reach {mmss(at)}, so there is no clip of it; choose an earlier moment.")
-    write(frames, out)
+    write_clip(frames, out)
     return len(frames)
 
 
-def write(frames: Sequence[Frame], out: str | Path) -> None:
+def write_clip(frames: Sequence[Frame], out: str | Path) -> None:
     """H.264 in MP4 with each picture at its own second, the first one's being 0; it begins to play while it loads."""
     height, width = (max(2, side & -2) for side in frames[0].rgb.shape[:2])  # H.264's colours want even sides
     with av.open(str(out), "w", format="mp4", options={"movflags": "+faststart"}) as container:

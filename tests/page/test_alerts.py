@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from app.live.view import NOTHING_WATCHED, ModelView, Phase, Picture, View
+from app.live.view import ModelView, Phase, Picture, View
 from app.page.alerts import NEWEST, alerts
+from app.page.channel import moment
 from pipeline import Event, Rule, UserError
 from tests.fake_model import until
 from tests.page.conftest import player_time, state, upload
@@ -84,7 +85,7 @@ def test_a_visitor_writes_rules_is_told_notified_and_removes_them(visitor, spott
     page.add_init_script(f"({ASKED})()")
     page.reload()
     add_rule(page, "red things")
-    page.wait_for_selector(f"#unruly p:has-text('{NOTHING_WATCHED}')")
+    page.wait_for_selector("#unruly p:has-text('Nothing is watched')")
     assert page.input_value("#rule input") == "red things", "what is refused stays in the box"
     page.click("#unruly [data-close]")
     page.wait_for_selector("#unruly p", state="detached")
@@ -109,6 +110,13 @@ def test_a_visitor_writes_rules_is_told_notified_and_removes_them(visitor, spott
     page.wait_for_selector(".rules li >> nth=1")
     assert page.locator(".alerts details[open]").count() == 1, "what is opened stays open"
     clean(page)
+    page.click(".alerts [data-clip] >> nth=0")
+    assert clip_is_shown(page) == pytest.approx(5.0, abs=0.3), "from its beginning to five seconds after"
+    with page.expect_download() as saved:
+        page.click("#clip .save")
+    assert saved.value.suggested_filename == "clip-0.00.mp4"
+    clean(page)
+    page.click("#clip button")
     page.click(".rules li >> nth=0 >> button")
     page.wait_for_selector(".rules li >> nth=1", state="detached")
     assert "red again" in page.inner_text(".rules") and page.locator(".alerts li").count() >= 1
@@ -131,6 +139,24 @@ def test_a_camera_tells_too(visitor, spotting, sessions):
     session.offer(_red())
     session.offer(_red())
     page.wait_for_selector(".alerts li:has-text('Red came into view.') img")
+    page.click("#film [data-clip]")
+    assert clip_is_shown(page) > 0.05
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#clip")
+
+
+def clip_is_shown(page) -> float:
+    """How many seconds the browser's own player says it has."""
+    page.wait_for_selector("#clip video", state="visible")
+    page.wait_for_function("document.querySelector('#clip video').readyState >= 2")
+    return page.evaluate("document.querySelector('#clip video').duration")
+
+
+@pytest.mark.parametrize("words", [b"", b"x", b"[]", b"{}", b'{"at": "x"}', b'{"at": -3}', b'{"at": 1e999}', b"7"])
+def test_what_is_no_moment_is_not_cut(words):
+    with pytest.raises(UserError, match="no moment"):
+        moment(words)
+    assert moment(b'{"at": 3.5}') == 3.5
 
 
 def _red():

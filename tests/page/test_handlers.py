@@ -36,6 +36,7 @@ COMMANDS = {
     "mark",
     "undo",
     "add_rule",
+    "clip",
     "remove_rule",
 }
 
