@@ -122,6 +122,14 @@ def test_answers_of_something_else_are_not_gone_on_with(capsys, tmp_path, folder
         assert code == 2 and "another model, file or option" in said
 
 
+@pytest.mark.parametrize("text", ["my notes\n", '[1, 2]\n"a"\n', '{"a": 1}\n{"b": 2}\n', "\xff\n", "no line"])
+def test_a_file_that_holds_no_results_stays_as_it_is(capsys, tmp_path, folder, text) -> None:
+    results = tmp_path / "r.jsonl"
+    results.write_bytes(text.encode("latin-1"))
+    code, _, said = run(capsys, folder, "any", "video_mme.json", results)
+    assert code == 2 and "no file of results" in said and results.read_bytes() == text.encode("latin-1")
+
+
 def test_videos_that_are_not_there_are_counted_and_broken_ones_told(capsys, tmp_path, folder, models) -> None:
     some = tmp_path / "some"
     some.mkdir()
@@ -132,7 +140,8 @@ def test_videos_that_are_not_there_are_counted_and_broken_ones_told(capsys, tmp_
     assert "1 videos are not there" in table
     (some / "red_then_blue.mp4").write_bytes(b"no video")
     code, table, last = run(capsys, some, model, "video_mme.json", tmp_path / "r.jsonl")
-    assert code == 0 and json.loads(last)["overall"]["answers"] == 1
+    assert code == 0 and json.loads(last)["overall"]["answers"] == 1 and json.loads(last)["unwatched_videos"] == 1
+    assert "1 videos could not be watched" in table
     assert run(capsys, tmp_path / "none", model, "video_mme.json", tmp_path / "x.jsonl")[0] == 2
     assert run(capsys, folder, model, "no such file", tmp_path / "x.jsonl")[0] == 2
 

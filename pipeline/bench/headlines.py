@@ -138,6 +138,7 @@ def measure_long(
         "word": with_floor(later, _word_floor(subject, state, machine)),
         "native_first_word": _native(subject, state),
         "peak_watching": watching,
+        "peak_of": peak_of(subject, state, watching),
         "peak": peak_memory().get("peak_gpu"),
         "peak_floor": bytes_of(subject.net) + state.state_bytes + kept(state)["keys"],
         "profile": {
@@ -188,6 +189,13 @@ def kept(state: StreamState) -> dict[str, int]:
     earlier = sum(part.nbytes for snapshot in told.snapshots for part in snapshot.states)
     pictures = told.pictures.nbytes if told.pictures else 0
     return {"keys": state.memory_bytes - earlier - pictures, "earlier_states": earlier, "pictures": pictures}
+
+
+def peak_of(subject: Subject, state: StreamState, peak: int | None) -> dict[str, int]:
+    """What the peak of watching is made of, in bytes; working: what passes need while they run, and room set aside."""
+    parts = {"weights": bytes_of(subject.net), "state": state.state_bytes}
+    parts |= {name: size for name, size in kept(state).items() if name != "pictures"}  # which lie on the host
+    return parts | ({"working": peak - sum(parts.values())} if peak else {})
 
 
 def _what(subject: Subject, state: StreamState) -> dict[str, Any]:
@@ -267,6 +275,9 @@ def over(own: dict[str, Any], hovle: dict[str, Any], paper: dict[str, float]) ->
         ratios["memory_saved"] = 1 - own["peak_watching"] / hovle["peak_watching"]
         bare = own["peak_watching"] - own["memory"]["earlier_states"]
         ratios["memory_saved_without_earlier_states"] = 1 - bare / hovle["peak_watching"]
+        needed = bare / (1 - paper["memory_saved"])  # of HoVLE, for the paper's share
+        ratios["hovle_gb_for_the_papers"] = needed / 1e9
+        ratios["of_which_beyond_weights_and_keys"] = (needed - hovle["peak_floor"]) / 1e9
     return ratios | {"paper": paper}
 
 
@@ -305,6 +316,9 @@ def _rows(name: str, found: dict[str, Any]) -> list[str]:
         f"state {found['state_bytes'] / 1e6:.1f} MB, memory {found['memory_bytes'] / 1e9:.2f} GB, "
         f"peak {(found['peak'] or 0) / 1e9:.2f} GB, finite {found['finite']}"
     )
+    if parts := found.get("peak_of"):
+        made_of = ", ".join(f"{part.replace('_', ' ')} {size / 1e9:.2f}" for part, size in parts.items())
+        lines.append(f"{name}: peak of watching, GB: {made_of}")
     if late := found.get("late_over_early"):
         lines.append(
             f"{name}: a chunk after {late['pictures'][1]:,} pictures over {late['pictures'][0]:,}: {late['ratio']:.3f}"

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,19 @@ def read_benchmark(path: Path) -> tuple[str, list[Choice]]:
                 ) from error
             if not found:
                 raise UserError(f"No question of this {name} file has options and an answer, so nothing was asked.")
-            return name, found
+            return name, list(_told_apart(found))
     raise UserError(
         "The questions are in no format that is known here, so nothing was asked; give a file of Video-MME, LVBench, "
         "MLVU or HourVideo as its authors publish it."
     )
+
+
+def _told_apart(choices: Iterable[Choice]) -> Iterator[Choice]:
+    """Where authors call two questions the same, the later ones get a number: answers are kept by name."""
+    met: Counter[str] = Counter()
+    for choice in choices:
+        met[choice.id] += 1
+        yield choice if met[choice.id] == 1 else replace(choice, id=f"{choice.id}#{met[choice.id]}")
 
 
 def video_of(choice: Choice, folder: Path) -> Path | None:

@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     if any(not results.has(asked) for asked in by_video.values()):
         engine = Engine(pipeline.load(args.model, **options.given()))
         _ask_all(engine, by_video, args.fps, results)
-    document = {**about, "missing_videos": missing, **summary(results.rows.values(), len(choices))}
+    unwatched = sum(not results.has(asked) for asked in by_video.values())
+    videos = {"missing_videos": missing, "unwatched_videos": unwatched}
+    document = {**about, **videos, **summary(results.rows.values(), len(choices))}
     print(table(document))
     print(json.dumps(document, ensure_ascii=False))
     return 0
@@ -98,15 +100,30 @@ class Results:
 
     def __init__(self, path: Path, about: Row):
         self.path, self.rows = path, dict[str, Row]()
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # one that a kill cut short is asked again
-        if whole and json.loads(whole[0]) != about:
+        written = path.read_bytes() if path.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]  # a line that a kill cut short is asked again
+        header = json.dumps(about).encode() + b"\n"
+        if header.startswith(written):  # nothing yet, or a kill cut the header short
+            path.write_bytes(header)
+            return
+        self._read(whole, about)
+        if whole != written:
+            os.truncate(path, len(whole))
+
+    def _read(self, whole: bytes, about: Row) -> None:
+        try:
+            first, *rows = map(json.loads, whole.decode("utf-8").splitlines())
+            self.rows = {row["id"]: row for row in rows}
+        except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{path} holds answers of another model, file or option, so nothing was asked; "
+                f"{self.path} is no file of results, so nothing was asked and nothing in it changed; "
+                "name another file with --results."
+            ) from None
+        if first != about:
+            raise UserError(
+                f"{self.path} holds answers of another model, file or option, so nothing was asked; "
                 "name another file with --results."
             )
-        self.rows = {row["id"]: row for row in map(json.loads, whole[1:])}
-        path.write_text("".join(whole) or json.dumps(about) + "\n", encoding="utf-8")
 
     def has(self, choices: Sequence[Choice]) -> bool:
         return all(choice.id in self.rows for choice in choices)
@@ -211,8 +228,9 @@ def table(document: Row) -> str:
     lines.append(_line(f"{document['benchmark']}, all of {document['asked']:,}", document["overall"]))
     for kind, values in document["categories"].items():
         lines += [_line(f"{kind}: {value}", shares) for value, shares in values.items()]
-    if document["missing_videos"]:
-        lines.append(f"{document['missing_videos']:,} videos are not there, so their questions were not asked")
+    for key, what in (("missing_videos", "are not there"), ("unwatched_videos", "could not be watched to their end")):
+        if document[key]:
+            lines.append(f"{document[key]:,} videos {what}, so their questions were not asked")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from pipeline.gpu.layout import BLOCK, HEAD, Slots
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # 2 ** x is one instruction, e ** x two
 FIRST, LENGTH, BLOCK_SLOTS = (tl.constexpr(HEAD.index(name)) for name in ("first", "length", "block_slots"))
 K_AT, V_AT, K_SCALE_AT, V_SCALE_AT = (tl.constexpr(BLOCK.index(name)) for name in ("k", "v", "k_scale", "v_scale"))
+MERGED = 1 << 14  # numbers of one row's parts that one program merges
 HEADER, ADDRESSES = tl.constexpr(len(HEAD)), tl.constexpr(len(BLOCK))  # numbers before the blocks', and of each block
 
 
@@ -32,6 +33,8 @@ def tile_shape(q_HQP: Tensor, rows: int) -> tuple[int, dict[str, int]]:
     H100, 322 rows over 538,200 slots: 0.88 ms with 128 rows, 0.91 with 64. One row reads at the speed of memory.
     """
     roomy, most = gpu_size(q_HQP.device)[1], max(16, triton.next_power_of_2(rows))
+    if q_HQP.shape[-1] > 128:  # keys and values of one stage take 64 KB
+        return min(64, most), {"num_warps": 4, "num_stages": 2}
     if q_HQP.itemsize > 2 or not roomy:
         return min(128 // q_HQP.itemsize, most), {"num_warps": 4, "num_stages": 2}
     if most > 64:
@@ -52,7 +55,7 @@ def scan(
     (H, Q, P), q = q_HQP.shape, contiguous_rows(q_HQP)
     K, R, new = slots.heads, H // slots.heads, q.new_empty
     rows, speed = tile_shape(q, Q * R)
-    splits = splits_of(q, K, triton.cdiv(Q * R, rows))
+    splits = min(splits_of(q, K, triton.cdiv(Q * R, rows)), MERGED // P - beside)
     n = splits + beside
     parts, sums = new(n, K, Q * R, P, dtype=torch.float32), new(n, K, Q * R, dtype=torch.float32)
     scores = new(K, Q * R, slots.room, dtype=torch.float32) if keep_scores else None

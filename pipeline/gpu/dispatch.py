@@ -38,7 +38,7 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that know bf16
 LARGEST_HEAD, LARGEST_STATE = 128, 256  # of a mixer: wider ones do not fit one tile
 LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
 LARGEST_CONV = 4  # width of the convolution
-HEAD_WIDTHS = (16, 32, 64, 128)  # of attention
+HEAD_WIDTHS = (16, 32, 64, 128, 256)  # of attention
 _chosen: str | None = None  # by `choose`
 _override: str | None = None
 
@@ -145,7 +145,7 @@ def attention_kernels(q_HQP: Tensor, slots: int, block_slots: int) -> ModuleType
     kernels, P = kernels_for(q_HQP), q_HQP.shape[-1]
     if kernels is None or not slots:
         return None
-    fits = gpu_size(q_HQP.device)[1] or P * q_HQP.itemsize <= 256
+    fits = P * q_HQP.itemsize <= (512 if gpu_size(q_HQP.device)[1] else 256)
     if not fits or block_slots % TILE or P not in HEAD_WIDTHS:
         _tell(f"Attention with heads of {P} over a memory in blocks of {block_slots} slots does not fit")
         return None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.gpu.device import sent
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.streamed import Answering, Prefix
 from pipeline.memory.memory import Memory
@@ -34,8 +35,9 @@ class Conversation:
         self._recordings, self._net, self._states, self._place = recordings, net, states, place
         self._device = recordings.device
         self._view = None if memory is None else Answering(prefix, memory, room)
-        self._times = np.zeros(0) if memory is None else memory.times
-        self._seen = ~np.isnan(self._times)
+        times = np.zeros(0) if memory is None else memory.times
+        seen = np.flatnonzero(~np.isnan(times))
+        self._times, self._seen = times[seen], sent(torch.from_numpy(seen), recordings.device)
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
@@ -65,6 +67,6 @@ class Conversation:
         """Where the newest token looked: the last layers' weights over visual tokens alone, scaled to sum to 1."""
         if self._view is None or self._view.gaze is None:
             return None
-        weights = self._view.gaze.double().cpu().numpy()[self._seen]
+        weights = self._view.gaze[self._seen].double().cpu().numpy()
         total = weights.sum()
-        return (self._times[self._seen], weights / total) if total > 0 else None
+        return (self._times, weights / total) if total > 0 else None

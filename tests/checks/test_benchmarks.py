@@ -130,3 +130,12 @@ def test_a_videos_name_is_no_path(tmp_path) -> None:
         (tmp_path / "questions.json").write_text(json.dumps([row | {"videoID": name}]))
         (choice,) = read_benchmark(tmp_path / "questions.json")[1]
         assert choice.videos == ("secret",) and video_of(choice, tmp_path / "videos") is None
+
+
+def test_questions_of_one_name_are_told_apart(tmp_path) -> None:
+    videos = json.loads((FILES / "video_mme.json").read_text())
+    for video in videos:
+        for question in video["questions"]:
+            question["question_id"] = "1"
+    (tmp_path / "same.json").write_text(json.dumps(videos))
+    assert [choice.id for choice in read_benchmark(tmp_path / "same.json")[1]] == ["1", "1#2", "1#3"]

@@ -18,7 +18,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPE, NEAR = (torch.float32, 1e-4) if INTERPRETED else (torch.bfloat16, 0.02)
 if not INTERPRETED:
     pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-HEADS, KEYS, WIDTH = 4, 2, 64
+HEADS, KEYS = 4, 2
 
 
 @pytest.fixture
@@ -30,20 +30,25 @@ def kernels():
         yield kernels
 
 
-def memory(slots: int, dropped: int) -> Memory:
-    made = Memory.empty(2, KEYS, WIDTH, DTYPE, DEVICE, block_slots=64)
+def memory(slots: int, dropped: int, width: int) -> Memory:
+    made = Memory.empty(2, KEYS, width, DTYPE, DEVICE, block_slots=64)
     made, write = made.append(torch.arange(slots + dropped).double())
-    write(slice(None), *torch.randn(2, 2, KEYS, slots + dropped, WIDTH, device=DEVICE, dtype=DTYPE))
+    write(slice(None), *torch.randn(2, 2, KEYS, slots + dropped, width, device=DEVICE, dtype=DTYPE))
     return replace(made, log=made.log.drop_oldest(dropped))
 
 
-@pytest.mark.parametrize(("slots", "dropped", "tokens"), [(70, 5, 3), *([] if INTERPRETED else [(9000, 70, 4184)])])
+@pytest.mark.parametrize(
+    ("slots", "dropped", "tokens", "width"),
+    [(70, 5, 3, 64), *([] if INTERPRETED else [(70, 5, 3, 256), (9000, 70, 4184, 128)])],
+)
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_a_run_attends_to_the_stream_and_causally_to_itself(slots, dropped, tokens, with_prefix, kernels) -> None:
+def test_a_run_attends_to_the_stream_and_causally_to_itself(
+    slots, dropped, tokens, width, with_prefix, kernels
+) -> None:
     torch.manual_seed(0)
-    seen = memory(slots, dropped)
-    q, *own = (torch.randn(n, tokens, WIDTH, device=DEVICE, dtype=DTYPE) for n in (HEADS, KEYS, KEYS))
-    prefix = Prefix(*torch.randn(2, 2, KEYS, 7, WIDTH, device=DEVICE, dtype=DTYPE)) if with_prefix else None
+    seen = memory(slots, dropped, width)
+    q, *own = (torch.randn(n, tokens, width, device=DEVICE, dtype=DTYPE) for n in (HEADS, KEYS, KEYS))
+    prefix = Prefix(*torch.randn(2, 2, KEYS, 7, width, device=DEVICE, dtype=DTYPE)) if with_prefix else None
     own = behind(prefix, 1, *own)
     got = kernels.attend_run(seen.log.slots, 1, q, *own)
     k, v = (
