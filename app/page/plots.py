@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 from app.live.view import View
@@ -69,7 +70,12 @@ def newest(line: Line, unit: str) -> str:
     if not line.points:
         return f"{line.name} nothing yet"
     at, value = line.points[-1]
-    return f"{line.name} {value:.3g} {unit} at {mmss(at)}"
+    return f"{line.name} {number(value)} {unit} at {mmss(at)}"
+
+
+def number(value: float) -> str:
+    """Three digits that count, and never an exponent: 0.125, 12.5, 1,500."""
+    return f"{Decimal(f'{value:.3g}'):,f}"
 
 
 def ceiling(values: Iterable[float]) -> float:
@@ -102,7 +108,7 @@ def _axes(width: float, height: float) -> str:
     parts = []
     for value in ticks(height):
         _, y = _at(0, value, width, height)
-        parts.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y + 4}">{value:.3g}</text>')
+        parts.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y + 4}">{number(value)}</text>')
     for second in seconds(width):
         x, y = _at(second, 0, width, height)
         parts.append(f'<text class="second" x="{x}" y="{y + 17}">{mmss(second)}</text>')

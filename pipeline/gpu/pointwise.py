@@ -39,10 +39,13 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
     return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled.
+
+    dtype: of the outputs, where the stream is wider than the model's type; then they are rounded once, at the end.
+    """
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     _norm[(len(rows), 1)](
         rows,
         rows,
@@ -55,7 +58,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps,
         False,
         False,
-        True,
+        dtype is None,
         triton.next_power_of_2(width),
         num_warps=8,
     )
@@ -123,10 +126,10 @@ def _gated_heads(y, z, weight, out, z_row, heads, width, eps, HEADS: tl.constexp
 def scaled_rows(out_BTD: Tensor, squares_BTH: Tensor, width: int, eps: float, residual_BTD: Tensor | None) -> Tensor:
     """residual + out / sqrt(sum of squares / width + eps): an RMS norm's factor of each row, where the sums are known.
 
-    squares (B, T, H): each row's sum, in H parts; fp32.
+    squares (B, T, H): each row's sum, in H parts; fp32. The residual may be wider; its type is that of what comes.
     """
-    out, rows = torch.empty_like(out_BTD), out_BTD.shape[:-1].numel()
-    given = out_BTD if residual_BTD is None else residual_BTD.contiguous()
+    given, rows = out_BTD if residual_BTD is None else residual_BTD.contiguous(), out_BTD.shape[:-1].numel()
+    out = torch.empty_like(given)
     columns, parts = out_BTD.shape[-1], squares_BTH.shape[-1]
     _scaled_rows[(rows,)](
         out_BTD.contiguous(),

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.gpu.dispatch import kernels_for
 from pipeline.layers.bimamba2 import BidirectionalMamba2
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
@@ -120,6 +121,8 @@ class SwiGLU(nn.Module):
         self.w1, self.w2, self.w3 = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels := kernels_for(x):
+            return self.w3(kernels.swiglu(self.w1(x), self.w2(x)))
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
 
@@ -144,8 +147,10 @@ class LanguageLayer(nn.Module):
         self.norm, self.mixer = RMSNorm(cfg.d_model, EPS), Mamba2Mixer(cfg)
 
     def forward(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        out, state = self.mixer(self.norm(x).to(self.norm.weight.dtype), state)
-        return x + out, state
+        norm, narrow = self.norm, self.norm.weight.dtype
+        kernels = kernels_for(x)
+        n = kernels.rms_norm(x, norm.weight, norm.eps, narrow) if kernels else norm(x).to(narrow)
+        return self.mixer(n, state, x)
 
 
 class Connector(nn.Module):

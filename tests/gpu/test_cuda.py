@@ -167,6 +167,8 @@ def test_rms_norm(dtype, kernels):
     assert gap(kernels.rms_norm(x, norm.weight, 1e-6).float(), want.float()) < (
         1e-5 if dtype == torch.float32 else 0.01
     )
+    narrow = kernels.rms_norm(x.float(), norm.weight, 1e-6, dtype)  # of a stream that is wider
+    assert narrow.dtype == dtype and gap(narrow.float(), want.float()) < (1e-5 if dtype == torch.float32 else 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -177,6 +179,9 @@ def test_scaling_rows_by_their_norms(adds, dtype, kernels):
     want = out.float() * (squares.sum(-1, keepdim=True) / 50 + 1e-5).rsqrt() + (residual.float() if adds else 0)
     got = kernels.scaled_rows(out, squares, 50, 1e-5, residual if adds else None)
     assert got.dtype == dtype and gap(got.float(), want) < (1e-6 if dtype == torch.float32 else 0.005)
+    if adds:
+        wide = kernels.scaled_rows(out, squares, 50, 1e-5, residual.float())
+        assert wide.dtype == torch.float32 and gap(wide, want) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])

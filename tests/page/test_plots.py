@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from app.live.view import ModelView, Sample, View
-from app.page.plots import Line, ceiling, figure, plots, seconds, ticks
+from app.page.plots import Line, ceiling, figure, number, plots, seconds, ticks
 
 OWN = ModelView("Vamba (x)", "cpu", samples=(Sample(1.0, 20.0, 1_000, 2_000_000), Sample(9.0, 30.0, 1_000, 4_000_000)))
 RIVAL = ModelView("Twin", "cpu", first_tokens=((4.0, 0.5),))
@@ -49,3 +49,10 @@ def test_ticks_are_few_round_and_begin_at_zero(end):
     for marks in (ticks(end), seconds(end)):
         assert marks[0] == 0 and marks[-1] <= end and len(marks) <= 7
     assert len(ticks(end)) >= 2 and ceiling([]) == 1.0
+
+
+def test_numbers_have_no_exponents():
+    values = (0, 2e-5, 0.125, 12.5, 1_500, 12_345, 5e6)
+    assert [number(value) for value in values] == ["0", "0.00002", "0.125", "12.5", "1,500", "12,300", "5,000,000"]
+    drawn = figure("Time per frame", "ms", [Line("a", ((0.0, 900.0), (9.0, 1_500.0)))])
+    assert ">1,500<" in drawn and "1,500 ms at 0:09" in drawn and "e+" not in drawn
