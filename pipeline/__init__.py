@@ -15,10 +15,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:  # the same names for those who read types; a test holds them against the table
     from pipeline.assets import example_clip as example_clip
     from pipeline.clock import mmss as mmss
+    from pipeline.clock import parse_mmss as parse_mmss
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
+    from pipeline.keeping.found import Resumed as Resumed
     from pipeline.keeping.keeper import Keeper as Keeper
     from pipeline.keeping.kept import KeptStream as KeptStream
+    from pipeline.keeping.reels import Reel as Reel
+    from pipeline.keeping.reels import Shown as Shown
+    from pipeline.keeping.reels import Stretch as Stretch
     from pipeline.keeping.reels import frame_records as frame_records
     from pipeline.keeping.segment import Record as Record
     from pipeline.models.load import load as load
@@ -66,10 +71,14 @@ PLACES = {  # every name of the door, and the module it lives in
     "ModelOptions": "options",
     "Overflowed": "engine",
     "Question": "stream",
+    "Reel": "keeping.reels",
+    "Resumed": "keeping.found",
     "Record": "keeping.segment",
     "Rule": "stream",
     "Sampling": "stream",
+    "Shown": "keeping.reels",
     "StreamState": "stream",
+    "Stretch": "keeping.reels",
     "Timeline": "timeline.timeline",
     "UserError": "stream",
     "VideoChunk": "stream",
@@ -83,6 +92,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "look": "timeline.shots",
     "mmss": "clock",
     "open_video": "sources.file",
+    "parse_mmss": "clock",
     "partner_of": "models.load",
     "probe": "sources.file",
     "csv_table": "timeline.export",

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from app.live import uploads
-from app.live.keep import LIVE, Keep, has_ended, noticed_of, pictures_of, turns_of
+from app.live.keep import LIVE, Keep, has_ended, noticed_of, pictures_of, stands_at, turns_of
+from app.live.legs import Leg, Start
 from app.live.shelf import Shelf
 from app.live.uploads import Source
 from app.live.view import UPLOAD, Turn
-from app.live.watching import FPS, Start
-from pipeline import Engine, KeptStream, UserError, mmss
+from app.live.watching import FPS
+from pipeline import Engine, KeptStream, Reel, Resumed, Stretch, UserError, mmss
+
+Words = tuple[tuple[Turn, ...], tuple[Turn, ...]]  # of both models
 
 
 class Back(NamedTuple):
-    """start: where watching goes on; None: the file must be watched again from its start, and kept anew."""
+    """start: where watching goes on. keep: who writes it; None: it is written anew, where it is to be `kept`. stream:
+    the number it has in its session. forked: of what it is a fork, in a sentence."""
 
-    source: Source
-    words: tuple[tuple[Turn, ...], tuple[Turn, ...]]
-    start: Start | None
-    keep: Keep | None
+    words: Words
+    start: Start
+    keep: Keep | None = None
+    kept: bool = True
+    stream: int = 1
+    forked: str = ""
+
+    def then(self, source: Source, fps: float) -> Back:
+        """And another source follows. Who keeps it need not wait for the visitor to go on."""
+        start = self.start.then(source, fps)
+        if self.keep:
+            self.keep.let_go()
+        seen, begins = mmss(self.start.legs[-1].until), mmss(start.legs[-1].begins)
+        forked = (
+            f"What was seen until {seen} goes on here: {source.name or source.kind} begins at {begins} of this stream. "
+            "The stream before it is under My streams."
+        )
+        return self._replace(start=start, forked=forked)
 
 
 def about(source: Source, engine: Engine) -> dict[str, Any]:
@@ -34,41 +53,82 @@ def goes_on_alone(shelf: Shelf, name: str) -> bool:
     """Whether a file was being watched when the server ended. Raises UserError where it cannot be read."""
     kept = shelf.open(name)
     try:
-        return kept.about.get("source") not in LIVE and not has_ended(kept)
+        return kept.reels[-1].about.get("source") not in LIVE and not has_ended(kept)
     finally:
         kept.close()
         shelf.release(name)
 
 
-def of(shelf: Shelf, name: str, engine: Engine) -> Back:
-    """All that is kept under a name. Raises UserError where it cannot go on."""
+def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf) -> Back:
+    """All that is kept under a name, or what was until a second of it, where it then stands. Raises UserError where it
+    cannot go on."""
     kept = shelf.open(name)
     try:
-        words, pictures, (events, rules) = turns_of(kept), pictures_of(kept), noticed_of(kept)
-        kind = kept.about.get("source")
-        if kind in LIVE:
-            resumed = kept.resume(engine.model)
-            since = _camera_now(kept, resumed.state.seen_until)
-            note = f"Nothing was seen from {mmss(resumed.state.seen_until)} to {mmss(since)}: the server was away."
-            source = Source(str(kind))
-        else:
+        fork = at < math.inf
+        if not fork:
             kept.check_video()
-            source = _file(kept)
-            try:
-                resumed = kept.resume(engine.model)
-            except UserError:
-                kept.close()
-                shelf.release(name)
-                return Back(source, words, None, None)
-            since, note = 0.0, resumed.note
-        start = Start(resumed.state, resumed.position, pictures, since, events=events, rules=rules)
-        keep = Keep(shelf, name, kept, engine, " ".join(filter(None, [resumed.note, note][-1:])))
-        keep.goes_on(pictures, words, events, rules)
-        return Back(source, words, start, keep)
+        words = until(at, turns_of(kept))
+        stream = max((turn.stream for turns in words for turn in turns), default=1)
+        try:
+            resumed = kept.found.newest(engine.model, at)
+        except UserError as error:
+            return _again(kept, shelf, engine, words, stream, error)
+        start = _start(kept, resumed, at if fork else stands_at(kept))
+        kept.go_on_from(resumed, engine.model, resumed.state.seen_until if fork else math.inf)
+        keep = Keep(shelf, name, kept, engine, "" if fork else " ".join(filter(None, [resumed.note, start.note])))
+        keep.goes_on(start.pictures, () if fork else words, start.events, start.rules)
+        if start.legs[-1].until < math.inf:
+            keep.stand(start.legs[-1].until)
+        return Back(words, start, keep, stream=stream)
     except BaseException:
         kept.close()
         shelf.release(name)
         raise
+
+
+def _again(kept: KeptStream, shelf: Shelf, engine: Engine, words: Words, stream: int, why: UserError) -> Back:
+    """Another model runs by now: it watches what was recorded from the start, and what was said stays. Raises `why`
+    where not all was."""
+    fresh = Resumed(engine.start())
+    try:
+        start = _start(kept, fresh, stands_at(kept))
+    except UserError:
+        raise why from None
+    kept.close()
+    shelf.release(kept.folder.name)
+    return Back(words, start, None, stream=stream)
+
+
+def _start(kept: KeptStream, resumed: Resumed, at: float) -> Start:
+    """From a state that was found, up to a second, or on for ever."""
+    seen = resumed.state.seen_until if resumed.state.frames else -1.0
+    pictures = [picture for picture in pictures_of(kept) if picture.time <= seen]
+    events, rules = noticed_of(kept)
+    stretches = kept.stretches(resumed, at)
+    legs = tuple(_leg(kept, stretch) for stretch in stretches)
+    before = tuple(Leg(_source(kept, reel), reel.begins) for reel in kept.reels[: stretches[0].reel.number])
+    since, note = 0.0, resumed.note
+    if legs[-1].source.path is None:
+        newest = max([seen, *(chunk.until for leg in legs for chunk in leg.shown)])
+        since = _camera_now(kept, newest)
+        note = f"Nothing was seen from {mmss(newest)} to {mmss(since)}: the server was away."
+    events = [event for event in events if event.time <= seen]
+    return Start(resumed.state, legs, before, pictures, since, note, events, rules)
+
+
+def _leg(kept: KeptStream, stretch: Stretch) -> Leg:
+    source = _source(kept, stretch.reel)
+    shown = kept.shown(stretch) if source.path is None else ()
+    return Leg(source, stretch.reel.begins, stretch.position, stretch.until, shown)
+
+
+def until(at: float, words: Sequence[Sequence[Turn]]) -> Words:
+    """What was said by those who had seen no more than that."""
+    first, second = (
+        tuple(turn for turn in turns if turn.over and (turn.answer is None or turn.answer.seen_until <= at))
+        for turns in words
+    )
+    return first, second
 
 
 def _camera_now(kept: KeptStream, seen_until: float) -> float:
@@ -78,8 +138,11 @@ def _camera_now(kept: KeptStream, seen_until: float) -> float:
     return max(seen_until, passed)
 
 
-def _file(kept: KeptStream) -> Source:
-    name, kind = str(kept.about.get("name", "")), str(kept.about.get("source", UPLOAD))
+def _source(kept: KeptStream, reel: Reel) -> Source:
+    name, kind = str(reel.about.get("name", "")), str(reel.about.get("source", UPLOAD))
+    if kind in LIVE:
+        return Source(kind)
+    video = kept.folder / reel.file
     if kind == UPLOAD:
-        return uploads.put_back(kept.video, name)
-    return Source(kind, name, uploads.own_copy(Path(kept.video)))
+        return uploads.put_back(video, name)
+    return Source(kind, name, uploads.own_copy(video))

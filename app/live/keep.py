@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.live.shelf import Shelf
+from app.live.uploads import Source
 from app.live.view import SCREEN, WEBCAM, KeptView, Picture, Turn
 from pipeline import (
     Answer,
@@ -32,9 +34,11 @@ log = logging.getLogger(__name__)
 
 LIVE = (WEBCAM, SCREEN)  # sources that cannot be watched again
 TOO_LARGE = (
-    "What this model carries is too large to be kept, and a camera cannot be watched again, so this stream is not "
-    "kept; watching goes on."
+    "What this model carries is too large to be kept, and the camera's pictures were not kept from the first on, so "
+    "this stream is not kept; watching goes on."
 )
+
+GONE = "What was kept of this stream was deleted together with the stream it was forked from; watching goes on."
 
 
 class Keep:
@@ -48,7 +52,9 @@ class Keep:
         self.shelf, self.name, self.kept, self.note = shelf, name, kept, note
         self.begun = False
         self.keeper = Keeper(engine, kept, shelf.limit(name))
-        self._file = kept.about.get("source") not in LIVE
+        self._file = kept.reels[-1].about.get("source") not in LIVE
+        self._sources = 0  # begun
+        self._stands = False
         self._closing: threading.Thread | None = None
         self._said: dict[int, Turn] = {}
         self.pictured = -1.0  # second of the newest picture that was written
@@ -59,13 +65,34 @@ class Keep:
     @property
     def over(self) -> bool:
         """Whether keeping stopped: nothing more is written."""
-        return bool(self._refused or self.keeper.error)
+        return bool(self._refused or self.keeper.error or self.gone)
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was deleted, with the stream that it was forked from."""
+        return not self.shelf.has(self.name)
 
     # What was seen
 
-    def take_video(self, path: Path) -> None:
-        """The file that is watched; before the first chunk."""
-        self.keeper.do(partial(self.kept.take_video, path))
+    def begin(self, source: Source, begins: float, fps: float) -> None:
+        """A source follows, or the first one begins. begins: second of the stream at its first picture."""
+        first, self._sources = not self._sources, self._sources + 1
+        about: dict[str, Any] = {"source": source.kind, "name": source.name, "fps": fps}
+        if not first:
+            self.keeper.do(partial(self.kept.go_on_with, about, begins, source.path))
+        elif source.path:
+            self.keeper.do(partial(self.kept.take_video, source.path))
+        self._file = source.path is not None
+
+    def stand(self, at: float) -> None:
+        """It is watched no further than to that second, until `let_go`; a restart does not change that."""
+        self._stands = True
+        self.keeper.note([Record("end", 0, {"stands": at})])
+
+    def let_go(self) -> None:
+        if self._stands:
+            self._stands = False
+            self.keeper.note(forget=[("end", 0)])
 
     def watched(self, frames: Sequence[Frame], position: int, state: StreamState, pictures: Sequence[Picture]) -> None:
         """A chunk. position: frames of the source taken. pictures: of the film."""
@@ -79,7 +106,9 @@ class Keep:
     def _watched(
         self, frames: int, position: int, state: StreamState, pictures: Sequence[Picture], shown: list[Record]
     ) -> None:
-        if not self._file and not self.keeper.keeps(state):
+        if self.over:
+            return
+        if not self._file and len(shown) < frames and not self.keeper.keeps(state):
             self._refused = TOO_LARGE
             return
         self.begun = True
@@ -92,6 +121,10 @@ class Keep:
         """The source is over: nothing is left to go on with by itself."""
         self.keeper.note([Record("end", 0, {})])
 
+    def fork(self, there: Path) -> None:
+        """All that was seen until now, in a folder of its own. Raises UserError."""
+        self.keeper.fork(there)
+
     def goes_on(
         self,
         pictures: Sequence[Picture],
@@ -100,6 +133,7 @@ class Keep:
         rules: Sequence[Rule] = (),
     ) -> None:
         """All of this is written already."""
+        self._sources = len(self.kept.reels)
         self.begun, self._noticed, self._rules = True, set(events), tuple(rules)
         self.pictured = max([-1.0, *(picture.time for picture in pictures)])
         self._said = numbered(conversations)
@@ -133,6 +167,8 @@ class Keep:
     # Its end
 
     def view(self) -> KeptView:
+        if self.gone:
+            return KeptView(0, 0.0, GONE)
         told = self._refused or self.keeper.error or self.note
         return KeptView(self.keeper.nbytes, self.shelf.until(self.name), told)
 
@@ -193,7 +229,15 @@ def noticed_of(kept: KeptStream) -> tuple[list[Event], list[Rule]]:
 
 
 def has_ended(kept: KeptStream) -> bool:
+    """Whether it does not go on by itself."""
     return bool(kept.notes("end"))
+
+
+def stands_at(kept: KeptStream) -> float:
+    """The second beyond which it is not watched until its visitor wants it."""
+    end = kept.notes("end").get(0)
+    at = end.about.get("stands") if end else None
+    return float(at) if isinstance(at, (int, float)) else math.inf
 
 
 def _record(number: int, turn: Turn) -> Record:
@@ -202,11 +246,12 @@ def _record(number: int, turn: Turn) -> Record:
     jpegs = [*turn.pictures, *(picture.jpeg for picture in turn.said)]
     about["pictures"] = [None if jpeg is None else len(jpeg) for jpeg in turn.pictures]
     about["said"] = [[picture.time, len(picture.jpeg)] for picture in turn.said]
+    about["time"] = turn.answer.seen_until if turn.answer else 0.0
     return Record("turn", number, about | {"written": time.time()}, b"".join(jpeg for jpeg in jpegs if jpeg))
 
 
 def _turn(record: Record) -> Turn:
-    about: dict[str, Any] = {name: value for name, value in record.about.items() if name != "written"}
+    about: dict[str, Any] = {name: value for name, value in record.about.items() if name not in ("written", "time")}
     jpegs = io.BytesIO(record.body)
     about["pictures"] = tuple(None if size is None else jpegs.read(size) for size in about["pictures"])
     about["said"] = tuple(Picture(at, jpegs.read(size)) for at, size in about["said"])

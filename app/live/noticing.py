@@ -61,6 +61,12 @@ class Noticing:
         self._closed = True
         self._waiting.put(None)
 
+    def join(self, timeout: float) -> None:
+        """After `close`: waits for what is being noticed. A thread in the middle of a model's work would end a process
+        that ends with an abort."""
+        if self._worker:
+            self._worker.join(timeout)
+
     @property
     def _behind(self) -> bool:
         return self._waiting.qsize() > FAR_BEHIND

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.live import comeback, uploads
+from app.live import forking, uploads
+from app.live.comeback import Back
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
-from app.live.keep import Keep
 from app.live.shelf import Shelf
+from app.live.switch import Switch
 from app.live.undoable import Undoable
 from app.live.uploads import Source
-from app.live.view import CLEAR, NOTHING_WATCHED, RESET, UPLOAD, WEBCAM, KeptView, Phase, Turn, View
+from app.live.view import CLEAR, NOTHING_WATCHED, RESET, UPLOAD, WEBCAM, Phase, Turn, View
 from app.live.viewing import Viewing
 from app.live.watching import Watch
 from pipeline import Answer, Engine, Rule, UserError
@@ -38,16 +39,14 @@ class LiveSession:
     def __init__(self, engine: Engine, rival: Engine | None = None, shelf: Shelf | None = None, name: str = "") -> None:
         """shelf, name: where this visitor's stream is kept if it is to be, and as what."""
         self.engine, self.rival, self.shelf, self.name = engine, rival, shelf, name
+        self.switch = Switch(engine, shelf, name)
+        self.forked = ""  # of what this is a fork, in a sentence
         self.watch: Watch | None = None
         self.conversations = tuple(Conversation(partial(self._subject, model)) for model in (0, 1))
         self._upload: Source | None = None  # the visitor's file; stays while something else is watched
         self._comparing = False
         self._stream = 0  # the number of the stream being watched; watching it again keeps it
         self._undoable: Undoable | None = None
-        self._keeping = False  # the visitor wants what is watched to be kept
-        self._keep: Keep | None = None
-        self._closing: Keep | None = None  # the newest that was closed
-        self._not_kept = ""  # why it could not be
         self._questions = itertools.count(1)
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
@@ -67,8 +66,9 @@ class LiveSession:
             stream=self._stream,
             forgotten=self.conversations[0].forgotten,
             undo=held.deed if (held := self._undoable) else "",
-            keeping=self._keeping,
-            kept=self._kept_view(),
+            keeping=self.switch.on,
+            kept=self.switch.view(),
+            forked=self.forked,
         )
         return watch.view(about) if watch else about
 
@@ -198,19 +198,22 @@ class LiveSession:
         self._start(source)
 
     def _start(self, source: Source) -> None:
-        self.watch = Watch(source, self.engine, self.rival if self._comparing else None)
-        if self._keeping:
-            try:
-                self._begin_keep(self.watch)
-            except UserError as error:
-                self._keeping, self._not_kept = False, str(error)
+        self.watch, self.forked = Watch(source, self.engine, self.rival if self._comparing else None), ""
+        self.switch.follow(self.watch)
 
     def _end_watch(self) -> None:
         self.stop_answer()
-        if watch := self.watch:
+        watch, self.watch = self.watch, None
+        if watch:
             watch.close()
-        self.watch = None
-        self._close_keep()
+            self._forget_earlier(watch)
+        self.switch.end(watch)
+
+    def _forget_earlier(self, watch: Watch) -> None:
+        """Files of a stream that nobody plays any more."""
+        for leg in watch.legs:
+            if leg.source is not self._upload:
+                uploads.let_go(leg.source)
 
     def _forget_upload(self) -> None:
         """The file goes at once: a worker in the middle of a chunk has it open, and needs no name for it."""
@@ -228,83 +231,52 @@ class LiveSession:
         """Keeps what was and will be watched and said, or writes no more; what is kept stays. Raises UserError."""
         with self._commands:
             self._check_open()
-            self._keeping, self._not_kept = on and self.shelf is not None, ""
-            if self._keeping and self.watch:
-                self._begin_keep(self.watch)
-            if not on:
-                self._close_keep()
+            self.switch.turn(on, self.watch)
 
     def delete_kept(self) -> None:
         """All that is kept of this visitor's stream, at once; watching goes on, and nothing more is kept."""
         with self._commands:
-            self._keeping, self._not_kept = False, ""
-            if self.watch:
-                self.watch.keep(None)
-            keep, self._keep = self._keep, None
-            if keep:
-                keep.delete()
-            elif self.shelf:
-                self.shelf.delete(self.name)
+            self.switch.delete(self.watch)
 
     def keep_words(self) -> None:
         """Writes what was said and noticed since this was called last; for a clock."""
-        if keep := self._keep:
+        if keep := self.switch.keep:
             keep.said(tuple(conversation.turns for conversation in self.conversations))
             if watch := self.watch:
                 keep.noticed(watch.noticing.events, watch.noticing.rules)
 
-    def go_on(self) -> None:
-        """Goes on with what is kept of this visitor's stream, as if nothing had happened. Raises UserError.
+    # Going on
 
-        Where another model runs by now, what was said comes back and a file is watched again from its start.
-        """
-        if self.shelf is None:
-            return
-        back = comeback.of(self.shelf, self.name, self.engine)
+    def go_on(self, back: Back) -> None:
+        """Goes on with a stream as if nothing had happened: a kept one, or a fork of another session's."""
         with self._commands:
             self._check_open()
             for conversation, turns in zip(self.conversations, back.words):
                 conversation.put_back(turns)
             self._questions = itertools.count(1 + max((turn.id for turns in back.words for turn in turns), default=0))
-            self._stream = max((turn.stream for turns in back.words for turn in turns), default=1)
-            self._keeping, self._keep = True, back.keep
-            self._upload = back.source if back.source.upload else None
-            if back.start:
-                self.watch = Watch(back.source, self.engine, None, back.start, back.keep)
-            else:
-                self._start(back.source)
+            source = back.start.legs[-1].source
+            self._upload = source if source.upload else None
+            self._stream = back.stream
+            self.forked = back.forked
+            self.switch.go_on(back.keep, back.kept)
+            self.watch = Watch(source, self.engine, None, back.start, back.keep)
+            if back.keep is None:
+                self.switch.follow(self.watch)
+
+    def branch(self, at: float, name: str) -> Back:
+        """What another session, of that name, goes on with as if this stream had been seen until a second of it and no
+        further; it stands there. This one stays as it is. Raises UserError where nothing was seen, or not so early."""
+        with self._commands:
+            self._check_open()
+            self.keep_words()
+            words = tuple(conversation.turns for conversation in self.conversations)
+            if self.watch is None or not self.watch.viewings[0].frames:
+                raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
+            return forking.branch(self.watch, self.switch, words, at, name)._replace(stream=self._stream)
 
     def join(self, timeout: float) -> None:
         """After `close`: waits for what is still being written."""
-        if self._closing:
-            self._closing.join(timeout)
-
-    def _begin_keep(self, watch: Watch) -> None:
-        """In place of what was kept of another stream."""
-        assert self.shelf is not None
-        self._close_keep()
-        source = watch.source
-        size = source.path.stat().st_size if source.path else 0
-        kept = self.shelf.create(self.name, comeback.about(source, self.engine), size)
-        self._keep = Keep(self.shelf, self.name, kept, self.engine)
-        if source.path:
-            self._keep.take_video(source.path)
-        watch.keep(self._keep)
-
-    def _close_keep(self) -> None:
-        if self.watch:
-            self.watch.keep(None)
-        if self._keep:
-            self._closing = self._keep
-            self._keep.close()
-        self._keep = None
-
-    def _kept_view(self) -> KeptView | None:
-        if keep := self._keep:
-            return keep.view()
-        if self._not_kept:
-            return KeptView(0, 0.0, self._not_kept)
-        return self.shelf.view(self.name) if self.shelf and self.shelf.has(self.name) else None
+        self.switch.join(timeout)
 
     # Asking
 
@@ -413,6 +385,7 @@ class LiveSession:
         held, self._undoable = self._undoable, None
         if held and held.watch:
             held.watch.close()
+            self._forget_earlier(held.watch)
         if held and held.upload:
             uploads.let_go(held.upload)
 

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.live.view import KeptView
 from pipeline import KeptStream, UserError
@@ -24,6 +24,16 @@ SHARE = 0.9  # of the disk that may be used
 LARGEST = 1_000_000_000  # bytes a stream may grow to beside its video
 DAYS = 7.0  # a stream is kept for so long after something was last written
 NAME = re.compile(r"[0-9a-f]{32}")
+MARK = "fork-of-"  # a file so called, and of what, lies in the folder of a fork
+
+
+class Writer(Protocol):
+    """Who writes a stream."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fork(self, there: Path) -> None: ...
 
 
 class Shelf:
@@ -63,6 +73,21 @@ class Shelf:
             self.release(name)
             raise
 
+    def fork(self, keep: Writer, name: str) -> None:
+        """What somebody writes once more, under another name. It counts in full, and goes with what it comes from.
+        Raises UserError where there is no room for it, or what is kept cannot be read."""
+        self._reserve(name, _bytes(self.folder / keep.name) + LARGEST)
+        try:
+            there = self.folder / name
+            keep.fork(there)
+            for line in [MARK + keep.name, *(path.name for path in (self.folder / keep.name).glob(MARK + "*"))]:
+                (there / line).touch()
+        except BaseException as error:
+            self.delete(name)
+            if isinstance(error, OSError):
+                raise UserError("The disk cannot be written, so the fork is not kept.") from None
+            raise
+
     def open(self, name: str) -> KeptStream:
         """A kept one, to go on with. Raises UserError."""
         with self._lock:
@@ -100,7 +125,10 @@ class Shelf:
         return KeptView(_bytes(self.folder / name), self.until(name))
 
     def delete(self, name: str) -> None:
-        """All of it, at once; nothing where there is none."""
+        """All of it and of its forks, at once; nothing where there is none."""
+        for mark in self.folder.glob(f"*/{MARK}{name}") if NAME.fullmatch(name) else ():
+            if NAME.fullmatch(mark.parent.name) and mark.parent.name != name:
+                self.delete(mark.parent.name)
         self.release(name)
         if self.has(name):
             gone = self.folder / f".gone-{name}-{time.monotonic_ns()}"  # never a half of one under its name

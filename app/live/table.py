@@ -11,12 +11,15 @@ import math
 import secrets
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
-from app.live import comeback, uploads
+from app.live import comeback, uploads, watching
 from app.live.session import LiveSession
 from app.live.shelf import Shelf, name_of
-from app.live.view import Phase, View
+from app.live.uploads import Source
+from app.live.view import UPLOAD, Phase, View
 from pipeline import Engine, UserError
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ LINE_S = 15  # who waits for a place and is not heard of for so long waits no mo
 LOOKED_AT_S = 5  # a page that is open is heard of more often than this
 UNUSED_S = 30  # without a stream and without a sign of its page: gives way to a newcomer
 SHUT_S = 10  # the end of the server waits for so long for chunks that are being watched
+FORKS = 3  # of one stream at a time: each takes a visitor's place
+FORKED = f"There are {FORKS} forks of this stream already, so no more was begun; delete one of them (My streams)."
 ISSUED = 10_000  # keys of pages that have not started anything; each is one short string
 
 
@@ -37,14 +42,18 @@ class Place:
     """A session in the table, and when its page was last heard of (on a monotonic clock: a changed wall clock must not
     end a stream)."""
 
-    def __init__(self, session: LiveSession, program: bool = False) -> None:
+    def __init__(self, session: LiveSession, program: bool = False, kin: Kin | None = None) -> None:
+        """kin: the places of what this is a fork of, and of its forks: who looks at one comes back to any."""
         self.session, self.program = session, program
         self.touched = time.monotonic()
         self.left: float | None = None
+        self.kin: Kin = WeakSet() if kin is None else kin
+        self.kin.add(self)
 
     def touch(self) -> None:
         """The page is there."""
-        self.touched, self.left = time.monotonic(), None
+        for place in list(self.kin):
+            place.touched, place.left = time.monotonic(), None
 
     def overdue(self, now: float) -> bool:
         """Whether nobody will come back."""
@@ -63,6 +72,9 @@ class Place:
     def expendable(self, now: float) -> bool:
         """Whether it gives way to a newcomer: its page has gone, or it holds nothing and is not looked at."""
         return self.left is not None or (self.session.holds_nothing and now - self.touched > UNUSED_S)
+
+
+Kin = WeakSet[Place]  # a stream and its forks
 
 
 class InLine(NamedTuple):
@@ -169,15 +181,66 @@ class Sessions:
             session = self.get(key, page)
             if session is None:
                 session = self._new(key)
-                session.go_on()
+                session.go_on(comeback.of(self.shelf, session.name, self.engine))
                 self._place(key, session, page)
             return session
 
-    def _place(self, key: str, session: LiveSession, page: str | None) -> None:
+    def fork(
+        self,
+        key: str | None,
+        at: float = math.inf,
+        page: str | None = None,
+        then: Source | None = None,
+    ) -> tuple[str, LiveSession]:
+        """A session of its own that goes on with another one's stream as it was at a second of it, and its key. then:
+        the source that it goes on with. Raises UserError: nothing was seen, or every place is taken."""
+        session = self.get(key)
+        if key is None or session is None:
+            raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
+        with self._lock:
+            kin = self._by_key[key].kin
+            if sum(place in kin for place in self._by_key.values()) > FORKS:
+                raise UserError(FORKED)
+        other = secrets.token_urlsafe(16)
+        fork = self._new(other)
+        back = session.branch(at, fork.name)
+        try:
+            fork.go_on(back.then(then, watching.FPS) if then else back)
+        except UserError:
+            fork.delete_kept()
+            raise
+        try:
+            self._place(other, fork, page, kin)
+        except UserError:
+            fork.delete_kept()
+            fork.close()
+            raise
+        return other, fork
+
+    def join(self, key: str | None, kind: str, path: Path | None, page: str | None = None) -> tuple[str, LiveSession]:
+        """A fork as of now that goes on with another source. path: of its file, where it has one."""
+        source = uploads.take_over(path, path.name) if kind == UPLOAD and path else Source(kind, "", path)
+        try:
+            other, fork = self.fork(key, page=page, then=source)
+        except UserError:
+            uploads.let_go(source)
+            raise
+        return other, fork
+
+    def delete(self, key: str | None) -> None:
+        """Ends a stream and deletes all that is kept of it and of its forks."""
+        session = self.get(key)
+        if session:
+            session.delete_kept()
+        elif self.shelf and isinstance(key, str):
+            self.shelf.delete(name_of(key))
+        self.close(key)
+
+    def _place(self, key: str, session: LiveSession, page: str | None, kin: Kin | None = None) -> None:
         with self._lock:
             retired = self._make_room(key)
             self._issued.pop(key, None)
-            self._by_key[key] = Place(session)
+            self._by_key[key] = Place(session, kin=kin)
             if page:
                 self._pages[page] = key
         if retired:
@@ -206,7 +269,7 @@ class Sessions:
         known = {place.session.name for place in list(self._by_key.values())}
         if name not in known and comeback.goes_on_alone(self.shelf, name):
             session = LiveSession(self.engine, self.rival, self.shelf, name)
-            session.go_on()
+            session.go_on(comeback.of(self.shelf, name, self.engine))
             with self._lock:
                 self._back[name] = Place(session)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from app.live.view import Picture
-from pipeline import Frame, thumbnail
+from pipeline import Event, Frame, thumbnail
 
 KEPT = 7_200  # pictures of a stream: every one of two hours; about 36 MB
 WIDTH = 208  # pixels
 POINTS = 12  # a side, at which two pictures are compared
+ALERTED = 50  # newest alerts whose pictures are in a view
 EDGE_S = 0.001  # a moment's time may be rounded
 
 
@@ -72,6 +73,12 @@ class Thumbnails:
         with self._lock:
             right = bisect.bisect(self._pictures, at + EDGE_S, key=lambda picture: picture.time)
             return self._pictures[max(right - 1, 0)].jpeg if self._pictures else None
+
+    def of_alerts(self, events: Iterable[Event]) -> tuple[Picture, ...]:
+        """Where the newest alerts begin and end."""
+        alerts = sorted((event for event in events if event.kind == "alert"), key=lambda one: one.time)
+        seconds = sorted({at for one in alerts[-ALERTED:] for at in (one.time, one.until) if at is not None})
+        return tuple(Picture(at, jpeg) for at in seconds if (jpeg := self.near(at)))
 
 
 def sampled(frame: Frame) -> np.ndarray:

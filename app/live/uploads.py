@@ -89,6 +89,14 @@ def take_over(path: Path, name: str) -> Source:
         raise
 
 
+def again(source: Source) -> Source:
+    """The same for another stream: a copy of its own to watch, and one more who plays it. Raises UserError."""
+    if not source.upload or not source.path:
+        return source
+    use(source.upload)
+    return Source(source.kind, source.name, own_copy(source.path), source.upload)
+
+
 def put_back(video: Path, name: str) -> Source:
     """A file that was kept, as the source it was: a copy of our own to watch, and one for the player."""
     suffix = Path(name).suffix if re.fullmatch(r"\.\w{1,5}", Path(name).suffix, re.ASCII) else ""

@@ -136,7 +136,8 @@ class View:
     camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or left out, in sentences;
     silent: whether a camera has sent nothing for a while. stream: the number of this stream among the session's own;
     forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear", "Reset" or "").
-    keeping: whether the visitor wants the stream kept; kept: what is.
+    keeping: whether the visitor wants the stream kept; kept: what is. begins: second of the stream at the first picture
+    of the source that is shown, where others came before; forked: of what the stream is a fork, in a sentence.
     """
 
     phase: Phase = Phase.IDLE
@@ -167,6 +168,8 @@ class View:
     undo: str = ""
     keeping: bool = False
     kept: KeptView | None = None
+    begins: float = 0.0
+    forked: str = ""
 
     @property
     def frames(self) -> int:

@@ -25,11 +25,10 @@ class Viewing:
         behind: bool = False,
         since: float = 0.0,
         state: StreamState | None = None,
-        frames: int = 0,
         watched: Callable[[Sequence[Frame], int, StreamState], None] | None = None,
     ) -> None:
-        """state, frames: to go on from, and how many of the source's it has had. watched: told of every chunk,
-        the frames of the source up to there, and the state after it."""
+        """state: to go on from. watched: told of every chunk, the frames of the source up to there, and the state after
+        it."""
         self.engine = engine
         self.state: StreamState = engine.start() if state is None else state
         self.settled = self.state  # after the newest chunk that every model has seen: what questions are asked of
@@ -37,7 +36,8 @@ class Viewing:
         self.since = since  # the second of the video from which on it has watched
         self.backlog: list[Frame] = []
         self._suspect = 0  # of the backlog: its first frames, which overflowed and took the others along
-        self.frames = frames  # seen
+        self.frames = self.state.frames  # seen
+        self._earlier = 0  # frames of earlier sources
         self._watched = watched
         self.left_out = 0  # frames that failed twice
         self._samples: list[Sample] = []
@@ -63,10 +63,20 @@ class Viewing:
         if self._watched:
             self._watched(frames, self.position, state)
 
+    def begin(self, position: int) -> None:
+        """Another source follows, of which it has had so many frames."""
+        self._earlier = self.frames + self.left_out - position
+
+    @property
+    def newest(self) -> tuple[StreamState, int]:
+        """The newest state, and `position` after it."""
+        with self._lock:
+            return self.state, self.position
+
     @property
     def position(self) -> int:
         """Frames of the source it has had, those it left out included."""
-        return self.frames + self.left_out
+        return self.frames + self.left_out - self._earlier
 
     def _go_back(self, error: Overflowed) -> None:
         """To before a chunk that turned out to overflow; it is offered again with the backlog."""

@@ -7,12 +7,12 @@ Commands only move the phase or name the second model, and wake the worker; none
 from __future__ import annotations
 
 import itertools
-import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,18 @@ import numpy as np
 
 from app.live.film import Film
 from app.live.keep import Keep
+from app.live.legs import Leg, Point, Points, Start, leg_at
 from app.live.noticing import Noticing
 from app.live.recent import Recent, cut
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
-from app.live.view import Phase, Picture, View
+from app.live.view import Phase, View
 from app.live.viewing import Viewing
-from pipeline import Engine, Event, Frame, FrameQueue, Rule, StreamState, UserError, mmss, open_video
-
-log = logging.getLogger(__name__)
+from app.live.work import attempted, later, take
+from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, open_video
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
 FILM = 12  # pictures of a film strip
-ALERTED = 50  # newest alerts whose pictures are in a view
 CAMERA_QUEUE = 8  # camera frames that may wait; the oldest is dropped (and counted) for the newest
 SILENT_S = 4.0  # without a camera picture, and the camera is called silent
 UNKNOWN_LENGTH = 64  # frames expected of a file that does not say how long it is
@@ -40,21 +39,6 @@ UNKNOWN_LENGTH = 64  # frames expected of a file that does not say how long it i
 AT_WORK = {Phase.WATCHING}
 HELD = {Phase.PAUSED, Phase.STOPPED}
 OPEN = {Phase.WATCHING, *HELD}
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """Where a stream goes on that was watched before. position: frames of the source that were taken. pictures: for the
-    film. since: second of the video that a camera's next picture has. note: what the visitor should know. events and
-    rules: what was noticed, and what is to be told."""
-
-    state: StreamState
-    position: int
-    pictures: Sequence[Picture] = ()
-    since: float = 0.0
-    note: str = ""
-    events: Sequence[Event] = ()
-    rules: Sequence[Rule] = ()
 
 
 class Watch:
@@ -72,33 +56,33 @@ class Watch:
         start: Start | None = None,
         keep: Keep | None = None,
     ) -> None:
-        self.source, self._start, self._keep = source, start, keep
+        start = start or Start(engine.start(), (Leg(source),))
+        self.source, self._keep = source, keep
+        self.legs = (*start.before, *start.legs)  # of all the stream
+        self._leg, self._taken = len(start.before), start.legs[0].position  # the one at work, and frames taken of it
+        self._until = start.legs[-1].until  # where the last leg stands until the visitor goes on
+        self.begins = start.legs[-1].begins
         self.thumbnails = Thumbnails()
         self.film = Film(FILM)
         self.recent = Recent()  # a camera alone fills it
-        first = Viewing(
-            engine,
-            state=start.state if start else None,
-            frames=start.position if start else 0,
-            watched=self._write_chunk,
-        )
-        self.viewings: tuple[Viewing, ...] = (first,) if rival is None or start else (first, Viewing(rival))
+        first = Viewing(engine, state=start.state, watched=self._write_chunk)
+        fresh = not (start.state.frames or start.before or start.legs[1:])
+        self.viewings: tuple[Viewing, ...] = (first, Viewing(rival)) if rival and fresh else (first,)
+        self.points = Points(Point(start.state, start.legs[0].position, self._leg))
         self.noticing = Noticing(engine)
-        since = start.since if start else 0.0
-        self.camera = FrameQueue(CAMERA_QUEUE, self._long_side(), since=since) if source.path is None else None
+        self.camera = None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since)
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._phase, self._error = Phase.WATCHING, ""
         self._rival = rival  # wanted beside the first; the worker lets it join
         self._duration: float | None = None
         self._progress = 0.0
         self._skipped = 0  # damaged pictures the file's reader left out
-        self._found: tuple[str, ...] = (start.note,) if start and start.note else ()
-        self._notes = self._found  # what it mended or left out, in sentences
-        self._shown = start.position if start else 0  # frames given to the models
+        self._found = self._notes = (start.note,) if start.note else ()  # what was mended or left out, in sentences
+        self._shown = start.state.frames  # frames given to the models
         self._offered_at = time.monotonic()
         self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
         self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them
-        if start:
+        if start.state.frames:
             self.thumbnails.put_back(start.pictures)
             self.film.put_back(start.pictures)
             self.noticing.go_on(start.events, start.rules, start.state)
@@ -130,13 +114,9 @@ class Watch:
                 film=self.film.pictures,
                 events=self.noticing.events,
                 rules=self.noticing.rules,
-                alerted=self._alerted(),
+                alerted=self.thumbnails.of_alerts(self.noticing.events),
+                begins=self.begins,
             )
-
-    def _alerted(self) -> tuple[Picture, ...]:
-        alerts = sorted((event for event in self.noticing.events if event.kind == "alert"), key=lambda one: one.time)
-        seconds = sorted({at for one in alerts[-ALERTED:] for at in (one.time, one.until) if at is not None})
-        return tuple(Picture(at, jpeg) for at in seconds if (jpeg := self.thumbnails.near(at)))
 
     def _rate(self) -> float | None:
         """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""
@@ -145,6 +125,11 @@ class Watch:
     def viewing(self, model: int) -> Viewing | None:
         viewings = self.viewings
         return viewings[model] if model < len(viewings) else None
+
+    @property
+    def here(self) -> Point:
+        """The newest state of the page's own model."""
+        return Point(*self.viewings[0].newest, self._leg)
 
     def opening(self, model: int) -> bool:
         """Whether a model has seen nothing yet, but is about to."""
@@ -203,11 +188,14 @@ class Watch:
 
     def clip(self, at: float, out: str | Path) -> None:
         """Writes the seconds around a moment as an MP4. Raises UserError."""
-        cut(self.source.path, self.recent, at, out)
+        leg = leg_at(self.legs, at)
+        cut(leg.source.path, self.recent, at - leg.begins if leg.source.path else at, out)
 
     def join(self, timeout: float) -> None:
         """Waits until the worker of a closed Watch has ended, for at most so many seconds."""
+        end = time.monotonic() + timeout
         self._worker.join(timeout)
+        self.noticing.join(max(0.0, end - time.monotonic()))
 
     def _move(self, to: Phase, only_from: set[Phase], error: str = "") -> bool:
         """The one place where the phase changes; whether it did."""
@@ -222,10 +210,10 @@ class Watch:
 
     def _work(self) -> None:
         """From the first picture to `close`; after the source's end it waits for a second model to catch up."""
-        work: Callable[[], None] = self._watch_camera if self.camera else self._watch_file
+        work: Callable[[], None] = self._watch_legs
         error = ""
         while True:
-            error = self._attempt(work) or error
+            error = attempted(work, lambda: self.viewings[0].state.seen_until) or error
             self._move(Phase.ENDED, OPEN, error)
             with self._changed:
                 self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival() or self._unkept())
@@ -236,39 +224,69 @@ class Watch:
             else:
                 return
 
-    def _attempt(self, work: Callable[[], None]) -> str:
-        """The sentence of what went wrong, or ""."""
-        try:
-            work()
-        except UserError as error:
-            return str(error)
-        except Exception:
-            log.exception("watching failed")
-            return (
-                f"Something failed on our side at {mmss(self.viewings[0].state.seen_until)}, so watching stopped "
-                "there; ask about what was seen so far, or press Reset and start again."
-            )
-        return ""
+    def _watch_legs(self) -> None:
+        """What is left of every source, one after the other."""
+        while self._phase is not Phase.CLOSED:
+            leg = self.legs[self._leg]
+            for viewing in self.viewings:
+                viewing.begin(self._taken)
+            self._watch_shown(leg)
+            if leg.source.path is None and leg is self.legs[-1]:
+                self._watch_camera()
+            elif leg.source.path is not None:
+                self._watch_file(leg)
+            if leg is self.legs[-1]:
+                return
+            with self._changed:
+                self._leg, self._taken = self._leg + 1, 0
+            self._write_leg(self.legs[self._leg])
 
-    def _watch_file(self) -> None:
-        with self._open() as video:
-            self._duration = video.info.duration
-            frames, broken = itertools.islice(video, self._shown, None), None
-            while not broken and self._ready():
+    def _watch_shown(self, leg: Leg) -> None:
+        """What a camera showed, once more."""
+        for chunk in leg.shown:
+            began = time.perf_counter()
+            if self._ready():
+                self._show(list(chunk.frames(self._long_side())), began)
+        if leg is self.legs[-1] and leg.source.path is None:
+            self._stand()
+
+    def _watch_file(self, leg: Leg) -> None:
+        last = leg is self.legs[-1]
+        with self._open(leg) as video:
+            pending: list[Frame] = []
+            frames, broken = itertools.islice(later(video, leg.begins), self._taken, None), None
+            self._duration = leg.begins + video.info.duration if video.info.duration else None
+            while self._ready():
                 began = time.perf_counter()
-                chunk, broken = take(frames, self._chunk_size(self._frames_left()))
-                if not chunk:
+                if not pending and not broken:
+                    pending, broken = take(frames, self._chunk_size(self._frames_left()))
+                until = self._until if last else leg.until
+                chunk = [frame for frame in pending if frame.time <= until]
+                if chunk:
+                    self._show(chunk, began)
+                if not pending or (len(chunk) < len(pending) and not last):
                     break
-                self._show(chunk, began)
+                if pending := pending[len(chunk) :]:
+                    self._stand()
                 with self._changed:
                     self._skipped, self._progress = video.skipped, video.progress
-            with self._changed:
-                self._duration = video.seconds or self._duration
-                self._notes = (*self._found, *video.findings.notes())
-            self._conclude()
-            if broken and self._ready():
-                raise broken
-            self._write_end()
+            if last:
+                self._end_file(video, leg, broken)
+
+    def _end_file(self, video: Any, leg: Leg, broken: UserError | None) -> None:
+        with self._changed:
+            self._duration = leg.begins + video.seconds if video.seconds else self._duration
+            self._notes = (*self._found, *video.findings.notes())
+        self._conclude()
+        if broken and self._ready():
+            raise broken
+        self._write_end()
+
+    def _stand(self) -> None:
+        """At the second to which the visitor went back; until they go on."""
+        if self._until < math.inf and self._move(Phase.PAUSED, AT_WORK):
+            self._until = math.inf
+            self._settle()
 
     def _watch_camera(self) -> None:
         assert self.camera is not None
@@ -311,6 +329,7 @@ class Watch:
         self.noticing.watched(chunk, self.viewings[0].settled)
         with self._changed:
             self._shown += len(chunk)
+            self._taken += len(chunk)
             self._watched_s += max(chunk[-1].time - before, 0.0)
             self._worked_s += time.perf_counter() - began
 
@@ -349,15 +368,24 @@ class Watch:
     def _write_so_far(self) -> None:
         """Somebody wants the stream kept: what was seen until now is written as one chunk."""
         keep, first = self._keep, self.viewings[0]
-        if keep and self._unkept() and first.position:
+        if keep and self._unkept() and first.frames:
+            for leg in self.legs[: self._leg + 1]:
+                keep.begin(leg.source, leg.begins, FPS)
             keep.so_far(first.position, first.state, self.thumbnails.after(-1.0))
             if self._phase is Phase.ENDED and not self._error:
                 keep.ended()
 
     def _write_chunk(self, frames: Sequence[Frame], position: int, state: StreamState) -> None:
         """The page's own model has watched a chunk."""
-        if (keep := self._keep) and (keep.begun or position == len(frames)):
+        self.points.add(Point(state, position, self._leg))
+        if (keep := self._keep) and (keep.begun or state.frames == len(frames)):
+            if not keep.begun:
+                self._write_leg(self.legs[self._leg])
             keep.watched(frames, position, state, self.thumbnails.after(keep.pictured))
+
+    def _write_leg(self, leg: Leg) -> None:
+        if (keep := self._keep) and (keep.begun or leg is self.legs[0]):
+            keep.begin(leg.source, leg.begins, FPS)
 
     def _write_end(self) -> None:
         if (keep := self._keep) and self._phase is not Phase.CLOSED:  # else it goes on when the server does
@@ -372,23 +400,24 @@ class Watch:
         rival = self._rival
         if rival is None or not self._missing_rival():
             return
-        since = self.viewings[0].state.seen_until if self.camera else 0.0
-        late = Viewing(rival, behind=self._shown > 0 and self.camera is None, since=since)
+        leg = self.legs[self._leg]
+        since = leg.begins if leg.source.path else self.viewings[0].state.seen_until
+        late = Viewing(rival, behind=self._taken > 0 and leg.source.path is not None, since=since)
         with self._changed:
             if self._rival is not rival:  # given up meanwhile
                 return
             self.viewings = (*self.viewings, late)
         if late.behind:
-            self._catch_up(late)
+            self._catch_up(late, leg)
 
-    def _catch_up(self, late: Viewing) -> None:
+    def _catch_up(self, late: Viewing, leg: Leg) -> None:
         """Reads the file again for a model that joined late, as far as the first one was shown it."""
-        with self._open() as video:
-            frames = itertools.islice(video, self._shown)
+        with self._open(leg) as video:
+            frames = itertools.islice(later(video, leg.begins), self._taken)
             broken = None
             while not broken and self._going() and late in self.viewings:
                 late.watch_again()
-                left = max(self._shown - late.frames, 1)
+                left = max(self._taken - late.frames, 1)
                 chunk, broken = take(frames, late.engine.chunk_frames(left))
                 if not chunk:
                     break
@@ -402,9 +431,9 @@ class Watch:
     # The source
 
     @contextmanager
-    def _open(self) -> Iterator[Any]:
-        assert self.source.path is not None
-        with open_video(self.source.path, fps=FPS, long_side=self._long_side()) as video:
+    def _open(self, leg: Leg) -> Iterator[Any]:
+        assert leg.source.path is not None
+        with open_video(leg.source.path, fps=FPS, long_side=self._long_side()) as video:
             self._videos.append(video)
             try:
                 yield video
@@ -420,14 +449,3 @@ class Watch:
 
     def _chunk_size(self, backlog: int) -> int:
         return min(viewing.engine.chunk_frames(backlog) for viewing in self.viewings)
-
-
-def take(frames: Iterator[Frame], count: int) -> tuple[list[Frame], UserError | None]:
-    """Up to `count` frames, and the error that cut them short: what was read before a file broke is watched too."""
-    taken: list[Frame] = []
-    try:
-        for frame in itertools.islice(frames, count):
-            taken.append(frame)
-    except UserError as error:
-        return taken, error
-    return taken, None

@@ -120,8 +120,8 @@ class Channel:
             self._cutting.discard(key)
 
     async def close(self, request: Request) -> Response:
-        """Ends a stream and deletes its file."""
-        await run_in_threadpool(self.sessions.close, request.headers.get(KEY, ""))
+        """Ends a stream and deletes its file, and what is kept of it."""
+        await run_in_threadpool(self.sessions.delete, request.headers.get(KEY, ""))
         return PlainTextResponse("closed")
 
 

@@ -54,16 +54,26 @@ class Events:
         """Shows the chosen source. What is being watched goes on until something else is started."""
         return tuple(gr.update(visible=one) for one in (source == UPLOAD, source in CAMERAS, source == EXAMPLE))
 
-    def uploaded(self, path: str, key: str | None, request: gr.Request) -> tuple:
+    def uploaded(self, path: str, key: str | None, request: gr.Request, joins: bool = False) -> tuple:
         """(key, state line, main button) after a file has arrived: it is watched at once."""
-        return self._started(key, request, UPLOAD, lambda session: session.open_file(path, UPLOAD, Path(path).name))
+        name = Path(path).name
+        return self._started(
+            key, request, UPLOAD, lambda session: session.open_file(path, UPLOAD, name), Path(path), joins
+        )
 
     def press(
-        self, label: str, source: str, path: str | None, key: str | None, request: gr.Request, refused: str = ""
+        self,
+        label: str,
+        source: str,
+        path: str | None,
+        key: str | None,
+        request: gr.Request,
+        refused: str = "",
+        joins: bool = False,
     ) -> tuple:
         """(key, state line, main button) after the main button, which does what its label says.
 
-        refused: why the browser gave no camera, in a word, or "".
+        refused: why the browser gave no camera, in a word, or "". joins: what is started goes on from what was seen.
         """
         session = self.sessions.get(key)
         if refused:
@@ -73,14 +83,15 @@ class Events:
             session.pause()
         elif label in (RESUME, SWITCH_ON) and session:
             session.resume()
-        elif label == AGAIN and session:
+        elif label == AGAIN and session and not joins:
             return self._started(key, request, source, LiveSession.again)
         elif source == EXAMPLE:
-            return self._started(key, request, source, lambda one: one.open_file(self.example, EXAMPLE))
+            example = self.example
+            return self._started(key, request, source, lambda one: one.open_file(example, EXAMPLE), example, joins)
         elif source in CAMERAS:
-            return self._started(key, request, source, lambda one: one.open_camera(source))
+            return self._started(key, request, source, lambda one: one.open_camera(source), joins=joins)
         elif path:
-            return self.uploaded(path, key, request)
+            return self.uploaded(path, key, request, joins)
         else:
             sentence = "There is no file yet, so choose one above."
             return key, panels.state_line(_seen(session), sentence=sentence), gr.skip()
@@ -118,10 +129,23 @@ class Events:
         second = gr.update(value=chat.messages(view, 1, gr.HTML), visible=view.comparing)
         return key, second, gr.update(visible=view.comparing), panels.state_line(view, sentence=sentence)
 
-    def _started(self, key: str | None, request: gr.Request, source: str, start: Callable) -> tuple:
+    def _started(
+        self,
+        key: str | None,
+        request: gr.Request,
+        source: str,
+        start: Callable,
+        path: Path | None = None,
+        joins: bool = False,
+    ) -> tuple:
+        """joins: the source, at this path where it is a file, goes on from what was seen, in a fork."""
         try:
-            key, session = self.sessions.ensure(key, request.session_hash)
-            start(session)
+            session = self.sessions.get(key)
+            if joins and session and session.view().frames:
+                key, session = self.sessions.join(key, source, path, request.session_hash)
+            else:
+                key, session = self.sessions.ensure(key, request.session_hash)
+                start(session)
         except UserError as error:
             return key, self._waits(key, start) or _refused(error), gr.skip()
         return key, *_standing(session.view(), source)

@@ -1,7 +1,14 @@
 // The little the page does in the browser: seek the player, tell its time, and name the live region.
 () => {
   const player = () => [...document.querySelectorAll("#example video, #upload video")].find((video) => video.offsetParent !== null);
-  window.vambaPlayerTime = () => player()?.currentTime ?? 0;
+  // A stream may go on with another video: seconds are the stream's, and the player shows the newest one alone.
+  const begins = () => Number(document.querySelector("#film .track")?.dataset.begins ?? 0);
+  window.vambaPlayerTime = () => (player() ? player().currentTime + begins() : 0);
+  window.vambaSeek = (at) => {
+    if (!player() || at < begins()) return false;
+    player().currentTime = at - begins();
+    return true;
+  };
   // Start also plays the file; a browser may refuse, and the visitor then presses play.
   window.vambaStart = () => player()?.play().catch(() => {});
 
@@ -9,9 +16,7 @@
   document.addEventListener("click", (event) => {
     const chip = event.target.closest?.("[data-seek]");
     if (!chip) return;
-    const video = player();
-    if (video) video.currentTime = Number(chip.dataset.seek);
-    else chip.classList.toggle("large");
+    if (!window.vambaSeek(Number(chip.dataset.seek))) chip.classList.toggle("large");
   });
 
   // Buttons within the conversation ("withdraw 3", "wrong 3 0") press a hidden one, which takes the words along.

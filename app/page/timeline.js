@@ -20,7 +20,7 @@
   const paint = () => {
     const bar = track();
     if (!bar) return;
-    const at = Math.min(player()?.currentTime ?? 0, length());
+    const at = Math.min(window.vambaPlayerTime(), length());
     bar.querySelector(".playhead").style.left = `${(100 * at) / length()}%`;
     const words = said(at);
     bar.setAttribute("aria-valuenow", Math.round(at));
@@ -35,7 +35,7 @@
   const seek = (at) => {
     const video = player();
     if (!video || track()?.getAttribute("role") !== "slider") return;
-    video.currentTime = Math.min(Math.max(at, 0), length());
+    window.vambaSeek(Math.min(Math.max(at, 0), length()));
     paint();
   };
   const under = (event) => {
@@ -58,7 +58,7 @@
   for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => (dragging = false));
   document.addEventListener("keydown", (event) => {
     if (!event.target.matches?.("#film .track[role=slider]")) return;
-    const [at, step] = [player()?.currentTime ?? 0, STEPS[event.key]];
+    const [at, step] = [window.vambaPlayerTime(), STEPS[event.key]];
     const to = step ? at + step : { Home: 0, End: length() }[event.key];
     if (to === undefined) return;
     event.preventDefault();
@@ -86,7 +86,7 @@
   const linked = () => {
     const parts = /^#t=((?:\d+:){0,2}\d+(?:\.\d+)?)$/.exec(location.hash)?.[1].split(":").map(Number);
     const video = player();
-    if (parts && video) video.currentTime = parts.reduce((sum, part) => 60 * sum + part, 0);
+    if (parts && video) window.vambaSeek(parts.reduce((sum, part) => 60 * sum + part, 0));
   };
   document.addEventListener("loadedmetadata", linked, true);
   window.addEventListener("hashchange", linked);

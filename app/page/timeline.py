@@ -43,7 +43,8 @@ def track(view: View) -> str:
         'aria-valuenow="0" aria-valuetext="0:00"'
     )
     what = 'role="img" aria-label="Scenes so far"' if view.live else slider
-    return f'<div class="track" data-length="{length:.3f}" {what}>{seen}{scenes}{marks}<b class="playhead"></b></div>'
+    data = f'data-length="{length:.3f}" data-begins="{view.begins:.3f}"'
+    return f'<div class="track" {data} {what}>{seen}{scenes}{marks}<b class="playhead"></b></div>'
 
 
 def marked(view: View) -> Iterable[tuple[str, float, str]]:

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
-from app.page import alerts, keeping, summary
+from app.page import alerts, forking, keeping, summary
 from app.page.channel import Channel
 from app.page.handlers import START, Events
 from app.page.headers import Headers
@@ -93,6 +93,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
                 _heading("Video")
                 _stage(ui, example)
                 _controls(ui)
+                forking.add(ui)
                 if sessions.shelf:
                     keeping.add(ui)
             with gr.Column(elem_id="right", scale=5, min_width=320):
@@ -105,6 +106,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         _wire_source(ui, do)
         _wire_chat(ui, do)
         _wire_clock(ui, do, page)
+        forking.wire(ui, sessions, page, AT_ONCE)
         if sessions.shelf:
             keeping.wire(ui, sessions, page, AT_ONCE)
         alerts.wire(ui, sessions, AT_ONCE)
@@ -221,9 +223,10 @@ def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
 def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     started = [ui.key, ui.line, ui.main]
     ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
-    arrived = ui.upload.upload(do.uploaded, [ui.upload, ui.key], started, **PRIVATE)
+    arrived = ui.upload.upload(do.uploaded, [ui.upload, ui.key, ui.joins], started, **PRIVATE)
     arrived.then(None, None, None, js="() => window.vambaPlay()")
-    ui.main.click(do.press, [ui.main, ui.source, ui.upload, ui.key, ui.refused], started, js=PRESS, **AT_ONCE)
+    here = [ui.main, ui.source, ui.upload, ui.key, ui.refused, ui.joins]
+    ui.main.click(do.press, here, started, js=PRESS, **AT_ONCE)
     forgotten = [ui.line, ui.main, ui.chat, ui.second, ui.upload, ui.undo, ui.undo_clock]
     gr.on([ui.reset.click, ui.upload.clear], do.reset, ui.key, forgotten, js=RESET, **AT_ONCE)
     ui.comparing.change(do.compare, [ui.comparing, ui.key], [ui.key, ui.second, ui.costs, ui.line], **AT_ONCE)

@@ -83,7 +83,7 @@ def _watched_on(kept: KeptStream, engine: Engine, args: argparse.Namespace, at: 
     if resumed.note:
         print(resumed.note, file=sys.stderr)
     viewer = Viewer(engine, resumed.state)
-    todo = [Todo.of(stretch, kept, resumed) for stretch in kept.stretches(resumed, until)]
+    todo = [Todo.of(stretch, kept) for stretch in kept.stretches(resumed, until)]
     with _keeping(viewer, kept, resumed, until, args):
         for one in todo:
             one.watch(viewer, kept.folder)
@@ -101,11 +101,11 @@ class Todo:
     shown: list[Shown]
 
     @classmethod
-    def of(cls, stretch: Stretch, kept: KeptStream, resumed: Resumed) -> Todo:
+    def of(cls, stretch: Stretch, kept: KeptStream) -> Todo:
         """Looked up before anything is written. Raises UserError where something is missing."""
         if "video" in stretch.reel.about:
             return cls(stretch, _fps(stretch.reel), [])
-        return cls(stretch, 0.0, kept.shown(resumed, stretch.until) if stretch.sizes else [])
+        return cls(stretch, 0.0, kept.shown(stretch))
 
     def watch(self, viewer: Viewer, folder: Path) -> None:
         stretch, reel = self.stretch, self.stretch.reel
@@ -114,9 +114,7 @@ class Todo:
             until = None if stretch.until == math.inf else stretch.until
             watch_file([viewer], str(folder / reel.file), self.fps, until, stretch.sizes, reel.begins)
         for chunk in self.shown:
-            frames = chunk.frames(viewer.engine.long_side)
-            if frames[0].time >= reel.begins:  # not of a camera before
-                viewer.watch(frames)
+            viewer.watch(chunk.frames(viewer.engine.long_side))
         viewer.conclude()
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from queue import Full, Queue
 from typing import TypeAlias
 
@@ -86,6 +87,19 @@ class Keeper:
     def note(self, records: Iterable[Record] = (), forget: Sequence[tuple[str, int]] = ()) -> None:
         """Other records, see `KeptStream.note`."""
         self._put(partial(self.kept.note, tuple(records), forget))
+
+    def fork(self, there: Path) -> None:
+        """All that was watched until now, in a folder of its own (see `KeptStream.fork`). Waits for that. Raises
+        UserError where it did not work."""
+        done = threading.Event()
+
+        def copy() -> None:
+            self.kept.fork(there)
+            done.set()
+
+        self._put(copy)
+        if not done.wait(PATIENCE_S) or self.error:
+            raise UserError("What is kept could not be copied, so nothing was begun; try again in a moment.")
 
     def do(self, job: Callable[[], None]) -> None:
         """Something else that belongs between two chunks, such as taking the file over. May raise OSError."""

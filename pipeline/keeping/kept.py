@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pipeline.keeping import packing
 from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, notes, readable, segments
-from pipeline.keeping.reels import Reel, Shown, Stretch, shown_after, stretches
+from pipeline.keeping.reels import Reel, Shown, Stretch, shown_in, stretches
 from pipeline.keeping.segment import Damaged, Record, Segment
 from pipeline.stream import JSON, Model, Packed, UserError
 
@@ -167,9 +167,9 @@ class KeptStream:
         """What is to be watched after a state that was found; the last is what goes on."""
         return stretches(resumed.cut, self.found.cuts, self.reels, until)
 
-    def shown(self, resumed: Resumed, until: float) -> list[Shown]:
-        """What a camera showed after a state that was found, up to a second. Raises UserError where some is missing."""
-        return shown_after(resumed.cut, self.found.cuts, self.notes("frame"), until)
+    def shown(self, stretch: Stretch) -> list[Shown]:
+        """What a camera showed in a stretch. Raises UserError where some of it is missing."""
+        return shown_in(stretch, self.notes("frame"))
 
     def add(self, cut: Cut, packed: Packed, rows: dict[str, dict[str, Tensor]], records: Iterable[Record] = ()) -> None:
         """A chunk, the state after it, what grew by it, and what belongs to it: all, or nothing.

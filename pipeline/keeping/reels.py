@@ -53,26 +53,34 @@ class Reel:
 @dataclass(frozen=True)
 class Stretch:
     """What of a reel is to be watched: its pictures after the first `position`, up to second `until` of the stream.
-    sizes: of the chunks in which they were watched before, as far as they were."""
+    cuts: the chunks in which they were watched before, as far as they were; number: of their first picture in the
+    stream."""
 
     reel: Reel
     position: int
     until: float
-    sizes: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    number: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Pictures a chunk; one that was left out counts with the next."""
+        ends = [self.position, *(cut.position for cut in self.cuts)]
+        return tuple(end - start for start, end in pairwise(ends) if end > start)
 
 
 def stretches(cut: Cut | None, cuts: Sequence[Cut], reels: Sequence[Reel], until: float) -> list[Stretch]:
     """What comes after a chunk, reel by reel; where a reel gave way to the next one, only what was watched of it."""
     first = cut.number + 1 if cut else 0
-    begun = max(index for index, reel in enumerate(reels) if reel.chunk <= first)
+    begun = max(index for index, reel in enumerate(reels) if reel.chunk <= first) if cut else 0
     found = []
     for reel, after in zip_longest(reels[begun:], reels[begun + 1 :]):
+        start = max(first, reel.chunk)
         position = cut.position if cut and cut.number >= reel.chunk else 0
-        watched = cuts[max(first, reel.chunk) : after.chunk if after else None]
-        ends = [position, *(one.position for one in watched)]
-        sizes = tuple(end - start for start, end in pairwise(ends) if end > start)
         over = math.nextafter(after.begins, 0) if after else math.inf
-        found.append(Stretch(reel, position, min(until, over), sizes))
+        watched = tuple(cuts[start : after.chunk if after else None])
+        number = sum(one.frames for one in cuts[:start])
+        found.append(Stretch(reel, position, min(until, over), watched, number))
         if until < over:
             break
     return found
@@ -94,24 +102,29 @@ class Shown:
 
     records: tuple[Record, ...]
 
+    @property
+    def until(self) -> float:
+        return _time(self.records[-1])
+
     def frames(self, long_side: int) -> tuple[Frame, ...]:
         """As the camera's queue gave them. Raises UserError for what is no picture."""
         return tuple(Frame(shrink(decode_jpeg(r.body), long_side), _time(r), jpeg=r.body) for r in self.records)
 
 
-def shown_after(cut: Cut | None, cuts: Sequence[Cut], frames: dict[int, Record], until: float) -> list[Shown]:
-    """The chunks after that one up to a second, the last one cut there. Raises UserError where pictures are missing."""
-    first, shown = sum(one.frames for one in cuts[: cut.number + 1]) if cut else 0, []
-    for one in cuts[cut.number + 1 if cut else 0 :]:
-        records = [frames[number] for number in range(first, first + one.frames) if number in frames]
-        here = tuple(record for record in records if _time(record) <= until)
-        if len(records) < one.frames:
-            raise UserError(UNSEEN.format(mmss(one.until)))
+def shown_in(stretch: Stretch, frames: dict[int, Record]) -> list[Shown]:
+    """What a camera showed in a stretch, in the chunks of then, the last one cut at its end. Raises UserError where
+    pictures are missing."""
+    number, shown = stretch.number, []
+    for cut in stretch.cuts:
+        records = [frames[index] for index in range(number, number + cut.frames) if index in frames]
+        here = tuple(record for record in records if _time(record) <= stretch.until)
+        if len(records) < cut.frames:
+            raise UserError(UNSEEN.format(mmss(cut.until)))
         if here:
             shown.append(Shown(here))
         if len(here) < len(records):
             break
-        first += one.frames
+        number += cut.frames
     return shown
 
 

@@ -40,13 +40,18 @@ class FrameQueue:
         self.maxlen, self.long_side, self.closed = maxlen, long_side, False
         self.offered = self.taken = self.dropped = 0
         self._clock, self._since, self._last = clock, since, since
-        self._first: float | None = None
+        self._first: float | None = clock() if since else None  # what passes until the first picture counts, then
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
 
     @property
     def waiting(self) -> int:
         return len(self._frames)
+
+    @property
+    def now(self) -> float:
+        """The second that a picture would have that came now."""
+        return self._since + (0.0 if self._first is None else self._clock() - self._first)
 
     def offer(self, rgb: np.ndarray, time: float | None = None, jpeg: bytes = b"") -> None:
         """Queue one uint8 (height, width, 3) picture; returns at once. time: seconds, if the source has its own clock.

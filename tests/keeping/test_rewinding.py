@@ -75,7 +75,8 @@ def gone_back(kept: Path, fork: Path, engine: Engine, at: float) -> StreamState:
     """A fork's state at that second, watched on from the nearest point and kept."""
     with closing(KeptStream.open(kept)) as original:
         resumed = original.found.newest(engine.model, at)
-        shown = original.shown(resumed, at)
+        (stretch,) = original.stretches(resumed, at)
+        shown = original.shown(stretch)
         original.fork(fork)
     stream = KeptStream.open(fork)
     stream.go_on_from(resumed, engine.model, at)
@@ -125,9 +126,9 @@ def test_a_fork_goes_on_by_itself(kept, engine, tmp_path) -> None:
 def test_where_pictures_are_missing_it_is_said(engine, tmp_path) -> None:
     keep(tmp_path / "stream", engine, pictures=False)
     stream = KeptStream.open(tmp_path / "stream")
-    resumed = stream.found.newest(engine.model, 5)
+    (stretch,) = stream.stretches(stream.found.newest(engine.model, 5), 5)
     with pytest.raises(UserError, match="not kept picture by picture"):
-        stream.shown(resumed, 5)
+        stream.shown(stretch)
     stream.close()
 
 

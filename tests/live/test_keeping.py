@@ -150,7 +150,7 @@ def test_what_was_watched_before_the_switch_is_kept_too(served, upload, whole) -
     late.open_file(CLIP, "Example")
     until(lambda: late.view().phase is Phase.ENDED)
     late.keep(True)
-    until(lambda: late._keep.keeper.written)
+    until(lambda: late.switch.keep.keeper.written)
     assert late.view().phase is Phase.ENDED
     table.shut()
     again = served(slow(0))
@@ -168,7 +168,7 @@ def test_a_camera_goes_on_with_an_honest_gap(served, tmp_path, monkeypatch) -> N
     for shade in range(6):
         session.offer(np.full((8, 8, 3), shade * 40, np.uint8))
         time.sleep(0.05)
-    until(lambda: session.view().frames == 6 and session._keep.keeper.written)
+    until(lambda: session.view().frames == 6 and session.switch.keep.pictured == session.view().seen_until)
     seen = session.view().seen_until
     table.shut()
     real = time.time
@@ -187,7 +187,7 @@ def test_delete_deletes_and_watching_goes_on(served, upload, tmp_path) -> None:
     _, session = served(slow(0.03)).ensure(None)
     session.keep(True)
     session.open_file(upload)
-    until(lambda: session.view().frames >= 4 and session._keep.keeper.written)
+    until(lambda: session.view().frames >= 4 and session.switch.keep.keeper.written)
     session.delete_kept()
     assert list((tmp_path / "shelf").iterdir()) == [] and not session.view().keeping and session.view().kept is None
     frames = session.view().frames
@@ -208,7 +208,7 @@ def test_switched_off_nothing_more_is_written_and_what_is_there_stays(served, up
     key, session = served(slow(0.03)).ensure(None)
     session.keep(True)
     session.open_file(upload)
-    until(lambda: session.view().frames >= 4 and session._keep.keeper.written)
+    until(lambda: session.view().frames >= 4 and session.switch.keep.keeper.written)
     session.keep(False)
     frames = session.view().frames
     until(lambda: session.view().phase is Phase.ENDED)
@@ -273,7 +273,7 @@ def test_another_video_replaces_what_is_kept(served, upload, tmp_path) -> None:
     session.open_file(CLIP, "Example")
     until(lambda: session.view().phase is Phase.ENDED)
     session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED and session._keep.keeper.written)
+    until(lambda: session.view().phase is Phase.ENDED and session.switch.keep.keeper.written)
     assert [path.name for path in (tmp_path / "shelf").iterdir() if not path.name.startswith(".")] == [name_of(key)]
 
 

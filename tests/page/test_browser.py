@@ -238,3 +238,33 @@ def test_the_embedded_model_watches_the_example_and_answers(browser):
     visitor.close()
     page.close(verbose=False)
     table.shut()
+
+
+def test_going_back_makes_a_stream_of_its_own_and_another_video_goes_on_from_it(visitor, clip):
+    """The one it comes from stays in the list; seconds are the stream's, and those of an earlier video seek nothing."""
+    page = visitor()
+    upload(page, clip)
+    state(page, "Ended")
+    seen = page.inner_text("#strip .tile:has-text('Frames seen') b")
+    page.click("#forking button >> nth=0")
+    page.fill("#back-to textarea, #back-to input", "twelve")
+    page.click("#back")
+    page.wait_for_selector("#said:has-text('write it like 12:40')")
+    page.fill("#back-to textarea, #back-to input", "0:03")
+    page.click("#back")
+    page.wait_for_selector("#forked:has-text('as it was at 0:03')")
+    state(page, "Paused at 0:03")
+    assert "4 frames" in ask(page, "What if it ended here?")
+    page.click("#joins input")
+    page.click("#source label:has-text('Example')")
+    page.click("#go")
+    page.wait_for_selector("#forked:has-text('Example begins at 0:04 of this stream')")
+    page.wait_for_selector("#film .track[data-begins='4.000']")
+    assert page.evaluate("window.vambaSeek(2)") is False and page.evaluate("window.vambaSeek(6)") is True
+    page.wait_for_function("Math.abs(window.vambaPlayerTime() - 6) < 2")
+    page.click("#mine summary")
+    page.wait_for_selector("#mine li >> nth=2")
+    page.locator("#mine li:has-text('Ended') button:has-text('Open')").click()
+    state(page, "Ended")
+    assert page.inner_text("#strip .tile:has-text('Frames seen') b") == seen
+    assert page.locator("#chat .user-row").count() == 0

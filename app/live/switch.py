@@ -1,0 +1,82 @@
+"""Switch: whether a visitor wants their stream kept, and what became of that."""
+
+from __future__ import annotations
+
+from app.live import comeback
+from app.live.keep import Keep
+from app.live.shelf import Shelf
+from app.live.view import KeptView
+from app.live.watching import Watch
+from pipeline import Engine, UserError
+
+
+class Switch:
+    """One command at a time. shelf, name: where the stream is kept if it is to be, and as what."""
+
+    def __init__(self, engine: Engine, shelf: Shelf | None, name: str) -> None:
+        self.engine, self.shelf, self.name = engine, shelf, name
+        self.on = False
+        self.keep: Keep | None = None
+        self._closing: Keep | None = None  # the newest that was closed
+        self._refused = ""  # why it could not be kept
+
+    def turn(self, on: bool, watch: Watch | None) -> None:
+        """On or off. What is kept stays. Raises UserError where there is no room."""
+        self.on, self._refused = on and self.shelf is not None, ""
+        if self.on and watch:
+            self._begin(watch)
+        if not on:
+            self.end(watch)
+
+    def follow(self, watch: Watch) -> None:
+        """Another stream begins: where this is on, it is kept in place of the one before."""
+        if self.on:
+            try:
+                self._begin(watch)
+            except UserError as error:
+                self.on, self._refused = False, str(error)
+
+    def go_on(self, keep: Keep | None, on: bool = True) -> None:
+        """A stream goes on, with who keeps it."""
+        self.on, self.keep = on, keep
+
+    def end(self, watch: Watch | None) -> None:
+        """Nothing more is written; what waits is written in the background."""
+        if watch:
+            watch.keep(None)
+        if self.keep:
+            self._closing = self.keep
+            self.keep.close()
+        self.keep = None
+
+    def delete(self, watch: Watch | None) -> None:
+        """All that is kept of this stream and of its forks, at once."""
+        self.on, self._refused = False, ""
+        if watch:
+            watch.keep(None)
+        keep, self.keep = self.keep, None
+        if keep:
+            keep.delete()
+        elif self.shelf:
+            self.shelf.delete(self.name)
+
+    def join(self, timeout: float) -> None:
+        """After `end`: waits for what is still being written."""
+        if self._closing:
+            self._closing.join(timeout)
+
+    def view(self) -> KeptView | None:
+        if self.keep:
+            return self.keep.view()
+        if self._refused:
+            return KeptView(0, 0.0, self._refused)
+        return self.shelf.view(self.name) if self.shelf and self.shelf.has(self.name) else None
+
+    def _begin(self, watch: Watch) -> None:
+        assert self.shelf is not None
+        self.end(watch)
+        source = watch.legs[0].source
+        size = sum(leg.source.path.stat().st_size for leg in watch.legs if leg.source.path)
+        kept = self.shelf.create(self.name, comeback.about(source, self.engine), size)
+        self.keep = Keep(self.shelf, self.name, kept, self.engine)
+        watch.keep(self.keep)

@@ -1,0 +1,202 @@
+"""A fork is the stream as it was at a second, bit for bit, kept or not; it goes on by itself, with another file or not;
+and what it comes from is untouched."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.live import watching
+from app.live.session import LiveSession
+from app.live.shelf import name_of
+from app.live.view import WEBCAM, Phase
+from pipeline import UserError, VideoChunk, decode_jpeg
+from tests.keeping.streams import digest, slow
+from tests.live.test_keeping import CLIP, newest, quick, served, until, upload
+
+__all__ = ["quick", "served", "upload"]  # fixtures
+
+
+def stands(session: LiveSession) -> bool:
+    return session.view().phase is Phase.PAUSED
+
+
+def watched_until(at: float) -> str:
+    """The digest of a stream that was watched until a second and no further."""
+    engine = slow(0)
+    state = engine.start()
+    with watching.open_video(CLIP, fps=12.0, long_side=engine.long_side) as video:
+        frames = [frame for frame in video if frame.time <= at]
+    for first in range(0, len(frames), 2):
+        state = engine.watch(VideoChunk(tuple(frames[first : first + 2])), state)
+    return digest(engine, state)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stream_goes_back_to_any_second_and_on_from_there(kept, served, upload) -> None:
+    """Bit for bit; its words are those of by then, and the original stays, with its own."""
+    table = served(slow(0))
+    key, session = table.ensure(None)
+    session.keep(kept)
+    session.open_file(upload)
+    until(lambda: session.view().phase is Phase.ENDED)
+    asked = session.ask("What is it?")
+    until(lambda: session.view().turn(asked).over)
+    was, before = digest(session.engine, newest(session)), session.view().frames
+    other, fork = table.fork(key, 1.3)
+    until(lambda: stands(fork))
+    view = fork.view()
+    assert digest(fork.engine, newest(fork)) == watched_until(1.3)
+    assert (
+        view.seen_until <= 1.3
+        and view.frames == 16
+        and not view.conversations[0]
+        and "as it was at 0:01" in view.forked
+    )
+    assert max(picture.time for picture in view.film) <= 1.3
+    what_if = fork.ask("What if it went on?")
+    until(lambda: fork.view().turn(what_if).over)
+    fork.resume()
+    until(lambda: fork.view().phase is Phase.ENDED)
+    assert fork.view().frames == before
+    assert digest(session.engine, newest(session)) == was and len(session.view().conversations[0]) == 1
+    assert session.view().phase is Phase.ENDED and fork.view().keeping == kept
+    if kept:
+        until(lambda: fork.switch.keep.keeper.written)
+        table.shut()
+        again = served(slow(0)).bring_back(other)
+        until(lambda: again.view().phase is Phase.ENDED)
+        assert again.view().frames == before and again.view().turn(what_if).over
+
+
+def test_a_fork_stands_after_a_restart_too(served, upload) -> None:
+    table = served(slow(0))
+    key, session = table.ensure(None)
+    session.keep(True)
+    session.open_file(upload)
+    until(lambda: session.view().phase is Phase.ENDED)
+    other, fork = table.fork(key, 2.0)
+    until(lambda: stands(fork))
+    was = digest(fork.engine, newest(fork))
+    table.shut()
+    back = served(slow(0)).bring_back(other)
+    until(lambda: stands(back))
+    assert digest(back.engine, newest(back)) == was
+
+
+def test_another_file_is_watched_on_in_the_same_stream_and_after_a_restart(served, upload) -> None:
+    table = served(slow(0))
+    key, session = table.ensure(None)
+    session.keep(True)
+    session.open_file(upload)
+    until(lambda: session.view().phase is Phase.ENDED)
+    first = session.view()
+    other, fork = table.join(key, "Example", CLIP)
+    until(lambda: fork.view().phase is Phase.ENDED)
+    view = fork.view()
+    assert view.frames == 2 * first.frames and view.begins == pytest.approx(first.seen_until + 1 / 12)
+    assert view.seen_until == pytest.approx(view.begins + first.seen_until)
+    was = digest(fork.engine, newest(fork))
+    earlier_key, earlier = table.fork(other, first.seen_until - 1)  # in the first file
+    until(lambda: stands(earlier))
+    assert digest(earlier.engine, newest(earlier)) == watched_until(first.seen_until - 1)
+    assert earlier.view().begins == 0
+    frames = earlier.view().frames
+    table.shut()
+    back = served(slow(0)).bring_back(other)
+    until(lambda: back.view().phase is Phase.ENDED)
+    assert digest(back.engine, newest(back)) == was and back.view().begins == view.begins
+    other_model = slow(0)
+    other_model.model.net.model.norm.weight += 0.25
+    table = served(other_model)
+    anew = table.bring_back(earlier_key)
+    until(lambda: stands(anew))
+    assert anew.view().frames == frames
+
+
+def jpeg(shade: int) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(made, "JPEG")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_camera_goes_back_and_goes_on_with_an_honest_gap(kept, served) -> None:
+    """Kept: to the very second. Not kept: to the nearest state that is held, which is said."""
+    table = served(slow(0))
+    key, session = table.ensure(None)
+    session.keep(kept)
+    session.open_camera()
+    for shade in range(6):
+        session.offer(decode_jpeg(jpeg(shade * 40)), jpeg(shade * 40))
+        time.sleep(0.05)
+    until(lambda: session.view().frames == 6)
+    if kept:
+        until(lambda: session.switch.keep.keeper.written)
+    at = session.view().seen_until - 0.08
+    _, fork = table.fork(key, at)
+    until(lambda: stands(fork))
+    assert fork.view().seen_until <= at and fork.view().source == WEBCAM
+    assert (fork.view().frames >= 3) if kept else ("nearest moment" in fork.view().forked or fork.view().frames < 6)
+    fork.resume()
+    time.sleep(0.3)
+    frames = fork.view().frames
+    fork.offer(np.zeros((8, 8, 3), np.uint8))
+    until(lambda: fork.view().frames == frames + 1)
+    assert fork.view().seen_until >= session.view().seen_until + 0.25 and session.view().frames == 6
+
+
+def test_deleting_a_kept_stream_deletes_its_forks(served, upload, tmp_path) -> None:
+    table = served(slow(0))
+    key, session = table.ensure(None)
+    session.keep(True)
+    session.open_file(upload)
+    until(lambda: session.view().phase is Phase.ENDED)
+    other, fork = table.fork(key, 1.0)
+    until(lambda: stands(fork))
+    third, second = table.fork(other, 0.5)
+    until(lambda: stands(second))
+    assert {path.name for path in (tmp_path / "shelf").iterdir()} == {name_of(one) for one in (key, other, third)}
+    session.delete_kept()
+    assert list((tmp_path / "shelf").iterdir()) == []
+    assert "deleted together" in fork.view().kept.told and fork.view().phase is Phase.PAUSED
+    fork.resume()
+    until(lambda: fork.view().phase is Phase.ENDED)
+    assert list((tmp_path / "shelf").iterdir()) == []
+
+
+def test_a_fork_of_nothing_and_too_many_are_refused_in_sentences(served, upload) -> None:
+    table = served(slow(0))
+    with pytest.raises(UserError, match="nothing to go on from"):
+        table.fork("nobody")
+    key, session = table.ensure(None)
+    with pytest.raises(UserError, match="nothing to go on from"):
+        table.fork(key)
+    session.open_file(upload)
+    until(lambda: session.view().phase is Phase.ENDED)
+    for _ in range(3):
+        table.fork(key, 0.5)
+    with pytest.raises(UserError, match="3 forks of this stream"):
+        table.fork(key, 0.5)
+    assert len(table) == 4
+
+
+def test_a_stream_deleted_from_the_list_is_deleted_from_the_disk(served, upload, tmp_path) -> None:
+    """Also one that nobody has brought back."""
+    table = served(slow(0))
+    keys = []
+    for _ in range(2):
+        key, session = table.ensure(None)
+        keys.append(key)
+        session.keep(True)
+        session.open_file(upload)
+        until(lambda session=session: session.view().phase is Phase.ENDED)
+    table.delete(keys[0])
+    assert [path.name for path in (tmp_path / "shelf").iterdir()] == [name_of(keys[1])] and len(table) == 1
+    table.shut()
+    served(slow(0)).delete(keys[1])
+    assert list((tmp_path / "shelf").iterdir()) == []
