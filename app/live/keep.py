@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.live.legs import Leg
 from app.live.shelf import Shelf
-from app.live.uploads import Source
 from app.live.view import SCREEN, WEBCAM, KeptView, Picture, Turn
 from pipeline import (
     Answer,
@@ -74,15 +74,16 @@ class Keep:
 
     # What was seen
 
-    def begin(self, source: Source, begins: float, fps: float) -> None:
-        """A source follows, or the first one begins. begins: second of the stream at its first picture."""
-        first, self._sources = not self._sources, self._sources + 1
-        about: dict[str, Any] = {"source": source.kind, "name": source.name, "fps": fps}
-        if not first:
-            self.keeper.do(partial(self.kept.go_on_with, about, begins, source.path))
-        elif source.path:
-            self.keeper.do(partial(self.kept.take_video, source.path))
-        self._file = source.path is not None
+    def follow(self, legs: Sequence[Leg], fps: float) -> None:
+        """The sources until now; those that are new begin with the next chunk."""
+        for leg in legs[self._sources :]:
+            path, self._sources = leg.source.path, self._sources + 1
+            about: dict[str, Any] = {"source": leg.source.kind, "name": leg.source.name, "fps": fps}
+            if leg is not legs[0]:
+                self.keeper.do(partial(self.kept.go_on_with, about, leg.begins, path))
+            elif path:
+                self.keeper.do(partial(self.kept.take_video, path))
+            self._file = path is not None
 
     def stand(self, at: float) -> None:
         """It is watched no further than to that second, until `let_go`; a restart does not change that."""

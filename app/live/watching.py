@@ -160,7 +160,8 @@ class Watch:
         self._move(Phase.PAUSED, AT_WORK)
 
     def resume(self) -> None:
-        self._move(Phase.WATCHING, HELD)
+        if self._move(Phase.WATCHING, HELD) and self._keep:
+            self._keep.let_go()
 
     def compare(self, rival: Engine | None) -> None:
         """With a second model from now on, or without. It joins between two chunks; a file is read again for it from
@@ -227,19 +228,23 @@ class Watch:
     def _watch_legs(self) -> None:
         """What is left of every source, one after the other."""
         while self._phase is not Phase.CLOSED:
-            leg = self.legs[self._leg]
+            leg, last = self.legs[self._leg], self._leg == len(self.legs) - 1
             for viewing in self.viewings:
                 viewing.begin(self._taken)
             self._watch_shown(leg)
-            if leg.source.path is None and leg is self.legs[-1]:
+            there = leg.source.path is None or (
+                self.viewings[0].frames and self.viewings[0].state.seen_until >= leg.until
+            )
+            if there and last:
+                self._stand()
+            if leg.source.path and (last or not there):
+                self._watch_file(leg, last)
+            elif last:
                 self._watch_camera()
-            elif leg.source.path is not None:
-                self._watch_file(leg)
-            if leg is self.legs[-1]:
+            if last:
                 return
             with self._changed:
                 self._leg, self._taken = self._leg + 1, 0
-            self._write_leg(self.legs[self._leg])
 
     def _watch_shown(self, leg: Leg) -> None:
         """What a camera showed, once more."""
@@ -247,11 +252,8 @@ class Watch:
             began = time.perf_counter()
             if self._ready():
                 self._show(list(chunk.frames(self._long_side())), began)
-        if leg is self.legs[-1] and leg.source.path is None:
-            self._stand()
 
-    def _watch_file(self, leg: Leg) -> None:
-        last = leg is self.legs[-1]
+    def _watch_file(self, leg: Leg, last: bool) -> None:
         with self._open(leg) as video:
             pending: list[Frame] = []
             frames, broken = itertools.islice(later(video, leg.begins), self._taken, None), None
@@ -369,8 +371,7 @@ class Watch:
         """Somebody wants the stream kept: what was seen until now is written as one chunk."""
         keep, first = self._keep, self.viewings[0]
         if keep and self._unkept() and first.frames:
-            for leg in self.legs[: self._leg + 1]:
-                keep.begin(leg.source, leg.begins, FPS)
+            keep.follow(self.legs[: self._leg + 1], FPS)
             keep.so_far(first.position, first.state, self.thumbnails.after(-1.0))
             if self._phase is Phase.ENDED and not self._error:
                 keep.ended()
@@ -379,13 +380,8 @@ class Watch:
         """The page's own model has watched a chunk."""
         self.points.add(Point(state, position, self._leg))
         if (keep := self._keep) and (keep.begun or state.frames == len(frames)):
-            if not keep.begun:
-                self._write_leg(self.legs[self._leg])
+            keep.follow(self.legs[: self._leg + 1], FPS)
             keep.watched(frames, position, state, self.thumbnails.after(keep.pictured))
-
-    def _write_leg(self, leg: Leg) -> None:
-        if (keep := self._keep) and (keep.begun or leg is self.legs[0]):
-            keep.begin(leg.source, leg.begins, FPS)
 
     def _write_end(self) -> None:
         if (keep := self._keep) and self._phase is not Phase.CLOSED:  # else it goes on when the server does
