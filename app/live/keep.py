@@ -115,8 +115,8 @@ class Keep:
         self.begun = True
         new = [picture for picture in pictures if picture.time > self.pictured]
         records = [Record("picture", round(1000 * p.time), {"time": p.time}, p.jpeg) for p in new]
-        self.pictured = max([self.pictured, *(picture.time for picture in new)])
         self.keeper.watched(frames, position, state, [*shown, *records])
+        self.pictured = max([self.pictured, *(picture.time for picture in new)])
 
     def ended(self) -> None:
         """The source is over: nothing is left to go on with by itself."""
