@@ -90,10 +90,9 @@ def passes_of(parts: Sequence[Part]) -> Iterator[list[Part]]:
     """As few passes as hold all of them, in order."""
     now: list[Part] = []
     for part in parts:
-        words, scored = sum(len(p.ids) for p in now), sum(p.scored for p in now)
-        if now and (
-            len(now) == ANSWERS or words + len(part.ids) > WORDS or scored + part.scored > MOST_SCORED > scored
-        ):
+        words = sum(len(p.ids) for p in now) + len(part.ids)
+        scored = part.scored and part.scored + sum(p.scored for p in now)
+        if now and (len(now) == ANSWERS or words > WORDS or scored > MOST_SCORED):
             yield now
             now = []
         now.append(part)

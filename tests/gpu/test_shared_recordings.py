@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from tests.conftest import gap
 from tests.gpu.test_recordings import INTERPRETED, PLACES, apply, kernels_only, net, prompt, recorded, remembered
 
 assert net and recorded  # fixtures
+MEMORIES = [remembered(n + 1) for n in range(4)]
 SMALL = (Kind(3, 3, 16, 3), Kind(6, 6, 16, 2), Kind(24, 6, 16, 2, 16), Kind(64, 6, 16, 3, 32))
 
 
@@ -46,9 +48,9 @@ def shared(recorded: TextRecordings, monkeypatch) -> SharedRecordings:
 
 
 def parts_of(memories: list[int], lengths: list[int]) -> list[Part]:
-    """The n-th has so many words, and looks at that memory."""
-    kept = [remembered(n + 1) for n in range(4)]
-    return [Part(n, TextDecoder(None, kept[m]), [0] * k, [range(k)]) for n, (m, k) in enumerate(zip(memories, lengths))]
+    """The n-th has so many words, and looks at that memory, of 1 to 4 slots."""
+    readers = [SimpleNamespace(memory=memory) for memory in MEMORIES]
+    return [Part(n, readers[m], [0] * k, [range(k)]) for n, (m, k) in enumerate(zip(memories, lengths))]
 
 
 @settings(max_examples=60, deadline=None)
