@@ -7,6 +7,7 @@ VAMBA_READERS and those of `pipeline.ModelOptions`. Gradio is imported last, bec
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -148,4 +149,6 @@ def _ready(name: str, options: ModelOptions) -> Engine:
     """The model behind its engine, warm: a GPU model compiles and records now, and no visitor waits for it."""
     engine = Engine(load(name, **options.given()))
     engine.warm_up()
+    gc.collect()
+    gc.freeze()  # a collection that walks all 400,000 objects of model and libraries stops everybody for 0.15 s
     return engine

@@ -257,8 +257,8 @@ class Engine:
         """How many frames may be watched in one turn: any number, unless somebody waits for a word."""
         if not self._turns.answering:
             return math.inf
-        units = int(SLICE_S / max(self._frame_s, 1e-6)) // self.unit_frames
-        return max(1, units) * self.unit_frames
+        units = max(1, int(SLICE_S / max(self._frame_s, 1e-6)) // self.unit_frames)
+        return (1 << (units.bit_length() - 1)) * self.unit_frames  # few lengths: each one's pass is recorded on a GPU
 
     def _half(self, frames: Sequence[Frame]) -> int:
         if len(frames) <= self.unit_frames:

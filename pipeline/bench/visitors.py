@@ -6,6 +6,7 @@ What a visitor waits for: a live picture until it is seen, a question until its 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import sys
@@ -165,6 +166,8 @@ def measure_visitors(
     minutes: of the one stream that all ask about, and of each where everybody asks about a stream of their own.
     """
     crowd, found = Crowd(engine, pictures), {}
+    gc.collect()
+    gc.freeze()  # as the page does: collections stopped one answer or picture of each part for 0.15 s
 
     def part(name: str, roles: Sequence[str], most_live: bool = False) -> None:
         if len(roles) > 1:
@@ -190,7 +193,12 @@ def measure_visitors(
     part("one file", ["catching_up"])
     part("one live stream, picture after picture", ["live"], True)
     part(f"{visitors} live streams, picture after picture", ["live"] * visitors, True)
-    return {"visitors": visitors, "seconds": seconds, "parts": found}
+    alone = found[f"one answer about a stream of its own, {own} minutes"]["words_per_s"]
+    beside = {
+        files: found[f"one answer beside {files}"]["words_per_s"] / alone if alone else None
+        for files in ("one file", "four files")
+    }
+    return {"visitors": visitors, "seconds": seconds, "parts": found, "words_beside_over_alone": beside}
 
 
 class Numbers:
@@ -242,4 +250,6 @@ def visitors_table(found: dict[str, Any]) -> str:
         if part["recordings"]:
             waits += f"; {part['recordings']} passes were recorded meanwhile"
         lines.append(f"{name:<52} {part['pictures_per_s']:>10.1f} {part['words_per_s']:>8.1f}  {waits}")
+    shares = [f"beside {files} {share:.2f}" for files, share in found["words_beside_over_alone"].items() if share]
+    lines.append(f"an answer's words a second over alone: {', '.join(shares)}")
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in found["conditions"].items())])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-KINDS = 3  # of short passes (lengths of chunks, sizes of pictures) whose recordings are kept
+KINDS = 4  # of short passes (lengths of chunks, sizes of pictures) whose recordings are kept
 USES = 1  # of a kind until it is recorded
 LIBRARIES_FULL = ("ALLOCATION_FAILED", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "out of memory")
 T = TypeVar("T")

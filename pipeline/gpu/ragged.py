@@ -29,56 +29,60 @@ from pipeline.gpu.attention_scan import (
     tile_shape,
     walk,
 )
-from pipeline.gpu.device import TILE, precision
+from pipeline.gpu.device import TILE, gpu_size, precision
 from pipeline.gpu.ragged_tables import LOOK_AT, SPAN_AT, TILE_AT
 
 TILE_SIZE, SPAN_SIZE, LOOK_SIZE = (tl.constexpr(len(names)) for names in (TILE_AT, SPAN_AT, LOOK_AT))
-LOOKING = 128  # programs that share one look
-LOOK_SLOTS = 64
+WORD_SLOTS, LOOK_SLOTS = 256, 128
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """The tables of one pass. kept (N,): where each word's scores (H, slots) go, 0: nowhere. rows: of a tile."""
+    """The tables of one pass. kept (N,): where each word's scores (H, slots) go. tiles, rows: the tiles of words of
+    which each is an answer's only one, and how many rows a tile has; long, long_rows: those of the others, which are
+    seen in `spans` (None: there are none)."""
 
     count: Tensor
     tiles: Tensor
     kept: Tensor
-    spans: Tensor
     looks: Tensor
     rows: int
     splits: int
     key_heads: int
     eight_bit: bool
-    spanned: bool
+    long: Tensor | None = None
+    spans: Tensor | None = None
+    long_rows: int = 0
 
 
 def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = None) -> Tensor:
     """Attention of all words (H, N, P), each to its own memory; as (N, H, P) seen from H. place: of the looks."""
     (H, N, P), q, K = q_HQP.shape, contiguous_rows(q_HQP), to.key_heads
-    R, kept, (_, speed) = H // K, place is not None, tile_shape(q, to.rows)
+    R, rows = H // K, [(to.tiles, to.rows, place is not None)]
+    rows += [] if to.long is None else [(to.long, to.long_rows, False)]
     parts = q.new_empty(to.splits, K, N * R, P, dtype=torch.float32)
     sums = q.new_empty(to.splits, K, N * R, dtype=torch.float32)
-    _attend_tiles[(len(to.tiles), to.splits, K)](
-        q,
-        to.tiles,
-        to.kept,
-        parts,
-        sums,
-        layer,
-        N * R,
-        P**-0.5,
-        *q.stride()[:2],
-        K,
-        R,
-        P,
-        to.rows,
-        TILE,
-        to.eight_bit,
-        kept,
-        precision(q),
-        **speed,
-    )
+    for tiles, tile, kept in rows:
+        _attend_tiles[(len(tiles), to.splits, K)](
+            q,
+            tiles,
+            to.kept,
+            parts,
+            sums,
+            layer,
+            N * R,
+            P**-0.5,
+            *q.stride()[:2],
+            K,
+            R,
+            P,
+            tile,
+            TILE,
+            to.eight_bit,
+            kept,
+            precision(q),
+            **tile_shape(q, tile)[1],
+        )
     out, total = q.new_empty(N, H, P), q.new_empty(N, H, dtype=torch.float32)
     width = triton.next_power_of_2(to.splits)
     _merge_tiles[(N * R, K)](parts, sums, out, total, to.count, to.splits, R, P, width)
@@ -90,7 +94,7 @@ def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = Non
 def _look(to: Ragged, layer: int, q_HQP: Tensor, total_NH: Tensor, place: int) -> None:
     """Where words and spans look, into the looks' `place`."""
     (H, _, P), K = q_HQP.shape, to.key_heads
-    if to.spanned:
+    if to.spans is not None:
         _weigh_spans[(len(to.spans), to.splits, K)](
             q_HQP,
             to.spans,
@@ -101,13 +105,15 @@ def _look(to: Ragged, layer: int, q_HQP: Tensor, total_NH: Tensor, place: int) -
             K,
             H // K,
             P,
-            to.rows,
+            to.long_rows,
             TILE,
             to.eight_bit,
             precision(q_HQP),
-            **tile_shape(q_HQP, to.rows)[1],
+            **tile_shape(q_HQP, to.long_rows)[1],
         )
-    _look_at[(LOOKING, len(to.looks))](to.looks, total_NH, place, H, triton.next_power_of_2(H), LOOK_SLOTS)
+    programs = (2 * gpu_size(q_HQP.device)[0], len(to.looks))
+    _weigh_words[programs](to.looks, total_NH, H, WORD_SLOTS)
+    _look_at[programs](to.looks, place, triton.next_power_of_2(K), LOOK_SLOTS)
 
 
 @triton.jit(do_not_specialize=["layer", "rows"])
@@ -301,24 +307,37 @@ def _weigh_spans(
         tl.debug_barrier()  # the next rows add to what other threads have stored
 
 
-@triton.jit(do_not_specialize=["place"])
-def _look_at(looks, total, place, H: tl.constexpr, HEADS: tl.constexpr, SLOTS: tl.constexpr):
-    """What each picture of a memory got of a look, the mean over its heads: a picture is worked through by one program,
-    so the order of its sum never changes."""
+@triton.jit
+def _weigh_words(looks, total, H: tl.constexpr, SLOTS: tl.constexpr):
+    """A word's mean weights from its scores, over those of its first head: whoever reads a slot's scores writes it."""
     at = looks + tl.program_id(1) * LOOK_SIZE
     scores = tl.load(at).to(tl.pointer_type(tl.float32))
-    heads, word, S = tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    word, S = tl.load(at + 2), tl.load(at + 3).to(tl.int32)
+    for begin in range(tl.program_id(0) * SLOTS, tl.where(word >= 0, S, 0), tl.num_programs(0) * SLOTS):
+        slot, found = begin + tl.arange(0, SLOTS), tl.zeros([SLOTS], tl.float32)
+        place = scores + slot
+        for h in range(H):
+            found += tl.exp(tl.load(place, slot < S, float("-inf")) - tl.load(total + word * H + h))
+            place += S
+        tl.store(scores + slot, found / H, slot < S)
+
+
+@triton.jit(do_not_specialize=["place"])
+def _look_at(looks, place, HEADS: tl.constexpr, SLOTS: tl.constexpr):
+    """What each picture of a memory got of a look, the mean over its rows of weights: one program works through a
+    picture, so the order of its sum never changes."""
+    at = looks + tl.program_id(1) * LOOK_SIZE
+    weights = tl.load(at).to(tl.pointer_type(tl.float32))
+    word, S = tl.load(at + 2), tl.load(at + 3)
+    heads = tl.where(word >= 0, 1, tl.load(at + 1))
     ends, pictures = tl.load(at + 4).to(tl.pointer_type(tl.int64)), tl.load(at + 5).to(tl.int32)
     out = tl.load(at + 6).to(tl.pointer_type(tl.float32)) + place.to(tl.int64) * pictures
     head = tl.arange(0, HEADS)
-    mass = tl.load(total + word * H + head, (head < heads) & (word >= 0), 0.0)
     for i in range(tl.program_id(0), pictures, tl.num_programs(0)):
         start, end = tl.load(ends + i - 1, i > 0, 0).to(tl.int32), tl.load(ends + i).to(tl.int32)
         found = tl.zeros([HEADS, SLOTS], tl.float32)
         for begin in range(start, end, SLOTS):
             slot = begin + tl.arange(0, SLOTS)
             there = (head < heads)[:, None] & (slot < end)[None, :]
-            one = tl.load(scores + head[:, None] * S + slot[None, :], there, 0.0)
-            one = tl.where(word >= 0, tl.exp(one - mass[:, None]), one)
-            found += tl.where(there, one, 0.0)
+            found += tl.load(weights + head[:, None] * S + slot[None, :], there, 0.0)
         tl.store(out + i, tl.sum(tl.sum(found, 1), 0) / heads)

@@ -34,22 +34,35 @@ def drawn(logits_NV: torch.Tensor, samplings: Sequence[Sampling], chances: Seque
     """
     ids_N = logits_NV.argmax(-1)
     warm = [n for n, one in enumerate(samplings) if one.temperature > 0]
-    if warm:
-        at = sent(torch.tensor(warm), ids_N.device)
-        ids_N[at] = _nucleus(logits_NV[at], [samplings[n] for n in warm], [chances[n] for n in warm])
+    whole = [n for n in warm if samplings[n].top_p >= 1]
+    for rows, draw in ((whole, _of_all), ([n for n in warm if n not in whole], _of_nucleus)):
+        if rows:
+            numbers = [(samplings[n].temperature, samplings[n].top_p, _chance(chances[n])) for n in rows]
+            sent_N3 = sent(torch.tensor(numbers, dtype=torch.float64), ids_N.device)
+            at = sent(torch.tensor(rows), ids_N.device)
+            ids_N[at] = draw(logits_NV[at], *sent_N3.split(1, dim=1))
     return ids_N
 
 
-def _nucleus(
-    logits_NV: torch.Tensor, samplings: Sequence[Sampling], chances: Sequence[torch.Generator]
+def _chance(source: torch.Generator) -> float:
+    """One uniform number, drawn on the CPU, so that the choice does not depend on the device's random numbers."""
+    return float(torch.rand((), generator=source, dtype=torch.float64))
+
+
+def _of_all(
+    logits_NV: torch.Tensor, warmth_N1: torch.Tensor, top_N1: torch.Tensor, chance_N1: torch.Tensor
+) -> torch.Tensor:
+    """Of all tokens, in whatever order: to sort them takes an H100 0.2 ms a row."""
+    cumulative_NV = (logits_NV.float() / warmth_N1.float()).softmax(-1).double().cumsum(-1)
+    place_N1 = torch.searchsorted(cumulative_NV, chance_N1 * cumulative_NV[:, -1:], right=True)
+    return place_N1.clamp(max=cumulative_NV.shape[1] - 1)[:, 0]
+
+
+def _of_nucleus(
+    logits_NV: torch.Tensor, warmth_N1: torch.Tensor, top_N1: torch.Tensor, chance_N1: torch.Tensor
 ) -> torch.Tensor:
     """The nucleus is the smallest set of most likely tokens whose probability reaches `top_p`; it always holds the
-    likeliest one. One uniform number a row is drawn on the CPU, so the choice does not depend on the device's random
-    numbers."""
-    asked = [(one.temperature, min(one.top_p, 1.0)) for one in samplings]
-    chance = [float(torch.rand((), generator=one, dtype=torch.float64)) for one in chances]
-    numbers = sent(torch.tensor([[*pair, c] for pair, c in zip(asked, chance)], dtype=torch.float64), logits_NV.device)
-    warmth_N1, top_N1, chance_N1 = numbers.split(1, dim=1)
+    likeliest one."""
     probs_NV, order_NV = (logits_NV.float() / warmth_N1.float()).softmax(-1).sort(descending=True, stable=True)
     cumulative_NV = probs_NV.double().cumsum(-1)
     last_N1 = (cumulative_NV < top_N1).sum(-1, keepdim=True).clamp(max=cumulative_NV.shape[1] - 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ TALK = ("length", "count", "room", "where", "first")  # of `attend_text`'s conve
 class Kind(NamedTuple):
     """A recorded pass: how many words and answers it holds, rows of a tile, parts that a memory is cut into.
 
-    each: words of one answer, at most.
+    each: words of one answer, at most. long: rows of a tile of those that have more than one.
     """
 
     words: int
@@ -44,6 +45,7 @@ class Kind(NamedTuple):
     tile: int
     splits: int
     each: int = 1
+    long: int = 0
 
 
 # Words alone: with few words a memory and with many. With prompts the tiles are many, so memories are cut less.
@@ -52,8 +54,8 @@ KINDS = (
     Kind(8, 8, 64, 66),
     Kind(ANSWERS, ANSWERS, 16, 33),
     Kind(ANSWERS, ANSWERS, 64, 33),
-    Kind(64, ANSWERS, 128, 33, 64),
-    Kind(WORDS, ANSWERS, 128, 16, 128),
+    Kind(64, ANSWERS, 16, 33, 64, 64),
+    Kind(WORDS, ANSWERS, 16, 16, 128, 128),
 )
 
 
@@ -79,10 +81,10 @@ class Part:
 
 
 def groups_of(parts: Sequence[Part]) -> list[list[Part]]:
-    """Those that look at the same slots, together."""
+    """Those that look at the same slots, together: words, and apart from them questions."""
     groups: dict[tuple[object, ...], list[Part]] = {}
     for part in parts:
-        groups.setdefault(slots_seen(part.memory.log), []).append(part)
+        groups.setdefault((len(part.ids) == 1, *slots_seen(part.memory.log)), []).append(part)
     return list(groups.values())
 
 
@@ -103,11 +105,10 @@ def passes_of(parts: Sequence[Part]) -> Iterator[list[Part]]:
 def kind_of(groups: Sequence[Sequence[Part]], heads: int) -> Kind:
     """The smallest recording that holds these. heads: query heads of a key head."""
     sizes = [len(part.ids) for group in groups for part in group]
-    rows = heads * max(sum(len(part.ids) for part in group) for group in groups)
+    rows = heads * max(map(len, groups))
     holds = [k for k in KINDS if k.words >= sum(sizes) and k.answers >= len(sizes) and k.each >= max(sizes)]
-    return next(
-        (kind for kind in holds if kind.tile >= rows), next(k for k in reversed(holds) if k.words == holds[0].words)
-    )
+    alike = [k for k in holds if k.words == holds[0].words]
+    return next((kind for kind in alike if kind.tile >= rows), alike[-1])
 
 
 class SharedPass:
@@ -118,17 +119,18 @@ class SharedPass:
         cfg, weight = net.cfg, net.model.embed_tokens.weight
         self.heads, kernels = cfg.n_heads // cfg.n_kv_heads, kernels_for(weight)
         assert kernels is not None  # or nothing is recorded
-        self.tile = min(kind.tile, kernels.tile_shape(weight.new_empty(1, 1, cfg.head_dim), kind.tile)[0])
+        rows = partial(kernels.tile_shape, weight.new_empty(1, 1, cfg.head_dim))
+        self.tile, self.long = min(kind.tile, rows(kind.tile)[0]), min(kind.long, rows(max(1, kind.long))[0])
         looks = kind.answers if kind.each == 1 else 2 * kind.answers
-        tiles = kind.answers + kind.words * self.heads // self.tile
         self.sheet = Sheet(
             {
                 "count": (1,),
                 "talks": (kind.answers, len(TALK)),
                 "last": (kind.answers,),
-                "tiles": (tiles, len(TILE_AT)),
+                "tiles": (kind.answers + kind.answers * self.heads // self.tile, len(TILE_AT)),
+                "long": (self.long and kind.answers + kind.words * self.heads // self.long, len(TILE_AT)),
                 "kept": (kind.words,),
-                "spans": (1 if kind.each == 1 else looks, len(SPAN_AT)),
+                "spans": (looks if self.long else 0, len(SPAN_AT)),
                 "looks": (looks, len(LOOK_AT)),
                 "ids": (kind.words,),
                 "positions": (kind.words,),
@@ -143,15 +145,16 @@ class SharedPass:
     def play(self, groups: Sequence[Sequence[Part]], scratch: Tensor, looks: Tensor) -> None:
         """scratch: fp32, where scores and weights go meanwhile; looks: fp32, where each part's looks go."""
         sheet, free, empty = self.sheet, scratch.data_ptr(), self.nothing.data_ptr()
-        sheet.clear({"tiles": (empty, 0, 0), "spans": (empty, 0, 0, 0)})
+        sheet.clear({"tiles": (empty, 0, 0), "long": (empty, 0, 0), "spans": (empty, 0, 0, 0)})
         word = 0
         for group in groups:
             book, start = group[0].memory.log.book.data_ptr(), word
             for part in group:
                 free = self._write(part, word, book, free, looks)
                 word += len(part.ids)
-            for row in range(start * self.heads, word * self.heads, self.tile):
-                sheet.add("tiles", (book, row, word * self.heads))
+            name, tile = ("tiles", self.tile) if len(group[0].ids) == 1 else ("long", self.long)
+            for row in range(start * self.heads, word * self.heads, tile):
+                sheet.add(name, (book, row, word * self.heads))
         sheet.add("count", (word,))
         sheet.send()
         self.tape.play()
@@ -179,8 +182,9 @@ class SharedPass:
     def _pass(self) -> None:
         kernels, at, kind, net = kernels_for(self.logits), self.sheet.there, self.kind, self.net
         assert kernels is not None  # or nothing is recorded
-        tables = (at["count"], at["tiles"], at["kept"], at["spans"], at["looks"])
-        to = kernels.Ragged(*tables, self.tile, kind.splits, net.cfg.n_kv_heads, self.eight_bit, kind.each > 1)
+        long = (at["long"], at["spans"], self.long) if self.long else ()
+        tables = (at["count"], at["tiles"], at["kept"], at["looks"], self.tile)
+        to = kernels.Ragged(*tables, kind.splits, net.cfg.n_kv_heads, self.eight_bit, *long)
 
         def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return kernels.attend_text(at["talks"], layer, q[0], k[0], v[0], kind.each)[None]

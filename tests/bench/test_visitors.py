@@ -34,7 +34,8 @@ def test_the_command_prints_a_table_and_one_document(monkeypatch):
         assert main(["bench", "--visitors", "3", "--seconds", "0.1", "--minutes", "1", "--model", "quick"]) == 0
     *table, last = out.getvalue().strip().splitlines()
     document = json.loads(last)
-    assert document["visitors"] == 3 and len(table) == len(document["parts"]) + 2
+    assert document["visitors"] == 3 and len(table) == len(document["parts"]) + 3
+    assert set(document["words_beside_over_alone"]) == {"one file", "four files"}
     for name, part in document["parts"].items():
         assert any(line.startswith(name) for line in table)
         assert part["pictures_per_s"] > 0 or part["words_per_s"] > 0

@@ -32,7 +32,7 @@ from tests.gpu.test_recordings import INTERPRETED, PLACES, apply, kernels_only, 
 
 assert net and recorded  # fixtures
 MEMORIES = [remembered(n + 1) for n in range(4)]
-SMALL = (Kind(3, 3, 16, 3), Kind(6, 6, 16, 2), Kind(24, 6, 16, 2, 16), Kind(64, 6, 16, 3, 32))
+SMALL = (Kind(3, 3, 16, 3), Kind(6, 6, 16, 2), Kind(24, 6, 16, 2, 16, 16), Kind(64, 6, 16, 3, 32, 32))
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_every_answer_is_in_one_pass_that_has_a_recording_for_it(asked):
         sizes = [len(part.ids) for part in some]
         assert len(some) <= min(ANSWERS, kind.answers) and sum(sizes) <= min(WORDS, kind.words)
         assert max(sizes) <= kind.each and kind in KINDS
-        rows = [7 * sum(len(part.ids) for part in group) for group in groups_of(some)]
-        assert sum(-(-n // kind.tile) for n in rows) <= kind.answers + kind.words * 7 // kind.tile
+        for group in groups_of(some):
+            assert len({len(part.ids) == 1 for part in group}) == len({part.memory for part in group}) == 1
 
 
 def test_a_pass_is_cut_where_the_scores_of_all_would_take_too_much(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from pipeline.layers.decoding import ChatPrompt, TextStream, generator, sample
+from pipeline.layers.decoding import ChatPrompt, TextStream, drawn, generator, sample
 from pipeline.models.transformer import TEXT_PER_CALL, Qwen2VL, TransformerModel
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 from pipeline.towers.qwen import QwenVision, build_tower
@@ -307,6 +307,24 @@ def test_nucleus_holds_just_the_most_likely_tokens_in_their_proportions() -> Non
     assert drawn[2] == drawn[3] == 0 and abs(drawn[0] - 4 / 7) < 0.04
     tiny = Sampling(temperature=1.0, top_p=1e-9)
     assert {sample(logits, tiny, chance) for _ in range(20)} == {0}
+
+
+def test_all_tokens_are_drawn_in_their_proportions() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    chance, warm = generator(Sampling()), Sampling(temperature=1.0, top_p=1.0)
+    found = np.bincount([sample(logits, warm, chance) for _ in range(3000)], minlength=4) / 3000
+    assert np.abs(found - [0.1, 0.4, 0.2, 0.3]).max() < 0.04
+
+
+def test_what_is_drawn_together_is_what_each_draws_alone() -> None:
+    made = torch.Generator().manual_seed(1)
+    kinds = [(0.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.7, 0.3), (1.0, 1.0)]
+    asked = [Sampling(temperature=warmth, top_p=top, seed=n) for n, (warmth, top) in enumerate(kinds)]
+    together, alone = [generator(one) for one in asked], [generator(one) for one in asked]
+    for _ in range(20):
+        logits = 3 * torch.randn(len(asked), 70, generator=made)
+        found = drawn(logits, asked, together).tolist()
+        assert found == [sample(row, one, chance) for row, one, chance in zip(logits, asked, alone)]
 
 
 # The tower
