@@ -27,6 +27,7 @@ COMMANDS = {
     "ask": ("pipeline.commands.ask", "watch a file, then answer a question about it"),
     "events": ("pipeline.commands.events", "what happens when in a file: captions, chapters, alerts, costs"),
     "resume": ("pipeline.commands.resume", "go on with a stream that `ask --keep` or the page has kept"),
+    "mcp": ("pipeline.commands.mcp", "let a program watch and ask: the Model Context Protocol over stdin and stdout"),
     "probe": ("pipeline.commands.probe", "say what is in a video file, or why it cannot be read"),
     "bench": ("pipeline.bench.run", "what an hour costs: the model and its baseline over growing video"),
     "evaluate": ("pipeline.commands.evaluate", "how many questions of a published benchmark a model answers rightly"),

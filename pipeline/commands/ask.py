@@ -88,6 +88,7 @@ class Viewer:
     """One model in front of the video, the seconds it spent watching, and who keeps what it saw.
 
     position: pictures of the video taken so far. noticed: told of every chunk afterwards, with the seconds of watching.
+    broken: why the rest of the video could not be read.
     """
 
     engine: Engine
@@ -96,6 +97,7 @@ class Viewer:
     keeper: Keeper | None = None
     position: int = 0
     noticed: Callable[[tuple[Frame, ...], StreamState, float], None] | None = None
+    broken: str = ""
 
     def watch(self, frames: tuple[Frame, ...]) -> None:
         began = time.perf_counter()
@@ -175,7 +177,7 @@ def watch_file(
     size = min(viewer.engine.chunk_frames(BACKLOG) for viewer in viewers)
     with contextlib.closing(pipeline.open_video(path, fps=fps, long_side=long_side)) as video:
         end = min(filter(None, [until and until - begins, video.info.duration]), default=None)
-        later = (frame.later(begins) if begins else frame for frame in _while_readable(video))
+        later = (frame.later(begins) if begins else frame for frame in _while_readable(video, viewers))
         frames = itertools.takewhile(lambda frame: until is None or frame.time <= until, later)
         rest = itertools.islice(_with_progress(frames, end, fps), viewers[0].position, None)
         for chunk in _chunks(rest, itertools.chain(sizes, itertools.repeat(size))):
@@ -185,12 +187,14 @@ def watch_file(
             viewer.conclude()
 
 
-def _while_readable(video: Iterable[Frame]) -> Iterator[Frame]:
+def _while_readable(video: Iterable[Frame], viewers: list[Viewer]) -> Iterator[Frame]:
     """A file that breaks in the middle ends there: what was seen can still be asked about."""
     try:
         yield from video
     except UserError as error:
         print(error, file=sys.stderr)
+        for viewer in viewers:
+            viewer.broken = str(error)
 
 
 def _chunks(frames: Iterator[Frame], sizes: Iterator[int]) -> Iterator[tuple[Frame, ...]]:

@@ -21,6 +21,7 @@ from pipeline.timeline.shots import Shots
 
 KEPT = 5_000  # events of a stream
 RULES = 20  # of a stream
+RULE_CHARACTERS = 300
 PIECE = 4  # pictures of a caption's piece, where an index tells them
 ASKED_PIECE = 30  # where the model must be asked
 ASKED_TOKENS = 32
@@ -81,6 +82,11 @@ class Timeline:
         cannot be judged, and for one too many."""
         if len(self._armed) >= RULES:
             raise UserError(f"There are {RULES} rules already, so this one was not taken; remove another first.")
+        if not text.strip() or len(text) > RULE_CHARACTERS:
+            raise UserError(
+                f"A rule has 1 to {RULE_CHARACTERS} characters, so this one was not taken; "
+                "say in a few words what to tell of."
+            )
         index = self.engine.model.spotter(text)
         spotter = index or AskedSpotter(text, self.engine)
         self._rules_taken += 1
