@@ -33,6 +33,7 @@ LARGEST = 1_000_000  # bytes of a camera's picture
 CUTTERS = 2  # clips that are cut at once, for everybody
 STREAMS = 20  # of one browser
 KEY = "x-vamba-key"
+QUIET = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy may wait for more
 
 
 class Channel:
@@ -50,8 +51,7 @@ class Channel:
     async def changes(self, request: Request) -> Response:
         """A line of JSON at once and whenever the stream changes, for as long as the page listens."""
         lines = self._changes(request.headers.get(KEY, ""), request.app.stop_event)
-        quiet = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy may wait for more
-        return StreamingResponse(lines, media_type="text/event-stream", headers=quiet)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=QUIET)
 
     async def _changes(self, key: str, server_ends: asyncio.Event) -> AsyncIterator[str]:
         before: tuple | None = None

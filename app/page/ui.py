@@ -18,6 +18,7 @@ from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
 from app.page import alerts, forking, keeping, summary
 from app.page.channel import Channel
+from app.page.feed import Feed
 from app.page.handlers import START, Events
 from app.page.headers import Headers
 from app.page.panels import NOTHING, brief, metrics, state_line
@@ -312,6 +313,6 @@ def launch_options(sessions: Sessions) -> dict:
         "enable_monitoring": False,
         "app_kwargs": {
             "middleware": [Middleware(Headers), Middleware(Uploading)],
-            "routes": Channel(sessions).routes(),
+            "routes": [*Channel(sessions).routes(), *Feed(sessions).routes()],
         },
     }
