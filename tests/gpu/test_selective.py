@@ -25,9 +25,12 @@ NEAR = {torch.float32: 1e-5, HALF: 0.01}  # of the largest value; a number of 16
 LENGTHS = [1, 2, 5] if INTERPRETED else [1, 2, 63, 64, 1569]
 
 
+pytest.importorskip("triton")
+from pipeline.gpu import selective  # noqa: E402  # it needs Triton
+
+
 @pytest.fixture
 def kernels():
-    pytest.importorskip("triton")
     from pipeline.gpu import kernels
 
     with torch.no_grad():
@@ -60,13 +63,17 @@ def walked(state, u, dt, A, B, C, D) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("T", LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-def test_the_selective_scan_is_the_recurrence(T, dtype, kernels) -> None:
+def test_the_selective_scan_is_the_recurrence(T, dtype, kernels, monkeypatch) -> None:
+    """Also in several stretches, the last of them short; the interpreter's are of two tokens."""
+    if INTERPRETED:
+        monkeypatch.setattr(selective, "STRETCH", 2)
     parts = inputs(T, dtype)
     got, (want, _) = kernels.selective_scan(*parts), walked(None, *parts)
     assert got.dtype == dtype and gap(got.double(), want) < NEAR[dtype]
 
 
 def test_a_cut_changes_nothing(kernels) -> None:
+    """Not a bit inside a stretch."""
     u, dt, A, B, C, D = inputs(7, torch.float32)
     state = torch.randn(2, 2, 37, 5, device=DEVICE)
     whole, last = kernels.selective_scan_from(state, u, dt, A, B, C, D)
@@ -77,6 +84,14 @@ def test_a_cut_changes_nothing(kernels) -> None:
         y, state = kernels.selective_scan_from(state, u[:, some], dt[:, some], A, B[:, some], C[:, some], D)
         outputs.append(y)
     assert torch.equal(torch.cat(outputs, 1), whole) and torch.equal(state, last)
+
+
+def test_stretches_begin_where_the_state_before_them_ended(kernels, monkeypatch) -> None:
+    parts, state = inputs(5, torch.float32), torch.randn(2, 2, 37, 5, device=DEVICE)
+    monkeypatch.setattr(selective, "STRETCH", 2)
+    y, last = kernels.selective_scan_from(state, *parts)
+    want, final = walked(state, *parts)
+    assert gap(y.double(), want) < 1e-5 and gap(last.double(), final) < 1e-5
 
 
 def test_the_mixer_of_clips_goes_through_it(kernels) -> None:
