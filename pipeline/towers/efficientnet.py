@@ -5,6 +5,8 @@ Source: github.com/tensorflow/tpu (Apache-2.0), after arXiv 1905.11946. Batch no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,11 +28,17 @@ class SameConv(nn.Conv2d):
         super().__init__(c_in, c_out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, kernel = self.stride[0], self.kernel_size[0]
-        if stride > 1:
-            high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
-            x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        if self.stride[0] > 1:
+            high, wide = same_padding(self, x.shape[-2:])
+            x = F.pad(x, (*wide, *high))
         return super().forward(x)
+
+
+def same_padding(conv: nn.Conv2d, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels of padding (above, below), (left, right) of a picture (height, width) that make TensorFlow's "same"."""
+    stride, kernel = conv.stride[0], conv.kernel_size[0]
+    high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size)
+    return (high // 2, high - high // 2), (wide // 2, wide - wide // 2)
 
 
 class LiteBlock(nn.Module):

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.assets import ASSETS
+from pipeline.towers.compiled import CompiledTower, installed
 from pipeline.towers.efficientnet import LITE_STAGES, EfficientNetLite
-from pipeline.towers.nanodet import NanoDet, by_region, suppress
+from pipeline.towers.nanodet import NanoDet, by_region, decoded, suppress
 
 TOP = 5  # ImageNet classes a frame
 
@@ -54,6 +55,7 @@ class FrameTower(nn.Module):
     def __init__(self, size: int = 2, side: int = 416) -> None:
         super().__init__()
         self.classifier, self.detector, self.side = EfficientNetLite(size), NanoDet(), side
+        self.compiled: CompiledTower | None = None  # for bytes on a CPU; without it torch runs both networks
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -64,13 +66,19 @@ class FrameTower(nn.Module):
         dtype: torch.dtype = torch.float32,
         side: int = 416,
     ) -> FrameTower:
-        """The shipped weights (float16 in the file) as `dtype` on `device`. FileNotFoundError without the file."""
+        """The shipped weights (float16 in the file) as `dtype` on `device`. FileNotFoundError without the file.
+
+        For fp32 on a CPU they are compiled where OpenVINO is installed: found is the same within fp32's rounding.
+        """
         weights = load_file(path)
         size = 0 if weights["classifier.head.weight"].shape[1] == LITE_STAGES[0][-1][1] else 2
         tower = cls(size, side)
         tower.load_state_dict(weights)
         last = torch.channels_last
-        return tower.to(device=device, dtype=dtype, memory_format=last)  # type: ignore[call-overload]  # not in its stub
+        tower.to(device=device, dtype=dtype, memory_format=last)  # type: ignore[call-overload]  # not in its stub
+        if torch.device(device).type == "cpu" and dtype == torch.float32 and installed():
+            tower.compiled = CompiledTower(tower.classifier, tower.detector)
+        return tower
 
     @torch.no_grad()
     def forward(self, frames: Tensor | Sequence[np.ndarray]) -> FrameFeatures:
@@ -80,7 +88,7 @@ class FrameTower(nn.Module):
     @torch.no_grad()
     def classify(self, frames: Tensor | Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """grid, pooled, classes, class_probs of every frame, squashed to a square as the training pictures were."""
-        head, logits = self.classifier(self._resized(frames, (224, 224)))
+        head, logits = self._classified(self._resized(frames, (224, 224)))
         head, probs = head.float(), logits.float().softmax(-1)
         class_probs, classes = probs.topk(TOP)
         grid = F.adaptive_avg_pool2d(head, 3).flatten(2).transpose(1, 2)
@@ -96,13 +104,23 @@ class FrameTower(nn.Module):
         parts = []
         for size, members in groups.items():
             some = frames if len(groups) == 1 else [frames[i] for i in members]
-            scores, boxes = self.detector(self._resized(some, size))
+            scores, boxes = decoded(self._maps(self._resized(some, size)), *size)
             parts.append((by_region(scores, boxes), *suppress(scores, boxes)))
         order = torch.tensor([i for members in groups.values() for i in members]).argsort()
         return [torch.cat(found)[order.to(found[0].device)] for found in zip(*parts, strict=True)]
 
+    def _classified(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        if self.compiled and rgb.dtype == torch.uint8:
+            return self.compiled.classify(rgb.permute(0, 2, 3, 1).contiguous())
+        return self.classifier(rgb.float())
+
+    def _maps(self, rgb: Tensor) -> list[Tensor]:
+        if self.compiled and rgb.dtype == torch.uint8:
+            return self.compiled.maps(rgb.permute(0, 2, 3, 1).contiguous())
+        return self.detector.maps(rgb.float())
+
     def _resized(self, frames: Tensor | Sequence[Tensor | np.ndarray], size: tuple[int, int]) -> Tensor:
-        """Frames as float RGB 0..255 (B, 3, *size), shrunk with an antialiasing filter."""
+        """Frames as RGB 0..255 (B, 3, *size), shrunk with an antialiasing filter."""
         device = self.classifier.fc.weight.device
         if isinstance(frames, Tensor):
             return _resize(frames.to(device), size)
@@ -123,7 +141,7 @@ def _resize(frames_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
     """The same filter everywhere; on the CPU bytes are several times quicker than floats, CUDA knows floats only."""
     x = frames_BHWC.permute(0, 3, 1, 2)
     x = x.float() if x.is_cuda else x
-    return F.interpolate(x, size=size, mode="bilinear", antialias=True).float()
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

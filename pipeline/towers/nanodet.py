@@ -6,10 +6,14 @@ eq. 6). Batch norms are folded into the convolutions. Shapes: B frames, N cells,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+T = TypeVar("T", Tensor, Any)  # of torch, or of a graph that is compiled
 KEPT = 8  # detections a frame
 REGIONS = 5  # whole frame, then the quarters: top left, top right, bottom left, bottom right
 FLOOR = 0.3  # detections below this score are not kept; on real clips they were mostly wrong
@@ -17,11 +21,11 @@ BINS = 11  # a distance from the cell to a side of its box is a distribution ove
 STRIDES = (8, 16, 32)
 # In RGB order: the published network reads BGR, packing turns its first weights round.
 RGB_MEAN_STD = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+LEAK = 0.1  # slope below zero of the detector's only activation
 
 
 def leaky(x: Tensor) -> Tensor:
-    """The detector's only activation."""
-    return F.leaky_relu(x, 0.1, inplace=True)
+    return F.leaky_relu(x, LEAK, inplace=True)
 
 
 def conv3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
@@ -77,31 +81,40 @@ class NanoDet(nn.Module):
         for stage, lateral in zip(self.stages[1:], self.lateral, strict=True):
             x = stage(x)
             found.append(lateral(x))
-        levels = self._mix(*found)
+        fine, middle, coarse = found
+        levels = self.mix(fine, middle, coarse, stretched)
         return [p(leaky(t(x))) for t, p, x in zip(self.tower, self.predict, levels, strict=True)]
 
     @staticmethod
-    def _mix(fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Path aggregation (arXiv 1803.01534) without convolutions: down from coarse to fine, then up again."""
+    def mix(fine: T, middle: T, coarse: T, like: Callable[[T, T], T]) -> tuple[T, T, T]:
+        """Path aggregation (arXiv 1803.01534) without convolutions: down from coarse to fine, then up again.
 
-        def like(x: Tensor, target: Tensor) -> Tensor:
-            return F.interpolate(x, size=target.shape[-2:], mode="bilinear")
-
+        like(x, y): x stretched to the size of y.
+        """
         middle = middle + like(coarse, middle)
         fine = fine + like(middle, fine)
         middle = middle + like(fine, middle)
         return fine, middle, coarse + like(middle, coarse)
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        high, wide = rgb.shape[-2:]
-        raw = torch.cat([level.flatten(2) for level in self.maps(rgb)], 2).float().transpose(1, 2)  # B, N, 124
-        bins = torch.arange(BINS, device=raw.device, dtype=torch.float32)
-        reach = raw[..., 80:].unflatten(-1, (4, BINS)).softmax(-1) @ bins  # left, top, right, bottom in strides
-        centre, stride = cells(high, wide, raw.device)
-        reach = reach * stride[:, None]
-        boxes = torch.cat((centre - reach[..., :2], centre + reach[..., 2:]), -1)
-        shares = boxes / torch.tensor([wide, high, wide, high], device=raw.device)
-        return raw[..., :80].sigmoid(), shares.clamp(0, 1)
+        return decoded(self.maps(rgb), *rgb.shape[-2:])
+
+
+def stretched(x: Tensor, target: Tensor) -> Tensor:
+    """x (B, C, h, w) in the size of `target`."""
+    return F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+
+
+def decoded(maps: Sequence[Tensor], high: int, wide: int) -> tuple[Tensor, Tensor]:
+    """What `NanoDet.maps` found in pictures of this size -> scores (B, N, 80), boxes (B, N, 4)."""
+    raw = torch.cat([level.flatten(2) for level in maps], 2).float().transpose(1, 2)  # B, N, 124
+    bins = torch.arange(BINS, device=raw.device, dtype=torch.float32)
+    reach = raw[..., 80:].unflatten(-1, (4, BINS)).softmax(-1) @ bins  # left, top, right, bottom in strides
+    centre, stride = cells(high, wide, raw.device)
+    reach = reach * stride[:, None]
+    boxes = torch.cat((centre - reach[..., :2], centre + reach[..., 2:]), -1)
+    shares = boxes / torch.tensor([wide, high, wide, high], device=raw.device)
+    return raw[..., :80].sigmoid(), shares.clamp(0, 1)
 
 
 def cells(high: int, wide: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,150 @@
+"""The frame tower's two networks in OpenVINO, where it is installed: quicker on a CPU that computes in fp32.
+
+The same weights, the same fp32 and the same steps as `efficientnet.py` and `nanodet.py`, written down once more as a
+graph that OpenVINO compiles: layouts chosen, weights packed and activations fused, which torch does anew in every call.
+Every picture is a request of its own, so that what is found in it does not depend on the others; as many requests run
+side by side as torch has threads. The graphs are built here and not converted, so that OpenVINO's converter, the one
+part of it that can send usage data, never runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.towers.efficientnet import EfficientNetLite, same_padding
+from pipeline.towers.nanodet import LEAK, RGB_MEAN_STD, NanoDet
+
+SHAPES = 4  # compiled detectors that are kept: one for each shape of picture
+Node = Any  # openvino ships no types for its graph's functions
+
+
+def installed() -> bool:
+    return find_spec("openvino") is not None
+
+
+class CompiledTower:
+    """Both networks of a `FrameTower`, for fp32 on a CPU. Pictures: uint8 RGB (B, h, w, 3), contiguous."""
+
+    def __init__(self, classifier: EfficientNetLite, detector: NanoDet) -> None:
+        self._classifier = _compiled(_classifier_graph(classifier))
+        self._detector = lru_cache(SHAPES)(lambda high, wide: _compiled(_detector_graph(detector, high, wide)))
+
+    def classify(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """What `EfficientNetLite` gives: head map (B, 1280, 7, 7) and logits (B, 1000)."""
+        head, logits = _run(self._classifier, rgb)
+        return head, logits
+
+    def maps(self, rgb: Tensor) -> list[Tensor]:
+        """What `NanoDet.maps` gives."""
+        return _run(self._detector(*rgb.shape[1:3]), rgb)
+
+
+def _compiled(model: Node) -> Node:
+    """A queue of requests. One thread a request: side by side they use the cores better than one on all of them."""
+    import openvino
+
+    threads = torch.get_num_threads()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+    return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), threads)
+
+
+def _run(queue: Node, rgb: Tensor) -> list[Tensor]:
+    """Every output (B, ...) of every picture."""
+    found: list[list[np.ndarray]] = [[] for _ in range(len(rgb))]
+
+    def keep(request: Node, i: int) -> None:
+        found[i] = [output.data.copy() for output in request.output_tensors]
+
+    queue.set_callback(keep)
+    for i, picture in enumerate(rgb.numpy()):
+        queue.start_async({0: picture[None]}, userdata=i, share_inputs=True)
+    queue.wait_all()
+    return [torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)]
+
+
+# --- the graphs ------------------------------------------------------------------------------------------------------
+
+
+def _pictures(high: int, wide: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Node, Node]:
+    """The input, and the same as scaled floats (1, 3, high, wide)."""
+    from openvino import opset15 as ops
+
+    given = ops.parameter([1, high, wide, 3], np.uint8)
+    scaled = ops.divide(
+        ops.subtract(ops.convert(given, "f32"), np.asarray(mean, np.float32)), np.asarray(std, np.float32)
+    )
+    return given, ops.transpose(scaled, np.array([0, 3, 1, 2]))
+
+
+def _conv(x: Node, conv: nn.Conv2d, begin: Sequence[int], end: Sequence[int]) -> Node:
+    """begin: pixels of padding above and left; end: below and right."""
+    from openvino import opset15 as ops
+
+    weight, stride = conv.weight.detach().float().contiguous().numpy(), list(conv.stride)
+    if conv.groups > 1:  # every channel by itself
+        out = ops.group_convolution(x, weight[:, None], stride, list(begin), list(end), [1, 1])
+    else:
+        out = ops.convolution(x, weight, stride, list(begin), list(end), [1, 1])
+    assert conv.bias is not None
+    return ops.add(out, conv.bias.detach().float().numpy()[None, :, None, None])
+
+
+def _classifier_graph(net: EfficientNetLite, side: int = 224) -> Node:
+    import openvino
+    from openvino import opset15 as ops
+
+    def conv(x: Node, layer: Any, relu6: bool = True) -> Node:
+        high, wide = same_padding(layer, x.shape[-2:])
+        out = _conv(x, layer, (high[0], wide[0]), (high[1], wide[1]))
+        return ops.clamp(out, 0.0, 6.0) if relu6 else out
+
+    given, x = _pictures(side, side, [127.0] * 3, [128.0] * 3)
+    x = conv(x, net.stem)
+    block: Any
+    for block in net.blocks:
+        wide = x if block.expand is None else conv(x, block.expand)
+        out = conv(conv(wide, block.depthwise), block.project, relu6=False)
+        x = ops.add(out, x) if block.adds else out
+    head = conv(x, net.head)
+    pooled = ops.reduce_mean(head, np.array([2, 3]), keep_dims=False)
+    weight, bias = (part.detach().float().numpy() for part in (net.fc.weight, net.fc.bias))
+    return openvino.Model([head, ops.add(ops.matmul(pooled, weight, False, True), bias)], [given])
+
+
+def _detector_graph(net: NanoDet, high: int, wide: int) -> Node:
+    import openvino
+    from openvino import opset15 as ops
+
+    def conv(x: Node, layer: Any, leaky: bool = True) -> Node:
+        out = _conv(x, layer, layer.padding, layer.padding)
+        return ops.prelu(out, np.asarray([LEAK], np.float32)) if leaky else out
+
+    def staged(x: Node, stage: Any) -> Node:
+        x = entered = conv(x, stage.enter)
+        for block in stage.blocks:
+            first = conv(x, block.first)
+            x = ops.concat([conv(first, block.second), first], 1)
+        return ops.concat([conv(x, stage.leave), entered], 1)
+
+    def like(x: Node, target: Node) -> Node:
+        size = np.array(list(target.shape)[-2:])
+        return ops.interpolate(x, size, "linear_onnx", "sizes", axes=np.array([2, 3]))  # half-pixel centres
+
+    given, x = _pictures(high, wide, *RGB_MEAN_STD)
+    x = ops.max_pool(conv(x, net.stem), [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
+    x = staged(x, net.stages[0])
+    found = []
+    for stage, lateral in zip(net.stages[1:], net.lateral, strict=True):
+        x = staged(x, stage)
+        found.append(conv(x, lateral, leaky=False))
+    fine, middle, coarse = found
+    levels = NanoDet.mix(fine, middle, coarse, like)
+    outputs = [conv(conv(x, t), p, leaky=False) for t, p, x in zip(net.tower, net.predict, levels, strict=True)]
+    return openvino.Model(outputs, [given])
