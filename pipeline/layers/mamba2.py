@@ -257,7 +257,7 @@ def ssd(
 def _ssd_pass(x, dt, A, B, C, ssm, block):
     """At most BLOCKS_PER_PASS blocks. Letters: c blocks, q and s positions inside one, g groups, r heads per group."""
     T, heads, G = x.shape[1], x.shape[2], B.shape[2]
-    block = min(block, T)
+    block = -(-T // -(-T // block))  # even blocks, so that little is padded
     pad = -T % block  # padded steps have dt = 0: decay 1, no input, so they leave the state alone
     x, dt, B, C = (F.pad(a, [0, 0] * (a.dim() - 2) + [0, pad]) if pad else a for a in (x, dt, B, C))
     x = x.unflatten(1, (-1, block)).unflatten(3, (G, heads // G))  # b c q g r p

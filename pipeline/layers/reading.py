@@ -68,6 +68,13 @@ class TextCache:
             self.room = grown
         return self.room
 
+    def begin_with(self, other: TextCache) -> None:
+        """Copy what an earlier cache holds, layer by layer; this one must be empty."""
+        for layer, used in enumerate(other.used):
+            if used and other.room is not None:
+                k, v = other.room[layer][..., :used, :]
+                self.keep(layer, k, v)
+
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget each layer's tokens past its length."""
         self.used = [min(a, b) for a, b in zip(self.used, lengths)]

@@ -66,6 +66,14 @@ class EmbeddedInner:
     index: Log
 
 
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """What every conversation begins with, as the lower layers read it: their output (1, T, D), keys and values."""
+
+    lower: Tensor
+    cache: TextCache
+
+
 class EmbeddedModel(SteppedModel[EmbeddedInner]):
     """The small Vamba behind `stream.Model`. See the module's docstring for how it answers."""
 
@@ -245,6 +253,16 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         """The position of a question's first token: text and video share no positions."""
         return 0
 
+    @cached_property
+    def opening(self) -> Opening | None:
+        """HEAD, read once for all questions. None where its place, and so its reading, depends on the video."""
+        ids = self.tokenizer(HEAD, add_special_tokens=False)["input_ids"]
+        cache, positions = TextCache(self.cfg.vamba.n_layers), torch.arange(len(ids), device=self.device)
+        with torch.no_grad():
+            h = self.net.vamba.model.embed_tokens(torch.tensor([ids], device=self.device))
+            lower = self.net.vamba.read(h, positions, cache.attend, None, range(self.cfg.locate_layer))
+        return Opening(lower, cache)
+
 
 class Reading:
     """One question's pass through the text column: read it, locate, look, and write."""
@@ -280,15 +298,21 @@ class Reading:
     @torch.no_grad()
     def _read(self, question: Question) -> None:
         """Run the question through the lower layers and plan; where the upper layers look depends on the plan."""
-        head, asked = self.tokens(HEAD), self.turn(self.asked.text)
+        opening, asked = self.model.opening, self.turn(self.asked.text)
+        before = [] if opening else self.tokens(HEAD)
         for earlier, answer in question.history[-1:]:
-            head += (
-                self.turn(without_notes(earlier)) + self.tokens(ANSWER) + self.typed(answer) + self.tokens(END + "\n")
-            )
-        h = self._embed(head + asked)
-        self.positions = torch.arange(self.position, self.position + h.shape[1], device=h.device)
-        self.lower = self.net.vamba.read(h, self.positions, self.cache.attend, None, range(self.model.cfg.locate_layer))
-        own = self.lower[0, len(head) :]
+            before += self.turn(without_notes(earlier)) + self.tokens(ANSWER)
+            before += self.typed(answer) + self.tokens(END + "\n")
+        read: list[Tensor] = []
+        if opening:
+            self.cache.begin_with(opening.cache)
+            read = [opening.lower]
+        h, known = self._embed(before + asked), sum(part.shape[1] for part in read)
+        self.positions = torch.arange(self.position, self.position + known + h.shape[1], device=h.device)
+        layers = range(self.model.cfg.locate_layer)
+        read += [self.net.vamba.read(h, self.positions[known:], self.cache.attend, None, layers)]
+        self.lower = torch.cat(read, 1)
+        own = self.lower[0, -len(asked) :]
         located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
         self.verdict = self.model.planner.plan(self.asked, located, self.index, self.earlier)
         self.lengths = list(self.cache.used)  # what to go back to before each moment of a listing

@@ -92,3 +92,7 @@ class EmbeddedTwin(EmbeddedModel):
             for k, v in memory.blocks(layer, self._text_dtype):
                 cache.keep(layer, k[None], v[None])
         return len(memory) + memory.dropped
+
+    @property
+    def opening(self) -> None:  # HEAD stands behind the video
+        return None

@@ -380,6 +380,25 @@ def test_questions_are_read_as_in_training(vamba, text):
     assert earlier + reading.tokens(END + "\n") == reading.tokens(whole)
 
 
+@pytest.mark.parametrize("history", [(), (("What is there?", "A cat."),)])
+def test_what_every_question_begins_with_is_read_once(vamba, seen, monkeypatch, history):
+    question = Question(AT_FIVE, history)
+    kept = Reading(vamba, question, seen)
+    before = [(part.clone(), part) for part in (vamba.opening.lower, vamba.opening.cache.room)]
+    kept.feed(kept.tokens("It is"))
+    assert all(torch.equal(*both) for both in before), "one answer must not change what the next begins with"
+    monkeypatch.setitem(vamba.__dict__, "opening", None)
+    anew = Reading(vamba, question, seen)
+    assert len(kept.tokens(HEAD)) > 5 and kept.lower.shape == anew.lower.shape
+    assert gap(kept.lower, anew.lower) < 1e-4 and torch.equal(kept.positions, anew.positions)
+    assert kept.lengths == anew.lengths and kept.verdict.plan == anew.verdict.plan
+    for layer in range(vamba.cfg.locate_layer):
+        (k, v), (same_k, same_v) = (
+            (part[..., : kept.lengths[0], :] for part in r.cache.room[layer]) for r in (kept, anew)
+        )
+        assert gap(k, same_k) < 1e-4 and gap(v, same_v) < 1e-4
+
+
 @pytest.mark.parametrize("missing", ["embedded.json", "embedded.safetensors", "towers.safetensors"])
 def test_a_missing_file_is_named(tmp_path, missing):
     for name in ("embedded.json", "embedded.safetensors", "towers.safetensors", "lm-00001-of-00002.safetensors"):
