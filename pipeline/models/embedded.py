@@ -255,8 +255,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
 
     @cached_property
     def opening(self) -> Opening | None:
-        """HEAD, read once for all questions. None where its place, and so its reading, depends on the video."""
-        ids = self.tokenizer(HEAD, add_special_tokens=False)["input_ids"]
+        """HEAD and a turn's beginning, read once for all questions. None where their places depend on the video."""
+        parts = (HEAD, TURN.split("{question}")[0])
+        ids = [token for part in parts for token in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
         cache, positions = TextCache(self.cfg.vamba.n_layers), torch.arange(len(ids), device=self.device)
         with torch.no_grad():
             h = self.net.vamba.model.embed_tokens(torch.tensor([ids], device=self.device))
@@ -298,19 +299,18 @@ class Reading:
     @torch.no_grad()
     def _read(self, question: Question) -> None:
         """Run the question through the lower layers and plan; where the upper layers look depends on the plan."""
-        opening, asked = self.model.opening, self.turn(self.asked.text)
-        before = [] if opening else self.tokens(HEAD)
+        ids, asked = self.tokens(HEAD), self.turn(self.asked.text)
         for earlier, answer in question.history[-1:]:
-            before += self.turn(without_notes(earlier)) + self.tokens(ANSWER)
-            before += self.typed(answer) + self.tokens(END + "\n")
-        read: list[Tensor] = []
-        if opening:
+            ids += (
+                self.turn(without_notes(earlier)) + self.tokens(ANSWER) + self.typed(answer) + self.tokens(END + "\n")
+            )
+        ids, read, known = ids + asked, [], 0
+        if opening := self.model.opening:
             self.cache.begin_with(opening.cache)
-            read = [opening.lower]
-        h, known = self._embed(before + asked), sum(part.shape[1] for part in read)
-        self.positions = torch.arange(self.position, self.position + known + h.shape[1], device=h.device)
-        layers = range(self.model.cfg.locate_layer)
-        read += [self.net.vamba.read(h, self.positions[known:], self.cache.attend, None, layers)]
+            read, known = [opening.lower], opening.lower.shape[1]
+        self.positions = torch.arange(self.position, self.position + len(ids), device=self.model.device)
+        h, layers = self._embed(ids[known:]), range(self.model.cfg.locate_layer)
+        read.append(self.net.vamba.read(h, self.positions[known:], self.cache.attend, None, layers))
         self.lower = torch.cat(read, 1)
         own = self.lower[0, -len(asked) :]
         located = self.net.locator.read(own[-1:], own.mean(0, keepdim=True))
