@@ -333,15 +333,14 @@ class Reading:
         above = range(first, self.model.cfg.vamba.n_layers)
         self.net.vamba.read(self.lower, self.positions, self.cache.attend, self._cross_attend(), above)
         self.position = int(self.positions[-1]) + 1
-        self.looked = self._evidence(frames, time)
+        self.looked = self._evidence(self.verdict._replace(frames=tuple(frames), time=time))
 
-    def _evidence(self, frames: Sequence[int], time: float | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def _evidence(self, v: Verdict) -> tuple[np.ndarray, np.ndarray] | None:
         """The moment read, with its peak at the second the note names; None where the answer rests on no moment."""
-        v = self.verdict
         if v.plan in ("chat", "count") or not v.found or v.late:
             return None
-        times = np.unique(np.append(self.index.times[list(frames)], [] if time is None else [time]))
-        weights = np.where(times == time, 1.5, 1.0)
+        times = np.unique(np.append(self.index.times[list(v.frames)], [] if v.time is None else [v.time]))
+        weights = np.where(times == v.time, 1.5, 1.0)
         # In a listing a frame weighs the same in every moment: one of a single frame hid the others.
         return times, weights / (READ + 0.5 if v.listed else weights.sum())
 
@@ -368,7 +367,7 @@ class Reading:
         if said := reply(self.asked, self.earlier is not None, self.index.end):
             return said
         if self.verdict.listed and self.model.router:
-            self.looked = self._evidence(moment.frames, moment.time)
+            self.looked = self._evidence(moment)
             return self.listing[moment.time]
         told = dict.fromkeys(DESCRIBED, "describe") | {"yesno": "yesno", "yesno_now": "yesno", "find": "premise"}
         asked = self.asked.of(self.earlier.asked) if self.earlier else self.asked
@@ -378,14 +377,14 @@ class Reading:
         if kind and self.model.router:
             composer = Composer(kind, asked, moment, self.index, self.model.senses)
             if facts := composer.answer():
-                self.looked = self._evidence(composer.verdict.frames, composer.verdict.time)
+                self.looked = self._evidence(composer.verdict)
                 return facts
         if moment.plan not in DESCRIBED or not moment.found or moment.late:
             return ""
         words = spoken(self.index.features, moment.frames)
         if any(not phrase.startswith(MAYBE) for phrase in words):
             return ""
-        self.looked = self._evidence(moment.frames, moment.time)
+        self.looked = self._evidence(moment)
         guesses = ", ".join(phrase.removeprefix(MAYBE) for phrase in words[:3])
         if self.verdict.listed and moment.time is not None:
             return f"{mmss(moment.time)} I am not sure" + f", maybe {guesses}" * bool(guesses) + "."

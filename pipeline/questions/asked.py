@@ -9,7 +9,7 @@ from pipeline.questions.language import is_english
 from pipeline.questions.router import Known, Router
 from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
-from pipeline.questions.wordings import cues, plain, points_back, wording_kind, wording_kinds, wording_plan
+from pipeline.questions.wordings import cues, place_named, plain, points_back, wording_kind, wording_kinds, wording_plan
 
 # Kinds in which "it" is the weather, the video or nobody: "Is it raining?" names no thing and refers to none.
 OF_NOTHING = ("weather", "bw", "length", "sound", "describe", "list", "talk", "about_you", "command", "foreign")
@@ -36,6 +36,7 @@ class Asked:
     refers: bool  # names nothing itself, so it may be about what the last question was about ("And then?")
     each: tuple[tuple[str, Things], ...] = ()  # the things one by one, in the question's words
     unnamed: tuple[str, ...] = ()  # words that ask for more than these things
+    place: str = ""  # of wordings.PLACES, where one is named
     english: bool = True
     readable: bool = True  # whether there is a word in it that people use
     kinds: Kinds = ()  # what its wording or the router (router.py) takes it for, the likeliest first
@@ -87,6 +88,7 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
         cues=heard,
         length="length" in wording_kinds(rest) or (likely == "length" and not any(things)),
         refers=back and not any(things) and not (kinds and kinds[0][0] in OF_NOTHING),
+        place=place_named(rest),
         english=english,
         readable=any(c.isalnum() for c in text) and (router is None or not english or router.reads(text)),
         each=tuple(each_thing(rest)),

@@ -6,7 +6,7 @@ import re
 
 from pipeline.clock import mmss
 from pipeline.questions.asked import Asked
-from pipeline.questions.facts import PEOPLE, Known, joined
+from pipeline.questions.facts import OUTSIDE, PEOPLE, Known, joined
 from pipeline.questions.notes import Verdict
 
 
@@ -24,6 +24,20 @@ THERE = _words(
 CLOTHES = _words("shirt dress jacket coat vest clothes sweater top wearing wear worn on")
 ELSEWHERE_WORN = _words("hat head helmet glasses shoes feet hair trousers pants legs hands neck")
 HUES = _words("color colors colour colours coloured colored shade hue kind sort main exactly")
+# Places as a question names them (wordings.PLACES), with the words of the places' head that make them true.
+TRUE_BY: dict[str, tuple[str, ...]] = {
+    "at the beach": ("beach",),
+    "in the water": ("swimming",),
+    "at the water": ("water", "beach", "pool"),
+    "at a pool": ("pool",),
+    "in snow": ("snow",),
+    "on a street": ("street",),
+    "on grass": ("grass",),
+    "in the mountains": ("mountain",),
+    "outdoors": OUTSIDE,
+    "indoors": (),
+    "night": (),
+}
 GREYS = _words("black white monochrome grey gray colour color coloured colored")
 LIGHT = _words("dark bright light night lit dim day")
 BLANK = _words("black white blank empty")
@@ -66,5 +80,17 @@ def light(asked: Asked, known: Known, verdict: Verdict) -> str:
     said = [word for word in known.looks(verdict.frames) if asks[word] & set(asked.unnamed)]
     return f"The picture is {joined(said)} at {mmss(verdict.time)}." if said and verdict.time is not None else ""
 
+
+# What is asked of how something looks, with the doubt where no sense says it.
+LOOKS = {
+    "colour": "I am not sure of its colour.",
+    "bw": "I cannot tell whether it is in colour, dark or bright.",
+    "wearing": "I cannot tell the clothing.",
+    "size_shape": "I cannot tell size, shape or material.",
+    "weather": "I cannot tell the weather or the time of day.",
+    "where": "I cannot tell what place this is.",
+    "doing": "I am not sure what is being done.",
+    "holding": "I am not sure what is held.",
+}
 
 LOOKED = {"colour": colour, "wearing": wearing, "doing": doing, "bw": light, "weather": light}

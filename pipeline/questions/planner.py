@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.questions.asked import Asked
-from pipeline.questions.facts import surely
+from pipeline.questions.facts import TOLD, runs, surely
 from pipeline.questions.index import Index, spread
 from pipeline.questions.locator import PLANS, Located, Locator
 from pipeline.questions.notes import SEEN, Verdict
@@ -242,7 +242,8 @@ class Planner:
         while len(pieces) < LISTED and len(longest := max(pieces, key=len)) > LONG_TAKE:
             at, half = pieces.index(longest), longest.start + len(longest) // 2
             pieces[at : at + 1] = [range(longest.start, half), range(half, longest.stop)]
-        return self._listed([spread(pieces[i], READ) for i in telling(pieces, index, LISTED)], index)
+        moments = [spread(pieces[i], READ) for i in telling(pieces, index, LISTED)]
+        return self._listed(completed(moments, index), index)
 
     def _list_of(self, shown: np.ndarray, index: Index) -> Verdict:
         best = np.maximum.reduceat(shown, index.starts)
@@ -272,6 +273,42 @@ def telling(pieces: Sequence[range], index: Index, at_most: int) -> list[int]:
         left = [i for i in rest if i not in chosen]
         chosen += [left[i] for i in spread(range(len(left)), at_most - len(chosen))] if left else []
     return sorted(chosen)
+
+
+def completed(moments: Sequence[tuple[int, ...]], index: Index) -> list[tuple[int, ...]]:
+    """The moments of a summary, and one for every thing that the detector surely sees somewhere else alone.
+
+    It takes the place of a moment whose words others say as well, where there is one.
+    """
+    chosen = {moment: set(surely(index, moment)) for moment in moments}
+    for run in sure_stays(index):
+        new = spread(run, READ)
+        adds = set(surely(index, new))
+        if len(chosen) >= 2 * LISTED or adds <= set[str]().union(*chosen.values()):
+            continue
+        chosen = {moment: words for moment, words in chosen.items() if moment[0] != new[0] or not words <= adds}
+        if any(moment[0] == new[0] for moment in chosen):
+            new = new[1:]
+        if len(chosen) >= LISTED and (spare := said_elsewhere(chosen, adds)):
+            del chosen[spare]
+        chosen[new] = adds
+    return sorted(chosen)
+
+
+def said_elsewhere(chosen: dict[tuple[int, ...], set[str]], adds: set[str]) -> tuple[int, ...] | None:
+    """The last moment whose words the others say, or those that are added."""
+    for moment in reversed(sorted(chosen)):
+        others = adds.union(*(words for other, words in chosen.items() if other != moment))
+        if chosen[moment] <= others:
+            return moment
+    return None
+
+
+def sure_stays(index: Index) -> list[range]:
+    """The longest stretch in which each of the detector's kinds is surely seen, two frames or more, longest first."""
+    sure = index.features.det_ids[index.features.det_scores >= TOLD].unique().tolist()
+    stays = [max(found, key=len) for kind in sure if (found := runs(index, Things((kind,), ()), TOLD))]
+    return sorted((run for run in stays if len(run) > 1), key=len, reverse=True)
 
 
 def stretch_plan(plan: str, asked: Asked) -> str:

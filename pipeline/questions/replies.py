@@ -34,7 +34,8 @@ def reply(asked: Asked, continues: bool, end: float) -> str:
     if asked.when.shift is not None and not continues:
         return "I am not sure from which second to count; please name one."
     open_ended = asked.refers or asked.kind in ("talk", "about_you", "command", "correct", "followup")
-    if continues or asked.each or asked.names_time or not open_ended:
+    named_so = asked.each or asked.names_time or "negated" in asked.cues  # "when nobody is there"
+    if continues or named_so or not open_ended:
         return ""
     return PLAIN.get(asked.kind or "", "")
 

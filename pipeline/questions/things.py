@@ -69,6 +69,12 @@ _NAMES = {  # everyday words for classes of another name
 _NOT_THINGS = {"screen", "stage", "web site", "mask", "ring"}  # words of questions more often than things
 
 
+ANIMALS = range(14, 23)  # of COCO's categories: bird to zebra; ImageNet has no giraffe
+ANIMAL_CLASSES = 398  # the first of ImageNet's
+# ImageNet's kinds, where no word is shared.
+KIN = {"horse": (339,), "sheep": (348, 349), "cow": (345, 346, 347), "elephant": (101, 385, 386)}
+
+
 class Things(NamedTuple):
     """What a question names: COCO classes and ImageNet classes."""
 
@@ -88,9 +94,27 @@ class Things(NamedTuple):
         if not self.coco and not self.classes:
             return None
         found = torch.isin(features.det_ids, torch.tensor(self.coco, dtype=torch.long))
-        seen = (features.det_scores * found).amax(1)
+        seen = (vetted(features) * found).amax(1)
         named = torch.isin(features.classes, torch.tensor(self.classes, dtype=torch.long))
         return torch.maximum(seen, (features.class_probs * named).sum(1)).double().numpy()
+
+
+def vetted(features: FrameFeatures) -> torch.Tensor:
+    """(F, 8) scores of the detections, those of animals no more than what the classifier leaves for them: the detector
+    takes dogs for cows, birds and cats, the classifier knows a hundred kinds of them."""
+    scores, animal = features.det_scores, (features.class_probs * (features.classes < ANIMAL_CLASSES)).sum(1)
+    for kind in ANIMALS:
+        own = (features.class_probs * torch.isin(features.classes, torch.tensor(kinds_of_animal(kind)))).sum(1)
+        left = 1 - (animal - own).clamp(min=0)
+        scores = torch.where(features.det_ids == kind, torch.minimum(scores, left[:, None]), scores)
+    return scores
+
+
+@cache
+def kinds_of_animal(coco: int) -> tuple[int, ...]:
+    """ImageNet's classes of one of COCO's animals."""
+    word = labels()["coco"][coco]
+    return (*KIN.get(word, ()), *_lexicon()[word][1])
 
 
 @cache

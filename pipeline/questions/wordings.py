@@ -56,6 +56,28 @@ def plain(text: str) -> str:
     return re.sub(r"\b(what|who|when|where)['’]?s\b", r"\1 is", text.lower().strip())
 
 
+# Places that a question may name, as they are said.
+PLACES = {
+    "in the water": r"\bin(to)? (the |a )?(water|sea|ocean|lake|river|pond|waves)\b",
+    "at the water": r"\b(by|near|at|beside|on) (the |a )?(water|sea|ocean|lake|river|pond)\b",
+    "at the beach": r"\b(at|on|by|near) (the |a )?(beach|seaside|shore|coast)\b",
+    "at a pool": r"\b(at|in|by|near) (the |a )?(swimming )?pool\b",
+    "in snow": r"\bin (the )?snow\b",
+    "on a street": r"\b(on|in) (the|a) (street|road)\b",
+    "on grass": r"\b(on|in) (the |a )?(grass|lawn|meadow)\b",
+    "in the mountains": r"\bin (the )?(mountains|hills)\b",
+    "outdoors": r"\b(outdoors?|outside)\b(?! (the|an?)\b)",
+    "indoors": r"\b(indoors?|inside)\b(?! (the|an?)\b)",
+    "night": r"\bat night\b|\b(is|was) it (already )?(night|night ?time)\b",
+}
+
+
+def place_named(text: str) -> str:
+    """The place of PLACES that a question names; "" where it names none, or two to choose from."""
+    found = [place for place, pattern in PLACES.items() if re.search(pattern, plain(text))]
+    return found[0] if len(found) == 1 else ""
+
+
 _REFERRING = {"it", "that", "they", "them", "he", "she", "there", "next", "then"}
 CUES = {
     "so far": r"\b(by now|so far|yet|(up to|until) now|ever|at any (point|time)|at some point)\b",
@@ -101,7 +123,15 @@ def cues(text: str) -> frozenset[str]:
 _THERE_IS = re.compile(r"\b(is|are|was|were) there\b(?=\s+(?!in\b|on\b|at\b|now\b|then\b|so\b|right\b|yet\b|all\b)\w)")
 
 
+# Names its moment by something else: "What do they show once the stream is gone?"
+_OWN_MOMENT = re.compile(
+    r"\b(after|before|once|when|while|until) (the|an?) (?!(one|thing|scene|shot)\b)\w+", re.IGNORECASE
+)
+
+
 def points_back(text: str) -> bool:
     """Whether a question that names nothing itself may be about what the last one was about."""
+    if _OWN_MOMENT.search(text):
+        return False
     words_of = re.findall(r"[a-z']+", _THERE_IS.sub("is", text.lower()))
     return len(words_of) < 3 or any(word in _REFERRING for word in words_of)

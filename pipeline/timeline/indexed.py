@@ -12,15 +12,11 @@ import torch
 from pipeline.memory.log import Log
 from pipeline.questions.facts import Known, described
 from pipeline.questions.index import Index, read_index
-from pipeline.questions.things import Things
+from pipeline.questions.things import ANIMALS, Things, kinds_of_animal, vetted
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
 from pipeline.timeline.rules import Read
 from pipeline.towers.frame_tower import FrameFeatures
-
-ANIMALS = frozenset(range(14, 24))  # of COCO's categories: bird to giraffe
-ANIMAL_CLASSES = 398  # the first of ImageNet's
-KIN = {17: (339,), 18: (348, 349), 19: (345, 346, 347)}  # ImageNet's kinds of COCO's horse, sheep and cow
 
 
 def rows_between(log: Log, start: float, end: float) -> Index:
@@ -56,16 +52,13 @@ class IndexSpotter:
 def seen_surely(things: Things, number: int, features: FrameFeatures) -> np.ndarray:
     """(F,) 0 to 1: how surely a thing is seen so often in each frame.
 
-    The detector knows the thing, or the classifier names it. An animal is no more likely than what the classifier
-    leaves for it: the detector takes dogs for cows, birds and cats, the classifier knows a hundred kinds of them.
+    The detector knows the thing, of animals as far as the classifier lets it, or the classifier names it.
     """
     hits = torch.isin(features.det_ids, torch.tensor(things.coco, dtype=torch.long))
-    seen = (features.det_scores * hits).sort(1, descending=True).values[:, number - 1]
-    own = torch.tensor(sorted({*things.classes, *itertools.chain(*(KIN.get(id, ()) for id in things.coco))}))
+    seen = (vetted(features) * hits).sort(1, descending=True).values[:, number - 1]
+    if number > 1:
+        return seen.double().numpy()
+    kin = itertools.chain(*(kinds_of_animal(id) for id in things.coco if id in ANIMALS))
+    own = torch.tensor(sorted({*things.classes, *kin}), dtype=torch.long)
     named = (features.class_probs * torch.isin(features.classes, own)).sum(1)
-    if number == 1:
-        seen = torch.maximum(seen, named)
-    if things.coco and set(things.coco) <= ANIMALS:
-        animal = features.class_probs * (features.classes < ANIMAL_CLASSES)
-        seen = torch.minimum(seen, 1 - (animal.sum(1) - named).clamp(min=0))
-    return seen.double().numpy()
+    return torch.maximum(seen, named).double().numpy()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.questions.asked import parse
+from pipeline.questions.facts import surely
 from pipeline.questions.index import Index
 from pipeline.questions.locator import PLANS
 from pipeline.questions.notes import SEEN
@@ -337,3 +338,14 @@ def test_what_has_come_so_far_is_not_about_now():
     idx = shots((5.0, 4), (-9.0, 4))  # there first, gone now
     assert not plan("yesno_now", idx, "Is there a tree now?").found
     assert plan("yesno_now", idx, "Has a tree come by now?").found
+
+
+def test_a_summary_leaves_out_nothing_that_is_surely_seen():
+    """A cat between the four pictures of a long scene that were looked at was left out."""
+    for cat in (range(7, 10), range(33, 36), range(50, 58)):
+        seen = {f: [("dog", 0.9, "left")] for f in range(60)} | {f: [("cat", 0.8, "left")] for f in cat}
+        idx = index([0.0] * 60, (0, 40), features(60, seen))
+        verdict = plan("list", idx, "Describe")
+        assert any("a cat" in surely(idx, moment) for moment in verdict.listed), cat
+        times = [idx.times[moment[0]] for moment in verdict.listed]
+        assert times == sorted(set(times)) and len(times) <= 12

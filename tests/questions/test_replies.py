@@ -132,7 +132,7 @@ def test_a_follow_up_of_nothing_says_so():
     [
         ("Is there a dog and a cat?", "not in one picture"),
         ("Is there a dog and a cat at the same time?", "not in one picture"),
-        ("Is there a dog and a bus?", "No, I have not seen a bus, only a dog."),
+        ("Is there a dog and a bus?", "I have not seen a bus, only a dog."),
         ("Is it a dog or a bus?", "A dog."),
         ("When is there no dog?", "I am not sure"),
         ("There is no bus, right?", "not seen a bus"),
