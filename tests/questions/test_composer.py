@@ -470,4 +470,4 @@ def test_when_tells_the_end_of_a_stay_in_which_scenes_change():
 
 def test_a_summary_of_what_nothing_is_known_says_what_the_pixels_tell():
     dark = sensed(12, {}, light=(0.1, 20.0))._replace(features=features(12))
-    assert summary(dark, [(0.0, (0, 1))], SPEAKING) == ["0:00 I am not sure what this is; the picture is dark."]
+    assert listing(dark, [(0.0, (0, 1))], SPEAKING) == ["0:00 I am not sure what this is; the picture is dark."]
