@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.clock import parse_mmss as parse_mmss
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
+    from pipeline.keeping.archive import archived as archived
     from pipeline.keeping.found import Resumed as Resumed
     from pipeline.keeping.keeper import Keeper as Keeper
     from pipeline.keeping.kept import KeptStream as KeptStream
@@ -83,6 +84,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
+    "archived": "keeping.archive",
     "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",
     "clip": "timeline.clip",

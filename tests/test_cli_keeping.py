@@ -124,7 +124,7 @@ def test_a_fork_goes_on_from_a_second_and_the_original_stays(tmp_path, capsys) -
     assert {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()} == was
     assert resume(tmp_path / "fork", "--json") == 0
     assert document(capsys)["frames"] == whole["frames"]
-    assert main(["resume", str(tmp_path / "fork")]) == 0
+    assert main(["resume", str(tmp_path / "fork"), ""]) == 0
     assert capsys.readouterr().out == f"Seen until 0:0{int(whole['seen_until'])}: {whole['frames']} pictures.\n"
     assert resume(tmp_path / "stream", "--fork", tmp_path / "fork") == 2
     assert "already" in capsys.readouterr().err

@@ -245,6 +245,13 @@ class LiveSession:
             if watch := self.watch:
                 keep.noticed(watch.noticing.events, watch.noticing.rules)
 
+    def take_along(self) -> Iterator[bytes]:
+        """An archive of what is kept, piece by piece. Raises UserError, where nothing is kept too."""
+        if self.shelf is None or not self.shelf.has(self.name):
+            raise UserError("Nothing is kept of this stream, so nothing was taken along; switch keeping on first.")
+        self.keep_words()
+        return self.shelf.taken(self.name, self.switch.keep)
+
     # Going on
 
     def go_on(self, back: Back) -> None:

@@ -10,20 +10,24 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
 from app.live.view import KeptView
-from pipeline import KeptStream, UserError
+from pipeline import KeptStream, UserError, archived
 
 CEILING = 20_000_000_000  # bytes of all kept streams together, unless told otherwise
 SHARE = 0.9  # of the disk that may be used
 LARGEST = 1_000_000_000  # bytes a stream may grow to beside its video
 DAYS = 7.0  # a stream is kept for so long after something was last written
 NAME = re.compile(r"[0-9a-f]{32}")
+TAKEN = ".taken-"  # what is being taken along
 MARK = "fork-of-"  # a file so called, and of what, lies in the folder of a fork
 
 
@@ -49,6 +53,8 @@ class Shelf:
             probe = folder / ".written"
             probe.write_bytes(b"")
             probe.unlink()
+            for half in folder.glob(TAKEN + "*"):
+                shutil.rmtree(half, ignore_errors=True)
         except OSError as error:
             raise UserError(
                 f"The folder for kept streams cannot be written ({error.strerror}), so nothing was started; name "
@@ -87,6 +93,21 @@ class Shelf:
             if isinstance(error, OSError):
                 raise UserError("The disk cannot be written, so the fork is not kept.") from None
             raise
+
+    def taken(self, name: str, keep: Writer | None) -> Iterator[bytes]:
+        """An archive of what is kept under a name, piece by piece; keep: who writes it. Raises UserError at first."""
+        there = self.folder / f"{TAKEN}{secrets.token_hex(8)}"  # links, which cost nothing
+        try:
+            if keep:
+                keep.fork(there)
+            else:
+                with closing(KeptStream.open(self.folder / name)) as kept:
+                    kept.fork(there)
+            yield from archived(there)
+        except OSError:
+            raise UserError("The disk cannot be read, so nothing was taken along; try again in a moment.") from None
+        finally:
+            shutil.rmtree(there, ignore_errors=True)
 
     def open(self, name: str) -> KeptStream:
         """A kept one, to go on with. Raises UserError."""

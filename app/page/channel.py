@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -45,7 +47,7 @@ class Channel:
         self._cutters: CapacityLimiter | None = None
 
     def routes(self) -> list[Route]:
-        handlers = (self.changes, self.picture, self.streams, self.clip, self.close)
+        handlers = (self.changes, self.picture, self.streams, self.clip, self.take, self.close)
         return [Route(f"/live/{handler.__name__}", handler, methods=["POST"]) for handler in handlers]
 
     async def changes(self, request: Request) -> Response:
@@ -118,6 +120,20 @@ class Channel:
             return PlainTextResponse(str(error), 400)
         finally:
             self._cutting.discard(key)
+
+    async def take(self, request: Request) -> Response:
+        """What is kept of a stream, as one file. A form sends the key, so that a browser can write it as it comes."""
+        key = parse_qs((await body(request, 1_000)).decode(errors="replace")).get("key", [""])[0]
+        session = self.sessions.get(key)
+        if session is None:
+            return PlainTextResponse("This stream is over, so nothing was taken along; open it again.", 404)
+        try:
+            pieces = session.take_along()
+            first = await run_in_threadpool(next, pieces)
+        except UserError as error:
+            return PlainTextResponse(str(error), 400)
+        named = {"content-disposition": 'attachment; filename="stream.tar"', "cache-control": "no-store"}
+        return StreamingResponse(itertools.chain([first], pieces), media_type="application/x-tar", headers=named)
 
     async def close(self, request: Request) -> Response:
         """Ends a stream and deletes its file, and what is kept of it."""

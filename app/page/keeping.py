@@ -20,6 +20,15 @@ PRIVACY = (
     "watched. They are not encrypted: whoever runs the server can read them, and whoever has this page's key; Delete "
     "removes them at once, and starting another video replaces them."
 )
+# A form, because a browser then writes what comes to its disk; a key in an address would end up in logs.
+TAKE = """(key) => {
+    const form = document.createElement("form");
+    Object.assign(form, { method: "post", action: "live/take", target: "_blank" });
+    form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "key", value: key }));
+    document.body.append(form);
+    form.submit();
+    form.remove();
+}"""
 
 
 def add(ui: SimpleNamespace) -> None:
@@ -28,20 +37,21 @@ def add(ui: SimpleNamespace) -> None:
         ui.keep = gr.Checkbox(label="Keep this stream", container=False, elem_id="keep", scale=0, min_width=150)
         ui.kept = gr.HTML(told(NOTHING), elem_id="kept")
         ui.delete = gr.Button("Delete", size="sm", elem_id="delete", scale=0, min_width=80, visible=False)
+        ui.take = gr.Button("Take along", size="sm", elem_id="take", scale=0, min_width=100, visible=False)
         ui.kept_clock = gr.Timer(2.0)
     gr.HTML(f"<p>{PRIVACY}</p>", elem_id="privacy")
 
 
 def wire(ui: SimpleNamespace, sessions: Sessions, page: gr.Blocks, at_once: dict[str, Any]) -> None:
     """What the switch, Delete and the clock do."""
-    shown = [ui.keep, ui.kept, ui.delete]
+    shown = [ui.keep, ui.kept, ui.delete, ui.take]
 
     def switch(on: bool, key: str | None, request: gr.Request) -> tuple:
         try:
             key, session = sessions.ensure(key, request.session_hash)
             session.keep(bool(on))
         except UserError as error:
-            return key, False, said(str(error)), gr.skip()
+            return key, False, said(str(error)), gr.skip(), gr.skip()
         return key, *standing(session.view())
 
     def delete(key: str | None) -> tuple:
@@ -55,13 +65,15 @@ def wire(ui: SimpleNamespace, sessions: Sessions, page: gr.Blocks, at_once: dict
 
     ui.keep.input(switch, [ui.keep, ui.key], [ui.key, *shown], **at_once)
     ui.delete.click(delete, ui.key, shown, **at_once)
+    ui.take.click(None, ui.key, None, js=TAKE)
     ui.kept_clock.tick(look, ui.key, shown, **at_once)
     page.load(look, ui.key, shown, **at_once)
 
 
 def standing(view: View) -> tuple:
-    """(switch, what is kept in words, Delete)."""
-    return view.keeping, told(view), gr.update(visible=view.kept is not None and view.kept.nbytes > 0)
+    """(switch, what is kept in words, Delete, Take along)."""
+    there = gr.update(visible=view.kept is not None and view.kept.nbytes > 0)
+    return view.keeping, told(view), there, there
 
 
 def told(view: View) -> str:

@@ -1,4 +1,4 @@
-"""`python -m pipeline resume FOLDER [QUESTION]`: goes on with a kept stream, watches its video to the end, answers.
+"""`python -m pipeline resume FOLDER QUESTION`: goes on with a kept stream, watches its video to the end, answers.
 
 What is in the folder is checked before any of it is believed (pipeline/keeping). The state comes back bit for bit; with
 --at it is that of an earlier second, watched on from the nearest point before it, and the folder stays as it is. With
@@ -32,6 +32,7 @@ from pipeline.commands.ask import (
     watch_file,
 )
 from pipeline.engine import Engine, checked
+from pipeline.keeping.archive import unpacked
 from pipeline.keeping.found import Resumed
 from pipeline.keeping.keeper import Keeper
 from pipeline.keeping.kept import KeptStream
@@ -41,8 +42,8 @@ from pipeline.stream import JSON, Question, Sampling, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="a folder that was given to --keep, or taken along from the page")
-    parser.add_argument("question", nargs="?", help="what to ask, in quotes; without one the stream is watched on")
+    parser.add_argument("folder", help="a folder that was given to --keep, or an archive taken along from the page")
+    parser.add_argument("question", help="what to ask, in quotes; '': nothing, the stream is only watched on")
     parser.add_argument("--model", help="the model that watched, where it is none of those that come with the code")
     parser.add_argument("--at", metavar="MM:SS", help="as it was there: answer from what was seen until then")
     parser.add_argument("--fork", metavar="FOLDER", help="keep what comes there, as a stream of its own from then on")
@@ -56,12 +57,16 @@ def run(args: argparse.Namespace) -> int:
     """As `ask`; what was lost or could not be kept is told on stderr."""
     at = math.inf if args.at is None else parse_mmss(args.at)
     sampling = Sampling(max_tokens=args.max_tokens)
-    question = checked(Question(args.question), sampling) if args.question is not None else None
+    question = checked(Question(args.question), sampling) if args.question else None
     if args.then:
         if not args.fork:
             raise UserError("Another file is watched on in a fork alone, so nothing was; name its folder with --fork.")
         check_file(args.then, 1.0)
-    with closing(KeptStream.open(Path(args.folder))) as kept:
+    folder = Path(args.folder)
+    if folder.is_file():
+        folder = unpacked(folder)
+        print(f"Opened in {folder}.", file=sys.stderr)
+    with closing(KeptStream.open(folder)) as kept:
         kept.check_video()
         engine = Engine(pipeline.load(_model(kept, args), **_options(kept, args).given()))
         viewer = _watched_on(kept, engine, args, at)

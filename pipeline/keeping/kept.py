@@ -15,6 +15,8 @@ What is in them, by kind and number:
     others      what a page keeps with it: pictures, turns, and so on. `time`: the second of the stream that one belongs
                 to; going back to before it leaves it out
 
+archive.py makes one file of it to take along.
+
 One chunk is one transaction, so whatever ends the process, at most the chunk in work is lost.
 """
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pipeline
 from app.live import watching
 from app.live.session import LiveSession
 from app.live.shelf import name_of
 from app.live.view import WEBCAM, Phase
 from pipeline import UserError, VideoChunk, decode_jpeg
+from pipeline.__main__ import main
 from tests.keeping.streams import digest, slow
 from tests.live.test_keeping import CLIP, newest, quick, served, until, upload
 
@@ -200,3 +202,22 @@ def test_a_stream_deleted_from_the_list_is_deleted_from_the_disk(served, upload,
     table.shut()
     served(slow(0)).delete(keys[1])
     assert list((tmp_path / "shelf").iterdir()) == []
+
+
+def test_a_stream_is_taken_along_and_goes_on_elsewhere(served, upload, tmp_path, monkeypatch, capsys) -> None:
+    """While it is kept, and by an operator; nothing stays behind on the shelf."""
+    _, session = served(slow(0.05)).ensure(None)
+    with pytest.raises(UserError, match="Nothing is kept"):
+        session.take_along()
+    session.keep(True)
+    session.open_file(upload)
+    until(lambda: session.view().frames >= 8 and session.switch.keep.keeper.written)
+    (tmp_path / "stream.tar").write_bytes(b"".join(session.take_along()))
+    assert [path.name for path in (tmp_path / "shelf").iterdir()] == [session.name]
+    until(lambda: session.view().phase is Phase.ENDED)
+    monkeypatch.setattr(pipeline, "load", lambda name, **options: slow(0).model)
+    assert main(["resume", str(tmp_path / "stream.tar"), "--model", "tiny", "--fork", str(tmp_path / "fork"), ""]) == 0
+    assert "pictures" in capsys.readouterr().out
+    session.keep(False)
+    session.join(30)
+    assert len(b"".join(session.take_along())) > CLIP.stat().st_size

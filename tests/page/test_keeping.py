@@ -123,6 +123,12 @@ def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(s
     upload(other, CLIP)
     state(other, "Ended")
     assert frames(other) == seen and ask(other, QUESTION) == answer
+    taken = page.evaluate(
+        """async () => { const key = sessionStorage.getItem("vamba-live");
+        const answer = await fetch("live/take", { method: "POST", body: new URLSearchParams({ key }) });
+        return [answer.headers.get("content-disposition"), (await answer.text()).slice(0, 13)]; }"""
+    )
+    assert taken == ['attachment; filename="stream.tar"', "contents.json"] and page.is_visible("#take")
     page.click("#delete")
     page.wait_for_selector("#delete", state="hidden")
     assert not page.is_checked("#keep input") and list((server.folder / "shelf").iterdir()) == []
