@@ -10,9 +10,10 @@ from typing import NamedTuple
 from pipeline.engine import Engine
 from pipeline.stream import Event, Question, Rule, Sampling, Spotter, StreamState
 
-SURE = 0.55  # score from which a picture shows the thing: see pipeline/training/alerts.py for what comes of it
+SURE = 0.6  # score from which a picture shows the thing: see pipeline/training/alerts.py for what comes of it
 CLEAR = 0.3  # score below which it does not
 NEWEST, SHOWING = 3, 2  # of the newest pictures, how many must show it
+LASTING, LASTS = 5, 0.44  # or so many one after the other, none clear of it, with this mean
 ABSENT = 3  # pictures one after the other that must be clear of it
 COOL_DOWN = 10.0  # seconds
 ASKED_EVERY = 2.0  # seconds of the video between two questions, where a model must be asked
@@ -35,7 +36,7 @@ class Armed:
     def __init__(self, rule: Rule, spotter: Spotter, until: float = -math.inf) -> None:
         self.rule, self.spotter, self.until = rule, spotter, until
         self._quiet_until = -math.inf
-        self._newest: deque[Glimpse] = deque(maxlen=max(NEWEST, ABSENT))
+        self._newest: deque[Glimpse] = deque(maxlen=max(NEWEST, ABSENT, LASTING))
         self._armed = not spotter.gone  # what goes must have been there
 
     def judge(self, state: StreamState) -> Iterator[Event]:
@@ -46,9 +47,8 @@ class Armed:
             yield from self._judged(time)
 
     def _judged(self, time: float) -> Iterator[Event]:
-        shown = [one for one in list(self._newest)[-NEWEST:] if one.score >= SURE]
-        clear = [one for one in list(self._newest)[-ABSENT:] if one.score < CLEAR]
-        present, absent = len(shown) >= SHOWING, len(clear) == ABSENT
+        shown, clear = self._shown(), [one for one in list(self._newest)[-ABSENT:] if one.score < CLEAR]
+        present, absent = bool(shown), len(clear) == ABSENT
         comes, rests = (absent, clear) if self.spotter.gone else (present, shown)
         if comes and self._armed and time >= self._quiet_until:
             self._armed, self._quiet_until = False, time + self.rule.cool_down
@@ -57,6 +57,16 @@ class Armed:
             yield Event(rests[0].time, "alert", self.rule.says, 1 - weight if self.spotter.gone else weight, time)
         elif present if self.spotter.gone else absent:
             self._armed = True
+
+    def _shown(self) -> list[Glimpse]:
+        """The pictures that show the thing: enough of the newest surely, or a run of them that is likely as a whole."""
+        newest = list(self._newest)
+        surely = [one for one in newest[-NEWEST:] if one.score >= SURE]
+        if len(surely) >= SHOWING:
+            return surely
+        run = newest[-LASTING:]
+        likely = len(run) == LASTING and min(one.score for one in run) >= CLEAR
+        return run if likely and sum(one.score for one in run) >= LASTS * LASTING else []
 
 
 class AskedSpotter:

@@ -12,9 +12,10 @@ import torch
 from pipeline.memory.log import Log
 from pipeline.questions.facts import Known, described
 from pipeline.questions.index import Index, read_index
-from pipeline.questions.things import ANIMALS, Things, kinds_of_animal, vetted
+from pipeline.questions.things import ANIMALS, Things, kinds_of_animal, named_things, vetted
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
+from pipeline.timeline.alerts import CLEAR, LASTS, SURE
 from pipeline.timeline.rules import Read
 from pipeline.towers.frame_tower import FrameFeatures
 
@@ -32,6 +33,10 @@ def shown(log: Log, senses: Senses, start: float, end: float) -> str:
     return words and f"{words[0].upper()}{words[1:]}."
 
 
+# Kinds of which false alarms were measured (pipeline/training/alerts.py).
+MEASURED = set(named_things("person dog cat car bus bicycle horse bird boat train cow motorcycle").coco)
+
+
 class IndexSpotter:
     """Looks for what a rule tells of in the index that `log_of` gives of a state."""
 
@@ -46,7 +51,15 @@ class IndexSpotter:
 
     def _score(self, things: Things, index: Index) -> np.ndarray:
         """(F,) how surely the towers see the thing, as often as is wanted."""
-        return seen_surely(things, self.rule.number, index.features)
+        scores = seen_surely(things, self.rule.number, index.features)
+        return scores if set(things.coco) <= MEASURED else no_more_than_doubts(scores)
+
+
+def no_more_than_doubts(scores: np.ndarray) -> np.ndarray:
+    """The scores of a kind of which it was never measured how often it is wrong for long: those between CLEAR and SURE
+    are pressed together below LASTS, since a table may be half a chair in every picture."""
+    doubts = (scores >= CLEAR) & (scores < SURE)
+    return np.where(doubts, CLEAR + (scores - CLEAR) / (SURE - CLEAR) * (LASTS - 0.01 - CLEAR), scores)
 
 
 def seen_surely(things: Things, number: int, features: FrameFeatures) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine import Engine
 from pipeline.stream import Rule, StreamState, Token, UserError, VideoChunk
-from pipeline.timeline.alerts import ABSENT, CLEAR, SURE, Armed
+from pipeline.timeline.alerts import ABSENT, CLEAR, LASTING, LASTS, SURE, Armed
 from pipeline.timeline.rules import read_rule
 from pipeline.timeline.timeline import RULES, Timeline
 from tests.timeline.made import Colours, scenes
@@ -53,12 +53,22 @@ def test_alerts_are_never_closer_than_the_cool_down_and_rest_on_what_was_seen(sc
     assert all(b - a >= max(cool_down, 1) for a, b in itertools.pairwise(sent))
     for time, until in found:
         near = scores[int(time) : int(until) + 1]
-        assert (max(near) < CLEAR and len(near) == ABSENT) if gone else sum(score >= SURE for score in near) >= 2
+        lasts = min(near) >= CLEAR and len(near) == LASTING and sum(near) >= LASTS * LASTING
+        shown = lasts or sum(score >= SURE for score in near) >= 2
+        assert (max(near) < CLEAR and len(near) == ABSENT) if gone else shown
 
 
 def test_two_of_three_pictures_are_needed_and_one_alone_is_none():
     assert told([0.9, 0, 0, 0, 0, 0.9, 0, 0.9]) == [(5, 7)]
     assert told([0.9, 0, 0, 0.9, 0, 0, 0.9]) == []
+
+
+def test_what_is_never_sure_is_told_when_it_lasts():
+    """A person far away is at .5 in every picture."""
+    assert told([0.0] * 3 + [0.5] * 9) == [(3, 2 + LASTING)]
+    assert told([0.5] * (LASTING - 1) + [0.0] * 9) == []
+    assert told([0.5, 0.5, 0.2, 0.5, 0.5] * 4) == [], "it flickers"
+    assert told([0.4] * 20) == [], "it is likelier not there"
 
 
 def test_what_stays_is_told_once_and_again_when_it_was_away():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.questions.things import named_things
-from pipeline.timeline.indexed import seen_surely
+from pipeline.timeline.alerts import CLEAR, LASTS
+from pipeline.timeline.indexed import no_more_than_doubts, seen_surely
 from pipeline.towers.frame_tower import FrameFeatures, labels
 
 COCO = {word: number for number, word in enumerate(labels()["coco"])}
@@ -42,3 +44,11 @@ def frame(detected: list[tuple[str, float]], named: tuple[int, float] = (VASE, 0
 )
 def test_how_surely_a_thing_is_seen(word, number, features, score):
     assert seen_surely(named_things(word), number, features)[0] == pytest.approx(score, abs=1e-6)
+
+
+def test_of_what_was_never_measured_a_lasting_doubt_is_none():
+    """A white table was told as a chair each time somebody left it."""
+    scores = np.array([0.0, 0.29, 0.3, 0.45, 0.599, 0.6, 0.9])
+    pressed = no_more_than_doubts(scores)
+    assert (pressed[[0, 1, 5, 6]] == scores[[0, 1, 5, 6]]).all() and (np.diff(pressed) > 0).all()
+    assert pressed[2] == CLEAR and pressed[4] < LASTS
