@@ -32,6 +32,7 @@ from pipeline.towers.qwen import Patching, QwenVision, build_tower
 
 ROLES = ("answers", "live", "catching_up")
 QUESTION = Question("Hello, who are you, and what can you do?")
+WRITTEN = Question("Hello, who are you?")  # which the embedded language model answers by itself, in 14 words
 WORDS, STOPPED_AFTER = 48, 8  # of an answer; every fourth one is stopped early
 FILE = 512  # pictures of a file that is caught up with
 LIVE_S = 1.0  # seconds of wall clock between two live pictures
@@ -58,8 +59,9 @@ class Counts:
 class Crowd:
     """Visitors of one engine. pictures: of every stream, again and again. seen: what the n-th asks about, in turn."""
 
-    def __init__(self, engine: Engine, pictures: Sequence[Frame], seen: Sequence[StreamState] = ()) -> None:
-        self.engine, self.pictures, self.seen = engine, pictures, seen
+    def __init__(self, engine: Engine, pictures: Sequence[Frame], question: Question = QUESTION) -> None:
+        self.engine, self.pictures, self.question = engine, pictures, question
+        self.seen: Sequence[StreamState] = ()
         self.over = threading.Event()
 
     def watched(self, count: int) -> StreamState:
@@ -99,7 +101,7 @@ class Crowd:
             newest = time.perf_counter()
             stop = threading.Event()
             for answer in self.engine.ask(
-                QUESTION, self.seen[number % len(self.seen)], Sampling(WORDS, 0.7, 1.0, turn), stop
+                self.question, self.seen[number % len(self.seen)], Sampling(WORDS, 0.7, 1.0, turn), stop
             ):
                 now = time.perf_counter()
                 if answer.done:
@@ -159,13 +161,18 @@ def shown(counts: dict[str, Counts], seconds: float) -> dict[str, Any]:
 
 
 def measure_visitors(
-    engine: Engine, pictures: Sequence[Frame], visitors: int, seconds: float, minutes: tuple[int, int]
+    engine: Engine,
+    pictures: Sequence[Frame],
+    visitors: int,
+    seconds: float,
+    minutes: tuple[int, int],
+    question: Question = QUESTION,
 ) -> dict[str, Any]:
     """One visitor of each kind alone, `visitors` of each kind, an answer beside one and four files, and all mixed.
 
     minutes: of the one stream that all ask about, and of each where everybody asks about a stream of their own.
     """
-    crowd, found = Crowd(engine, pictures), {}
+    crowd, found = Crowd(engine, pictures, question), {}
     gc.collect()
     gc.freeze()  # as the page does: collections stopped one answer or picture of each part for 0.15 s
 
@@ -221,7 +228,7 @@ def embedded_visitors(name: str, visitors: int, seconds: float, minutes: int) ->
         model.router = None  # what is composed comes as one word; here the language model writes
     size = model.long_side, round(model.long_side * 9 / 16)
     frames = list(itertools.islice(pictures(size), 64))
-    found = measure_visitors(Engine(model), frames, visitors, seconds, (minutes, 1))
+    found = measure_visitors(Engine(model), frames, visitors, seconds, (minutes, 1), WRITTEN)
     return {"conditions": {"model": name, "backend": model.backend, **machine_conditions()}, **found}
 
 
