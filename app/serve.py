@@ -150,5 +150,5 @@ def _ready(name: str, options: ModelOptions) -> Engine:
     engine = Engine(load(name, **options.given()))
     engine.warm_up()
     gc.collect()
-    gc.freeze()  # a collection that walks all 400,000 objects of model and libraries stops everybody for 0.15 s
+    gc.freeze()  # a collection that walks all 400,000 objects of model and libraries stops everybody meanwhile
     return engine

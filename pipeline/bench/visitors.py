@@ -174,7 +174,7 @@ def measure_visitors(
     """
     crowd, found = Crowd(engine, pictures, question), {}
     gc.collect()
-    gc.freeze()  # as the page does: collections stopped one answer or picture of each part for 0.15 s
+    gc.freeze()  # as the page does
 
     def part(name: str, roles: Sequence[str], most_live: bool = False) -> None:
         if len(roles) > 1:
