@@ -3,14 +3,15 @@
 The same weights, the same fp32 and the same steps as `efficientnet.py` and `nanodet.py`, written down once more as a
 graph that OpenVINO compiles: layouts chosen, weights packed and activations fused, which torch does anew in every call.
 Every picture is a request of its own, so that what is found in it does not depend on the others; as many requests run
-side by side as torch has threads. The graphs are built here and not converted, so that OpenVINO's converter, the one
-part of it that can send usage data, never runs.
+side by side as torch has threads.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,11 +23,19 @@ from pipeline.towers.efficientnet import EfficientNetLite, same_padding
 from pipeline.towers.nanodet import LEAK, RGB_MEAN_STD, NanoDet
 
 SHAPES = 4  # compiled detectors that are kept: one for each shape of picture
+OPS = "openvino.opset15"
 Node = Any  # openvino ships no types for its graph's functions
 
 
 def installed() -> bool:
     return find_spec("openvino") is not None
+
+
+def library(part: str = "openvino") -> Any:
+    """OpenVINO, or a part of it, without the package that counts its users: being imported is enough for that one to
+    write an id into the home folder, and OpenVINO has a stand-in for where it is missing."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_module(part)
 
 
 class CompiledTower:
@@ -48,8 +57,7 @@ class CompiledTower:
 
 def _compiled(model: Node) -> Node:
     """A queue of requests. One thread a request: side by side they use the cores better than one on all of them."""
-    import openvino
-
+    openvino = library()
     threads = torch.get_num_threads()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
     return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), threads)
@@ -74,7 +82,7 @@ def _run(queue: Node, rgb: Tensor) -> list[Tensor]:
 
 def _pictures(high: int, wide: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Node, Node]:
     """The input, and the same as scaled floats (1, 3, high, wide)."""
-    from openvino import opset15 as ops
+    ops = library(OPS)
 
     given = ops.parameter([1, high, wide, 3], np.uint8)
     scaled = ops.divide(
@@ -85,7 +93,7 @@ def _pictures(high: int, wide: int, mean: Sequence[float], std: Sequence[float])
 
 def _conv(x: Node, conv: nn.Conv2d, begin: Sequence[int], end: Sequence[int]) -> Node:
     """begin: pixels of padding above and left; end: below and right."""
-    from openvino import opset15 as ops
+    ops = library(OPS)
 
     weight, stride = conv.weight.detach().float().contiguous().numpy(), list(conv.stride)
     if conv.groups > 1:  # every channel by itself
@@ -97,8 +105,7 @@ def _conv(x: Node, conv: nn.Conv2d, begin: Sequence[int], end: Sequence[int]) ->
 
 
 def _classifier_graph(net: EfficientNetLite, side: int = 224) -> Node:
-    import openvino
-    from openvino import opset15 as ops
+    openvino, ops = library(), library(OPS)
 
     def conv(x: Node, layer: Any, relu6: bool = True) -> Node:
         high, wide = same_padding(layer, x.shape[-2:])
@@ -119,8 +126,7 @@ def _classifier_graph(net: EfficientNetLite, side: int = 224) -> Node:
 
 
 def _detector_graph(net: NanoDet, high: int, wide: int) -> Node:
-    import openvino
-    from openvino import opset15 as ops
+    openvino, ops = library(), library(OPS)
 
     def conv(x: Node, layer: Any, leaky: bool = True) -> Node:
         out = _conv(x, layer, layer.padding, layer.padding)
