@@ -27,6 +27,7 @@ from app.live.conversation import number
 from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import Phase, View
+from app.page.saved import as_vtt
 from pipeline import UserError, decode_jpeg, mmss
 
 LOOK_S = 0.25  # a stream is looked at so often while a page listens
@@ -47,7 +48,7 @@ class Channel:
         self._cutters: CapacityLimiter | None = None
 
     def routes(self) -> list[Route]:
-        handlers = (self.changes, self.picture, self.streams, self.clip, self.take, self.close)
+        handlers = (self.changes, self.picture, self.streams, self.clip, self.captions, self.take, self.close)
         return [Route(f"/live/{handler.__name__}", handler, methods=["POST"]) for handler in handlers]
 
     async def changes(self, request: Request) -> Response:
@@ -134,6 +135,12 @@ class Channel:
             return PlainTextResponse(str(error), 400)
         named = {"content-disposition": 'attachment; filename="stream.tar"', "cache-control": "no-store"}
         return StreamingResponse(itertools.chain([first], pieces), media_type="application/x-tar", headers=named)
+
+    async def captions(self, request: Request) -> Response:
+        """What was seen so far as WebVTT."""
+        session = self.sessions.get(request.headers.get(KEY, ""))
+        text = as_vtt(session.view()) if session else ""
+        return PlainTextResponse(text, 200 if session else 404, media_type="text/vtt")
 
     async def close(self, request: Request) -> Response:
         """Ends a stream and deletes its file, and what is kept of it."""

@@ -9,14 +9,52 @@
     const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, String(Math.floor(seconds % 60)).padStart(2, "0")];
     return h ? `${h}:${String(m).padStart(2, "0")}:${s}` : `${m}:${s}`;
   };
+  // Zoom: the track grows wider than its window, which follows the playhead. Drawn anew it stays where it was.
+  const CLOSEST = 60; // seconds that fill the window, at the least
+  let zoom = 1, left = 0;
+  const range = () => {
+    const pane = track().parentElement;
+    const share = (x) => mmss((length() * x) / track().offsetWidth);
+    const text = zoom > 1 ? `${share(pane.scrollLeft)} to ${share(pane.scrollLeft + pane.clientWidth)}` : "";
+    const label = document.querySelector("#film .zoom small");
+    if (label && label.textContent !== text) label.textContent = text;
+    document.querySelector("#film .zoom").hidden = length() <= CLOSEST;
+  };
+  const follow = (middle = false) => {
+    const pane = track().parentElement;
+    const x = (track().offsetWidth * Math.min(player()?.currentTime ?? length(), length())) / length();
+    const out = x < pane.scrollLeft || x > pane.scrollLeft + pane.clientWidth;
+    if (middle || out) pane.scrollLeft = x - pane.clientWidth / 2;
+    left = pane.scrollLeft;
+    range();
+  };
+  const zoomTo = (wanted) => {
+    zoom = Math.min(Math.max(wanted, 1), Math.max(1, length() / CLOSEST));
+    document.querySelector("#film").style.setProperty("--zoom", zoom);
+    follow(true);
+  };
+  document.addEventListener("click", (event) => {
+    const by = event.target.closest?.("#film [data-zoom]")?.dataset.zoom;
+    if (by) zoomTo(zoom * Number(by));
+  });
+  document.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey || !event.target.closest?.("#film .track")) return;
+    event.preventDefault();
+    zoomTo(zoom * (event.deltaY < 0 ? 1.25 : 0.8));
+  }, { passive: false });
+  document.addEventListener("scroll", (event) => {
+    if (!event.target.matches?.("#film .window")) return;
+    left = event.target.scrollLeft;
+    range();
+  }, true);
+
   const lines = () => [...document.querySelectorAll("#film .events li[data-from]")];
   // The newest line that has begun and is not over; without its time, which stands before it.
-  const said = (at) => {
-    const now = lines().filter((one) => Number(one.dataset.from) <= at && at < Number(one.dataset.until ?? Infinity)).at(-1);
-    return now ? now.textContent.replace(/^[\d:]+\s*/, "") : "";
-  };
+  const saying = (at) => lines().filter((one) => Number(one.dataset.from) <= at && at < Number(one.dataset.until ?? Infinity)).at(-1);
+  const said = (at) => saying(at)?.textContent.replace(/^[\d:]+\s*/, "") ?? "";
 
   let pointed = null; // the second under the pointer, while there is one
+  let dragging = false; // the track may be drawn anew meanwhile, so the page listens and not the track
   const paint = () => {
     const bar = track();
     if (!bar) return;
@@ -29,8 +67,23 @@
     const caption = document.querySelector("#film .caption");
     const line = `${mmss(shown)} ${said(shown)}`.trim();
     if (caption && caption.textContent !== line) caption.textContent = line; // or the observer below never rests
+    mark(at);
   };
-  for (const kind of ["timeupdate", "seeking", "seeked"]) document.addEventListener(kind, paint, true);
+  // In the list the line of the moment is marked, and comes into sight unless somebody reads elsewhere in it.
+  const mark = (at) => {
+    const now = saying(at);
+    const before = document.querySelector("#film .events [aria-current]");
+    if (now === (before ?? undefined)) return;
+    before?.removeAttribute("aria-current");
+    now?.setAttribute("aria-current", "true");
+    const list = now?.parentElement;
+    if (list && !list.matches(":hover, :focus-within")) list.scrollTop = now.offsetTop - list.offsetTop - list.clientHeight / 3;
+  };
+  const moved = () => {
+    paint();
+    if (track() && zoom > 1 && !dragging && pointed === null) follow();
+  };
+  for (const kind of ["timeupdate", "seeking", "seeked"]) document.addEventListener(kind, moved, true);
 
   const seek = (at) => {
     const video = player();
@@ -42,7 +95,6 @@
     const box = track().getBoundingClientRect();
     return (length() * Math.min(Math.max(event.clientX - box.left, 0), box.width)) / box.width;
   };
-  let dragging = false; // the track may be drawn anew meanwhile, so the page listens and not the track
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest?.("#film .track")) return;
     dragging = true;
@@ -58,6 +110,7 @@
   for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => (dragging = false));
   document.addEventListener("keydown", (event) => {
     if (!event.target.matches?.("#film .track[role=slider]")) return;
+    if (["+", "-"].includes(event.key)) return zoomTo(zoom * (event.key === "+" ? 2 : 0.5));
     const [at, step] = [window.vambaPlayerTime(), STEPS[event.key]];
     const to = step ? at + step : { Home: 0, End: length() }[event.key];
     if (to === undefined) return;
@@ -71,11 +124,17 @@
   voice.setAttribute("aria-live", "polite");
   voice.id = "told";
   document.querySelector("#left").append(voice);
-  let told = null, open = false;
+  let told = null;
+  let open = matchMedia("(max-width: 760px)").matches; // on a phone the list says more than a narrow track
   document.addEventListener("toggle", (event) => event.target.matches?.("#film .events") && (open = event.target.open), true);
   new MutationObserver(() => {
     const list = document.querySelector("#film .events");
     if (list) list.open = open;
+    if (track()) {
+      if (zoom > Math.max(1, length() / CLOSEST)) zoomTo(1); // another stream, which is shorter
+      track().parentElement.scrollLeft = left;
+      range();
+    }
     const newest = lines().at(-1);
     const from = Number(newest?.dataset.from ?? -1);
     if (told !== null && from > told) voice.textContent = newest.textContent;

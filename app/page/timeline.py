@@ -12,9 +12,13 @@ from pipeline import Event, mmss
 
 SHOTS = 300  # on the track; of more, those that differ most from what came before
 LINES = 500  # of the list, the newest
-MARKS = {"alert": "Alert", "speech": "Speech", "answer": "An answer rests on this"}
+MARKS = {"chapter": "Chapter", "alert": "Alert", "speech": "Speech", "answer": "An answer rests on this"}
 CAPTION = '<p class="caption" aria-hidden="true"></p>'  # of the moment; the slider's own words say it to screen readers
 CLIP = '<button type="button" data-clip="now">Clip</button>'
+ZOOM = (
+    '<span class="zoom"><small></small><button type="button" data-zoom="0.5" aria-label="Zoom out">−</button>'
+    '<button type="button" data-zoom="2" aria-label="Zoom in">+</button></span>'
+)
 
 
 def timeline(view: View) -> str:
@@ -22,7 +26,7 @@ def timeline(view: View) -> str:
     if not view.film:
         return ""
     chips = "".join(chip(at, jpeg) for at, jpeg in view.film)
-    under = f'<div class="under">{CAPTION}{CLIP}</div>'
+    under = f'<div class="under">{CAPTION}{ZOOM}{CLIP}</div>'
     return f'<h2 class="unseen">Scenes</h2>{track(view)}{under}<div class="film">{chips}</div>{listed(view)}'
 
 
@@ -43,8 +47,17 @@ def track(view: View) -> str:
         'aria-valuenow="0" aria-valuetext="0:00"'
     )
     what = 'role="img" aria-label="Scenes so far"' if view.live else slider
-    data = f'data-length="{length:.3f}" data-begins="{view.begins:.3f}"'
-    return f'<div class="track" {data} {what}>{seen}{scenes}{marks}<b class="playhead"></b></div>'
+    inside = f'{seen}{scenes}{marks}<b class="playhead"></b>'
+    about = f'data-length="{length:.3f}" data-begins="{view.begins:.3f}" {_subtitled(view)}{what}'
+    return f'<div class="window"><div class="track" {about}>{inside}</div></div>'
+
+
+def _subtitled(view: View) -> str:
+    """Whose player shows the captions as subtitles (subtitles.js), and how far they are; nothing for a camera."""
+    if view.live:
+        return ""
+    count = sum(event.kind == "caption" for event in view.events)
+    return f'data-source="{html.escape(view.source)}" data-captions="{view.stream} {view.phase} {count}" '
 
 
 def marked(view: View) -> Iterable[tuple[str, float, str]]:
@@ -60,7 +73,7 @@ def marked(view: View) -> Iterable[tuple[str, float, str]]:
 def listed(view: View) -> str:
     """Captions and alerts with their seconds: what was seen, to read."""
     events = [event for event in view.events if event.text and event.kind != "shot"]
-    events = sorted(events, key=lambda event: event.time)[-LINES:]
+    events = sorted(events, key=lambda event: (event.time, event.kind != "chapter"))[-LINES:]
     lines = "".join(_line(event, view) for event in events)
     title = f"What was seen ({len(events):,})" if events else "What was seen"
     nothing = "<li>Nothing was surely seen so far.</li>"

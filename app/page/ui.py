@@ -27,7 +27,7 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page.js", "compare.js", "timeline.js", "alerts.js", "copy.js", "clips.js", "camera.js", "tabs.js")
+SCRIPTS = ("page", "compare", "timeline", "subtitles", "alerts", "copy", "clips", "camera", "tabs")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
@@ -286,6 +286,7 @@ def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
     restored = [ui.key, ui.source, ui.comparing, ui.chat, ui.second, ui.upload]
     loaded = gr.on([page.load, ui.open.click], do.restore, ui.key, restored, js=RECALL, **AT_ONCE)
     loaded.then(do.undoable, ui.key, [ui.undo, ui.undo_clock], **AT_ONCE)
+    loaded.then(do.tick, here, shown, js=LOOK, **AT_ONCE)  # a look before the key was there saw nothing
     _wire_following(ui, do, loaded)
     ui.key.change(None, ui.key, None, js=REMEMBER)
 
@@ -297,7 +298,7 @@ def _with_time(index: int) -> str:
 
 def launch_options(sessions: Sessions) -> dict:
     """What launch() takes in Gradio 6 for the look of the page, its script and its limits."""
-    scripts = "".join(f"({(HERE / name).read_text()})();" for name in SCRIPTS)
+    scripts = "".join(f"({(HERE / f'{name}.js').read_text()})();" for name in SCRIPTS)
     return {
         "theme": theme(),
         "css_paths": [HERE / "style.css"],

@@ -110,6 +110,7 @@ def test_what_was_seen_is_a_list_that_seeks_stays_open_and_marks_come_with_answe
     page.click("#film .events li >> nth=2 >> button")
     said = page.inner_text("#film .events li >> nth=2")
     until(lambda: 0 < player_time(page) < 20 and said.split(" ", 1)[1] in page.inner_text("#film .caption"))
+    assert page.inner_text("#film .events li[aria-current]") == said
     ask(page, "What is it?")
     page.wait_for_selector("#film .track .mark.answer", state="attached")
     assert page.locator("#film .events[open]").count() == 1
@@ -124,6 +125,46 @@ LOADED = """(text) => new Promise((done, failed) => {
     track.onerror = () => failed("not read");
     document.querySelector("#example video").append(track);
     track.track.mode = "hidden"; })"""
+
+
+@pytest.mark.browser
+def test_the_player_has_what_was_seen_as_subtitles_and_zoom_makes_room(page):
+    page.wait_for_selector("#example video track", state="attached")
+    assert page.evaluate("document.querySelector('#example track').track.mode") == "disabled", (
+        "the visitor's to switch on"
+    )
+    page.evaluate("document.querySelector('#example track').track.mode = 'showing'")
+    page.wait_for_function("document.querySelector('#example track').track.cues?.length > 10")
+    active = "[...document.querySelector('#example track').track.activeCues]"
+    cue = f"{active}.map((cue) => [cue.startTime, cue.endTime, cue.text])"
+    for at in (30.5, 0.5):
+        page.evaluate(f"document.querySelector('#example video').currentTime = {at}")
+        until(lambda at=at: [start <= at < end for start, end, _ in page.evaluate(cue)] == [True])
+        assert page.evaluate(cue)[0][2] in page.inner_text("#film .caption")
+    zoomed(page)
+
+
+VISIBLE = """() => { const [pane, head] = [".window", ".playhead"]
+    .map((one) => document.querySelector(`#film ${one}`).getBoundingClientRect());
+    return pane.left <= head.left && head.right <= pane.right; }"""
+
+
+def zoomed(page) -> None:
+    """The track is wider than its window, which follows the playhead, and true to time all the same."""
+    bar, pane = page.locator("#film .track"), page.locator("#film .window")
+    narrow = bar.bounding_box()["width"]
+    page.click("#film [data-zoom='2']")  # 71 s: a minute is as close as it gets
+    until(lambda: bar.bounding_box()["width"] == pytest.approx(narrow * 71 / 60, rel=0.03))
+    assert " to " in page.inner_text("#film .zoom small")
+    bar.focus()
+    page.keyboard.press("End")
+    until(lambda: page.evaluate(VISIBLE) and page.evaluate(PLACE) > 0.98)
+    box = pane.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 15)
+    until(lambda: player_time(page) == pytest.approx(71 - 30, abs=2))
+    bar.focus()
+    page.keyboard.press("-")
+    until(lambda: bar.bounding_box()["width"] == pytest.approx(narrow, rel=0.01))
 
 
 @pytest.mark.browser
