@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.timeline.chapters as chapters_module
 from pipeline.stream import Event
 from pipeline.timeline.chapters import MOST, chapters, suggestions, summary
 from tests.timeline.made import Colours, noticed, scenes
@@ -43,6 +44,25 @@ def test_chapters_cover_the_stream_are_few_and_true(lasted):
         assert set(said) <= set(there) and bool(said) == bool(there)
         first = [there.index(text) for text in said]
         assert first == sorted(first)
+
+
+def joined_one_by_one(events, end) -> list[float]:
+    """Where chapters end, by the definition: of all neighbours the cheapest are joined, all costs counted anew."""
+    parts = chapters_module._parts(events, end)
+    most = max(1, min(MOST, round((end / chapters_module.OF_A_CHAPTER) ** 0.5)))
+    while costs := chapters_module._costs(parts):
+        if len(parts) <= most and min(costs) >= chapters_module.GLIMPSE:
+            break
+        i = costs.index(min(costs))
+        parts[i : i + 2] = [parts[i].joined(parts[i + 1])]
+    return [part.end for part in parts]
+
+
+@given(LASTED)
+@settings(deadline=None)
+def test_only_the_costs_that_changed_are_counted_anew(lasted):
+    events, end = told(lasted)
+    assert [one.until for one in chapters(events, end)] == joined_one_by_one(events, end)
 
 
 def test_an_hour_of_two_halves_is_told_by_its_halves():
