@@ -3,24 +3,20 @@
   const EVERY_MS = 5_000;
   let held = "", due = 0, waiting = null;
 
-  // One track element a player: Gradio puts an empty one there, which shows what it gets. It is off at first, and
-  // afterwards as the visitor has set it.
-  const trackOf = (video) => {
-    const there = video.querySelector("track");
-    if (there?.label) return there;
-    const made = there ?? video.appendChild(document.createElement("track"));
-    Object.assign(made, { kind: "captions", label: "What was seen", srclang: "en", default: false });
-    made.track.mode = "disabled";
-    return made;
-  };
+  // Every time an element of its own, on or off as the one before: a browser that has read a track, or failed to, as
+  // with the empty one that Gradio puts there, does not read it again.
   const put = async (video) => {
     const headers = { "x-vamba-key": sessionStorage.getItem("vamba-live") ?? "" };
     const answer = await fetch("live/captions", { method: "POST", headers }).catch(() => null);
     if (!answer?.ok) return void (held = "");
-    const element = trackOf(video);
-    const before = element.src;
-    element.src = URL.createObjectURL(new Blob([await answer.text()], { type: "text/vtt" }));
-    if (before) URL.revokeObjectURL(before);
+    const src = URL.createObjectURL(new Blob([await answer.text()], { type: "text/vtt" }));
+    const before = [...video.querySelectorAll("track")];
+    const ours = before.find((one) => one.label);
+    const made = Object.assign(document.createElement("track"), { kind: "captions", label: "What was seen", srclang: "en", src });
+    for (const one of before) one.remove();
+    video.append(made);
+    for (const mode of ["hidden", ours?.track.mode ?? "disabled"]) made.track.mode = mode; // set twice, or Chromium decides
+    if (ours) URL.revokeObjectURL(ours.src);
   };
   const look = () => {
     waiting = null;

@@ -14,7 +14,7 @@
   let zoom = 1, left = 0;
   const range = () => {
     const pane = track().parentElement;
-    const share = (x) => mmss((length() * x) / track().offsetWidth);
+    const share = (x) => mmss(Math.min(1, x / track().offsetWidth) * length());
     const text = zoom > 1 ? `${share(pane.scrollLeft)} to ${share(pane.scrollLeft + pane.clientWidth)}` : "";
     const label = document.querySelector("#film .zoom small");
     if (label && label.textContent !== text) label.textContent = text;
@@ -42,6 +42,7 @@
     event.preventDefault();
     zoomTo(zoom * (event.deltaY < 0 ? 1.25 : 0.8));
   }, { passive: false });
+  window.addEventListener("resize", () => track() && zoom > 1 && follow(true));
   document.addEventListener("scroll", (event) => {
     if (!event.target.matches?.("#film .window")) return;
     left = event.target.scrollLeft;

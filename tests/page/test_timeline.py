@@ -133,6 +133,7 @@ def test_the_player_has_what_was_seen_as_subtitles_and_zoom_makes_room(page):
     assert page.evaluate("document.querySelector('#example track').track.mode") == "disabled", (
         "the visitor's to switch on"
     )
+    assert page.evaluate("document.querySelector('#example track').readyState") != 3, "an error would stay"
     page.evaluate("document.querySelector('#example track').track.mode = 'showing'")
     page.wait_for_function("document.querySelector('#example track').track.cues?.length > 10")
     active = "[...document.querySelector('#example track').track.activeCues]"
