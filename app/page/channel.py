@@ -12,6 +12,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -27,8 +28,7 @@ from app.live.conversation import number
 from app.live.session import LiveSession
 from app.live.table import Sessions
 from app.live.view import Phase, View
-from app.page.saved import as_vtt
-from pipeline import UserError, decode_jpeg, mmss
+from pipeline import UserError, decode_jpeg, mmss, vtt
 
 LOOK_S = 0.25  # a stream is looked at so often while a page listens
 BREATH_S = 3.0  # a line without words, so that a page notices a connection that died without a sign
@@ -137,9 +137,9 @@ class Channel:
         return StreamingResponse(itertools.chain([first], pieces), media_type="application/x-tar", headers=named)
 
     async def captions(self, request: Request) -> Response:
-        """What was seen so far as WebVTT."""
+        """What was seen so far of the file that plays as WebVTT, on the player's clock."""
         session = self.sessions.get(request.headers.get(KEY, ""))
-        text = as_vtt(session.view()) if session else ""
+        text = subtitles(session.view()) if session else ""
         return PlainTextResponse(text, 200 if session else 404, media_type="text/vtt")
 
     async def close(self, request: Request) -> Response:
@@ -157,6 +157,16 @@ def in_short(view: View) -> dict[str, Any]:
         "seen": mmss(view.seen_until),
         "questions": len(view.conversations[0]),
     }
+
+
+def subtitles(view: View) -> str:
+    """WebVTT whose second 0 is the first picture of the file that plays, also where another was watched before it."""
+    later = [event for event in view.events if event.time >= view.begins]
+    moved = [
+        replace(one, time=one.time - view.begins, until=None if one.until is None else one.until - view.begins)
+        for one in later
+    ]
+    return vtt(moved, view.seen_until - view.begins)
 
 
 def moment(words: bytes) -> float:

@@ -22,7 +22,7 @@
   };
   const follow = (middle = false) => {
     const pane = track().parentElement;
-    const x = (track().offsetWidth * Math.min(player()?.currentTime ?? length(), length())) / length();
+    const x = (track().offsetWidth * (player() ? Math.min(window.vambaPlayerTime(), length()) : length())) / length();
     const out = x < pane.scrollLeft || x > pane.scrollLeft + pane.clientWidth;
     if (middle || out) pane.scrollLeft = x - pane.clientWidth / 2;
     left = pane.scrollLeft;

@@ -6,9 +6,10 @@ import base64
 
 import pytest
 
+from app.live.view import ModelView, View
+from app.page.channel import subtitles
 from pipeline import Event, vtt
 
-pytestmark = pytest.mark.browser
 EVENTS = (
     Event(0.0, "caption", "A dog.", until=3.5),
     Event(62.0, "caption", 'Two <b>cats</b> & a "tv" --> here.', until=64.0),
@@ -17,6 +18,13 @@ EVENTS = (
 )
 
 
+def test_of_a_video_that_follows_another_the_subtitles_begin_at_its_own_first_second():
+    view = View(events=EVENTS, begins=60.0, models=(ModelView("a", "cpu", seen_until=3730.0),))
+    cues = [line for line in subtitles(view).splitlines() if "-->" in line]
+    assert cues == ["00:00:02.000 --> 00:00:04.000", "01:01:03.250 --> 01:01:10.000"]
+
+
+@pytest.mark.browser
 def test_the_browsers_own_player_reads_the_captions(browser):
     """Through the parser that shows subtitles, not ours: text as it is, no markup of it, times to the millisecond."""
     page = browser.new_page()
