@@ -38,6 +38,7 @@ COMMANDS = {
     "add_rule",
     "clip",
     "remove_rule",
+    "take_along",
 }
 
 
