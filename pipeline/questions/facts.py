@@ -17,7 +17,7 @@ from pipeline.questions.things import Things, named_things, vetted
 from pipeline.senses.colours import CENTRE, TERMS, WHOLE
 from pipeline.senses.light import Light
 from pipeline.senses.sensed import Senses
-from pipeline.towers.frame_tower import labels
+from pipeline.towers.frame_tower import FrameFeatures, labels
 
 GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
 LONG_TAKE = 15  # frames up to which a shot shows one scene
@@ -88,7 +88,7 @@ def joined(parts: Sequence[str], last: str = "and") -> str:
 def surely(index: Index, frames: Sequence[int]) -> list[str]:
     """What the towers are sure of in some frames, counted: detections by the middle of their counts, then classes."""
     rows = list(frames)
-    scores = vetted(index.features)[rows]
+    scores = vetted(FrameFeatures(*(column[rows] if len(column) else column for column in index.features)))
     ids = index.features.det_ids[rows]
     sure = scores >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
     found = [(int(i), (sure & (ids == i)).sum(1).numpy()) for i in ids[sure].unique()]
@@ -153,11 +153,16 @@ def riding(ids: torch.Tensor, boxes: torch.Tensor, mounts: Things) -> bool:
 
 def runs(index: Index, things: Things, least: float = SEEN) -> list[range]:
     """Stretches of frames in which the towers see one of the things, as sure as `least`; gaps of two frames are
-    closed."""
+    closed. A frame that is the only such one of its scene must be surer, as a cut.s half-faded first one is not."""
     shown = things.shown(index.features)
     if shown is None:
         return []
     hits = np.flatnonzero(shown >= least)
+    if len(shown) >= SHORT:
+        scene = np.searchsorted(index.starts, hits, "right") - 1
+        lengths = np.diff([*index.starts, len(shown)])
+        alone = (np.bincount(scene, minlength=len(lengths))[scene] == 1) & (lengths[scene] > 1)
+        hits = hits[~alone | (shown[hits] >= GLIMPSE)]
     if not len(hits):
         return []
     parts = np.split(hits, np.flatnonzero(np.diff(hits) > 3) + 1)

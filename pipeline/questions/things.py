@@ -94,7 +94,8 @@ class Things(NamedTuple):
         if not self.coco and not self.classes:
             return None
         found = torch.isin(features.det_ids, torch.tensor(self.coco, dtype=torch.long))
-        seen = (vetted(features) * found).amax(1)
+        scores = vetted(features) if set(self.coco) & set(ANIMALS) else features.det_scores
+        seen = (scores * found).amax(1)
         named = torch.isin(features.classes, torch.tensor(self.classes, dtype=torch.long))
         return torch.maximum(seen, (features.class_probs * named).sum(1)).double().numpy()
 
@@ -103,7 +104,7 @@ def vetted(features: FrameFeatures) -> torch.Tensor:
     """(F, 8) scores of the detections, those of animals no more than what the classifier leaves for them: the detector
     takes dogs for cows, birds and cats, the classifier knows a hundred kinds of them."""
     scores, animal = features.det_scores, (features.class_probs * (features.classes < ANIMAL_CLASSES)).sum(1)
-    for kind in ANIMALS:
+    for kind in set(features.det_ids.unique().tolist()) & set(ANIMALS):
         own = (features.class_probs * torch.isin(features.classes, torch.tensor(kinds_of_animal(kind)))).sum(1)
         left = 1 - (animal - own).clamp(min=0)
         scores = torch.where(features.det_ids == kind, torch.minimum(scores, left[:, None]), scores)

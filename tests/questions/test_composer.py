@@ -6,14 +6,15 @@ import torch
 
 from pipeline.questions.asked import parse
 from pipeline.questions.composer import UNKNOWABLE, Composer
-from pipeline.questions.facts import Known, counted, described, listing, surely
+from pipeline.questions.facts import Known, counted, described, listing, runs, surely
 from pipeline.questions.notes import Verdict
+from pipeline.questions.things import Things
 from pipeline.senses.colours import TERMS, WHOLE
 from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import ASSETS
 from pipeline.towers.nanodet import KEPT
 from pipeline.training.metrics import DOUBTS
-from tests.questions.made import features, index
+from tests.questions.made import COCO, features, index
 
 NONE = Senses()  # no places, and nothing kept of colours and light
 
@@ -122,6 +123,13 @@ def test_a_list_of_some_things_names_no_others():
 def test_a_summary_looks_at_all_of_a_short_shot():
     seen = features(12, {f: [("bird", 0.8, "left")] for f in range(6, 9)})
     assert listing(index([0.0] * 12, (0, 6), seen), [(6.0, (10, 11))], NONE) == ["0:06 a bird."]
+
+
+def test_the_only_picture_of_its_scene_must_be_sure():
+    """Somebody stays to the end of a scene; what the next one's first picture half shows is not them any more."""
+    for score, end in ((0.48, 10), (0.7, 11)):
+        seen = features(20, {f: [("person", 0.8, "left")] for f in range(4, 10)} | {10: [("person", score, "left")]})
+        assert runs(index([0.0] * 20, (0, 10), seen), Things((COCO["person"],), ())) == [range(4, end)]
 
 
 def test_what_one_picture_of_a_cut_shows_must_be_sure():
