@@ -107,10 +107,9 @@ class LiveSession:
             if self._closed:
                 uploads.let_go(opened)
             self._check_open()
-            if opened.upload:
-                self._forget_upload()
-                self._upload = opened
-            self._start_another(opened)
+            before = self._upload if opened.upload else None
+            self._upload = opened if opened.upload else self._upload
+            self._start_another(opened, before)
 
     def open_camera(self, source: str = WEBCAM) -> None:
         """Watches what is offered from now on. source: a webcam, or a shared screen."""
@@ -189,9 +188,9 @@ class LiveSession:
             self._end_watch()
             self._forget_upload()
 
-    def _start_another(self, source: Source) -> None:
-        """What was reset cannot be brought back beside it: a visitor has one stream."""
-        self._end_watch()
+    def _start_another(self, source: Source, before: Source | None = None) -> None:
+        """What was reset cannot be brought back beside it: a visitor has one stream. before: a file that gives way."""
+        self._end_watch(before)
         if self._undoable and self._undoable.deed == RESET:
             self._forget_undoable()
         self._stream += 1
@@ -201,19 +200,21 @@ class LiveSession:
         self.watch, self.forked = Watch(source, self.engine, self.rival if self._comparing else None), ""
         self.switch.follow(self.watch)
 
-    def _end_watch(self) -> None:
+    def _end_watch(self, file: Source | None = None) -> None:
         self.stop_answer()
         watch, self.watch = self.watch, None
         if watch:
             watch.close()
-            self._forget_earlier(watch)
+        self._forget_files(watch, file)
         self.switch.end(watch)
 
-    def _forget_earlier(self, watch: Watch) -> None:
-        """Files of a stream that nobody plays any more."""
-        for leg in watch.legs:
-            if leg.source is not self._upload:
-                uploads.let_go(leg.source)
+    def _forget_files(self, watch: Watch | None, file: Source | None) -> None:
+        """A stream's files and one more, but for what is still the visitor's. Each once: who let go of one twice
+        deleted it under another visitor."""
+        sources = [*(leg.source for leg in watch.legs)] if watch else []
+        for source in {id(one): one for one in (*sources, *([file] if file else []))}.values():
+            if source is not self._upload:
+                uploads.let_go(source)
 
     def _forget_upload(self) -> None:
         """The file goes at once: a worker in the middle of a chunk has it open, and needs no name for it."""
@@ -390,11 +391,10 @@ class LiveSession:
 
     def _forget_undoable(self) -> None:
         held, self._undoable = self._undoable, None
-        if held and held.watch:
-            held.watch.close()
-            self._forget_earlier(held.watch)
-        if held and held.upload:
-            uploads.let_go(held.upload)
+        if held:
+            if held.watch:
+                held.watch.close()
+            self._forget_files(held.watch, held.upload)
 
     def _take_words(self) -> tuple[tuple[Turn, ...], ...]:
         return tuple(conversation.take_out() for conversation in self.conversations)

@@ -98,7 +98,7 @@ def frame_records(frames: Iterable[Frame], first: int) -> list[Record]:
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures of one chunk, still JPEGs."""
+    """Pictures of one chunk as a camera sent them, still JPEGs."""
 
     records: tuple[Record, ...]
 

@@ -253,6 +253,25 @@ def test_reset_forgets_everything_and_the_next_stream_starts_from_nothing(made, 
     assert seen(session)[0][1] == BLUE and len(seen(session)) == 1
 
 
+def test_who_opens_another_file_deletes_none_under_others(made, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shared, other = tmp_path / "abc" / "holiday.mp4", tmp_path / "def" / "other.mp4"
+    for upload in (shared, other):
+        upload.parent.mkdir()
+        upload.write_bytes(clip.read_bytes())
+    one, two = made(), made()
+    one.open_file(shared)
+    two.open_file(shared)
+    one.open_file(other)
+    assert shared.exists(), "somebody else still plays it"
+    one.open_camera()
+    assert other.exists(), "it stays while something else is watched"
+    one.close()
+    assert not other.exists() and shared.exists()
+    two.close()
+    assert not shared.exists()
+
+
 def test_an_upload_is_deleted_by_its_last_user_and_nothing_else_is(made, clip, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     upload = tmp_path / "abc" / "holiday.mp4"
