@@ -114,7 +114,8 @@ def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(s
         page.reload()
     state(page, "Ended")
     page.wait_for_selector("#chat .user-row:has-text('What was it until now?')")
-    assert page.locator("#chat .facts:has-text('stopped')").count() == 1 and page.is_checked("#keep input")
+    assert page.locator("#chat .facts:has-text('stopped')").count() == 1
+    page.wait_for_selector("#keep input:checked")  # a clock tells the switch
     page.click("#clear")  # what was said before is part of a question
     page.wait_for_selector("#chat .message-row", state="detached")
     seen, answer = frames(page), ask(page, QUESTION)
