@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -305,9 +306,17 @@ def said_elsewhere(chosen: dict[tuple[int, ...], set[str]], adds: set[str]) -> t
 
 
 def sure_stays(index: Index) -> list[range]:
-    """The longest stretch in which each of the detector's kinds is surely seen, two frames or more, longest first."""
+    """The longest stretch of one scene in which each of the detector's kinds is surely seen, two frames or more,
+    longest first. What ran over a cut was told of the scene before it."""
     sure = index.features.det_ids[index.features.det_scores >= TOLD].unique().tolist()
-    stays = [max(found, key=len) for kind in sure if (found := runs(index, Things((kind,), ()), TOLD))]
+    stays = []
+    for kind in sure:
+        parts = []
+        for run in runs(index, Things((kind,), ()), TOLD):
+            cuts = index.starts[(index.starts > run.start) & (index.starts < run.stop)].tolist()
+            parts += [range(a, b) for a, b in pairwise([run.start, *cuts, run.stop])]
+        if parts:
+            stays.append(max(parts, key=len))
     return sorted((run for run in stays if len(run) > 1), key=len, reverse=True)
 
 

@@ -13,7 +13,7 @@ from pipeline.questions.facts import surely
 from pipeline.questions.index import Index
 from pipeline.questions.locator import PLANS
 from pipeline.questions.notes import SEEN
-from pipeline.questions.planner import ALIKE, LISTED, LONG_TAKE, READ, Earlier, Planner
+from pipeline.questions.planner import ALIKE, LISTED, LONG_TAKE, READ, Earlier, Planner, sure_stays
 from pipeline.questions.things import named_things
 from tests.questions.made import COCO, SURE, HandMade, features, index, located, plan, shots
 
@@ -349,3 +349,9 @@ def test_a_summary_leaves_out_nothing_that_is_surely_seen():
         assert any("a cat" in surely(idx, moment) for moment in verdict.listed), cat
         times = [idx.times[moment[0]] for moment in verdict.listed]
         assert times == sorted(set(times)) and len(times) <= 12
+
+
+def test_what_is_added_to_a_summary_runs_over_no_cut():
+    """People of a scene were told of the second before they came, where somebody was half seen."""
+    seen = features(20, {f: [("person", 0.8, "left")] for f in range(4, 16)})
+    assert sure_stays(index([0.0] * 20, (0, 6), seen)) == [range(6, 16)]
