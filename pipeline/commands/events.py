@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --senses: all)"))
 
 
 class Noticed:

@@ -43,7 +43,7 @@ ABOUT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def run(args: argparse.Namespace) -> int:

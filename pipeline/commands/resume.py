@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--then", metavar="FILE", help="with --fork: watch this video on from there, in one stream")
     parser.add_argument("--again", action="store_true", help="watch its video again from the start, by any model")
     add_answer_arguments(parser)
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def run(args: argparse.Namespace) -> int:

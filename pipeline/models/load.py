@@ -20,6 +20,7 @@ from pipeline.gpu import dispatch
 from pipeline.models import systems
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
+from pipeline.senses.chosen import chosen
 from pipeline.stream import Model, UserError
 from pipeline.weights import checkpoint, hub
 
@@ -36,17 +37,18 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode`, and `kernels`, which is
-    for the whole process.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode` and `senses`, and
+    `kernels`, which is for the whole process.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     choose_kernels(options.pop("kernels", None))
+    senses = chosen(options.pop("senses", None))
     mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
         _checked(own, options)
-        return own.shipped(device, dtype)
+        return own.shipped(device, dtype, senses)
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)
