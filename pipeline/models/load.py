@@ -6,7 +6,7 @@ Vamba calls itself `qwen2_vl`, and they would load a plain Qwen2-VL from it with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.gpu import dispatch
 from pipeline.models import systems
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
-from pipeline.senses.chosen import chosen
+from pipeline.senses.chosen import chosen, late_senses
 from pipeline.stream import Model, UserError
 from pipeline.weights import checkpoint, hub
 
@@ -43,6 +43,18 @@ def load(
     """
     choose_kernels(options.pop("kernels", None))
     senses = chosen(options.pop("senses", None))
+    model = _loaded(name, device, dtype, senses, options)
+    model.late_senses = late_senses(senses)
+    return model
+
+
+def _loaded(
+    name: str,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    senses: Collection[str],
+    options: dict[str, Any],
+) -> Model[Any]:
     mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype

@@ -5,16 +5,16 @@ import pytest
 
 from pipeline import UserError
 from pipeline.models.shipped import load_embedded
-from pipeline.senses.chosen import OF_PICTURES, chosen
+from pipeline.senses.chosen import OF_PICTURES, SENSES, chosen
 from pipeline.senses.sensed import Senses
 from pipeline.stream import Frame, VideoChunk
 
 
 def test_all_are_wanted_unless_something_else_is_said():
-    assert list(chosen(None)) == list(chosen("all")) == list(chosen(",".join(OF_PICTURES)))
+    assert list(chosen(None)) == list(chosen("all")) == list(chosen(",".join(SENSES)))
 
 
-@pytest.mark.parametrize("name", OF_PICTURES)
+@pytest.mark.parametrize("name", SENSES)
 def test_a_sense_can_be_had_alone(name):
     assert list(chosen(f" {name} ")) == [name] and not chosen("none")
 
