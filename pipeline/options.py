@@ -171,6 +171,10 @@ class ModelOptions(BaseModel):
         """Those that go for every model: what one that is compared is told, too."""
         return ModelOptions(kernels=self.kernels, mode=self.mode, senses=self.senses)
 
+    def saving(self) -> dict[str, Any]:
+        """What a Vamba's memory is told."""
+        return self.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
+
     def given(self) -> dict[str, Any]:
         """Only what differs from the defaults: models that take none of these are then told nothing."""
         return self.model_dump(exclude_defaults=True)

@@ -65,7 +65,7 @@ def measure_published(
     tower: bool,
 ) -> dict[str, Any]:
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
-    saving, int8 = options.model_dump(exclude={"int8", "kernels", "mode"}), options.int8
+    saving, int8 = options.saving(), options.int8
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
     with_tower = {
@@ -296,7 +296,7 @@ def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None
 def published_model(shapes: Shapes, device: torch.device, dtype: torch.dtype, options: ModelOptions) -> VambaModel:
     """The published size with random weights, tower included, as a visitor would meet it."""
     machine = Machine(device, dtype, math.inf, math.inf)
-    return _with_eyes(shapes, machine, options.model_dump(exclude={"int8", "kernels", "mode"}), options.int8)
+    return _with_eyes(shapes, machine, options.saving(), options.int8)
 
 
 def _with_eyes(shapes: Shapes, machine: Machine, saving: dict[str, Any], int8: bool) -> VambaModel:

@@ -40,12 +40,13 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled.
+    """As `layers/norms.py: RMSNorm`: rounded to x's type before it is scaled; by a wider weight it comes out as wide.
 
     dtype: of the outputs, where the stream is wider than the model's type; then they are rounded once, at the end.
     """
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    wide = dtype or torch.promote_types(x.dtype, weight.dtype)
+    out = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format)
     _norm[(len(rows), 1)](
         rows,
         rows,
@@ -92,7 +93,7 @@ def _norm(
             value *= gate
     value *= 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     if ROUND_FIRST:
-        value = value.to(out.dtype.element_ty).to(tl.float32)
+        value = value.to(y.dtype.element_ty).to(tl.float32)
     value *= tl.load(weight + column, inside, 0.0).to(tl.float32)
     if GATED and GATE_LAST:
         value *= gate
