@@ -9,7 +9,15 @@ from pipeline import ModelOptions, UserError
 from pipeline.options import flag, readme_table, variable
 
 ROOT = Path(__file__).parents[1]
-ALL = {"eight_bit": True, "int8": True, "gpu_memory": 20.5, "retrieve": 64, "kernels": "torch", "mode": "streamed"}
+ALL = {
+    "eight_bit": True,
+    "int8": True,
+    "fp8": True,
+    "gpu_memory": 20.5,
+    "retrieve": 64,
+    "kernels": "torch",
+    "mode": "streamed",
+}
 
 
 def from_flags(*arguments: str, otherwise: ModelOptions | None = None) -> ModelOptions:
@@ -22,7 +30,16 @@ def test_only_what_was_given_is_told() -> None:
     assert ModelOptions().given() == from_flags().given() == ModelOptions.from_environment({}).given() == {}
     assert (
         from_flags(
-            "--eight-bit", "--int8", "--gpu-memory", "20.5", "--retrieve", "64", "--kernels", "torch", "--mode=streamed"
+            "--eight-bit",
+            "--int8",
+            "--fp8",
+            "--gpu-memory",
+            "20.5",
+            "--retrieve",
+            "64",
+            "--kernels",
+            "torch",
+            "--mode=streamed",
         ).given()
         == ALL
     )
@@ -31,7 +48,7 @@ def test_only_what_was_given_is_told() -> None:
 
 def test_variables_say_the_same_as_flags() -> None:
     told = {"VAMBA_EIGHT_BIT": "1", "VAMBA_INT8": "1", "VAMBA_GPU_MEMORY": "20.5", "VAMBA_RETRIEVE": "64"}
-    told |= {"VAMBA_KERNELS": "torch", "VAMBA_MODE": "streamed", "OTHER": "x"}
+    told |= {"VAMBA_FP8": "1", "VAMBA_KERNELS": "torch", "VAMBA_MODE": "streamed", "OTHER": "x"}
     assert ModelOptions.from_environment(told).given() == ALL
     assert ModelOptions.from_environment({"VAMBA_INT8": "0", "VAMBA_RETRIEVE": ""}).given() == {}
 

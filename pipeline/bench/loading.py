@@ -1,6 +1,6 @@
 """How long a checkpoint of the published size takes to load, and how much of the host's memory.
 
-    python -m pipeline bench --size published --loading FOLDER [--int8]
+    python -m pipeline bench --size published --loading FOLDER [--int8] [--fp8]
 
 Weights do not matter for that: where FOLDER holds no checkpoint, one of random weights is written there, as the
 published one lies on a disk (config.json, an index, shards of 5 GB, bf16). Then `load_net` loads it, once after
@@ -26,7 +26,9 @@ from safetensors.torch import save_file
 
 from pipeline.bench.machine import peak_memory, reset_peak_memory, timed
 from pipeline.bench.shapes import random_weight
+from pipeline.layers.fp8 import Rounding
 from pipeline.models.load import load_net, skeleton
+from pipeline.models.system import Config
 from pipeline.stream import UserError
 from pipeline.weights.checkpoint import INDEX, read_config, weight_files
 
@@ -34,7 +36,7 @@ SHARD = 5_000_000_000  # bytes
 EVERY_S = 0.005  # how often the memory is read
 
 
-def measure_loading(folder: Path, config: dict[str, Any], device: torch.device, int8: bool) -> dict[str, Any]:
+def measure_loading(folder: Path, config: Config, device: torch.device, rounding: Rounding | None) -> dict[str, Any]:
     """The document; where the folder holds no checkpoint, one of random weights is written there first."""
     if not (folder / "config.json").is_file():
         print(f"writing a random checkpoint into {folder.name}", file=sys.stderr, flush=True)
@@ -44,10 +46,10 @@ def measure_loading(folder: Path, config: dict[str, Any], device: torch.device, 
             raise UserError(
                 "The random checkpoint could not be written there, so nothing was measured; name a folder of your own."
             ) from error
-    return measured(folder, device, int8)
+    return measured(folder, device, rounding)
 
 
-def written(folder: Path, config: dict[str, Any], device: torch.device, shard: int = SHARD) -> None:
+def written(folder: Path, config: Config, device: torch.device, shard: int = SHARD) -> None:
     """Writes a checkpoint of random bf16 weights; UserError where the disk has no room for it."""
     shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
     parts = _parts({name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}, shard)
@@ -82,15 +84,15 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def measured(folder: Path, device: torch.device, int8: bool) -> dict[str, Any]:
+def measured(folder: Path, device: torch.device, rounding: Rounding | None) -> dict[str, Any]:
     """Loads the folder's checkpoint twice: {"cold": ..., "warm": ...}, seconds and bytes each."""
     config, files = read_config(folder), weight_files(folder)
     size = sum(file.stat().st_size for file in files)
     skeleton(config)  # neither importing the model's code
     torch.zeros(1, device=device)  # nor the driver's start is a part of loading
     _forget(files)
-    return {"bytes": size, "files": len(files), "int8": int8} | {
-        name: _once(folder, config, device, int8, size) for name in ("cold", "warm")
+    return {"bytes": size, "files": len(files), "int8": rounding == "int8", "fp8": rounding == "fp8"} | {
+        name: _once(folder, config, device, rounding, size) for name in ("cold", "warm")
     }
 
 
@@ -102,11 +104,11 @@ def _forget(files: list[Path]) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _once(folder: Path, config: dict[str, Any], device: torch.device, int8: bool, size: int) -> dict[str, Any]:
+def _once(folder: Path, config: Config, device: torch.device, rounding: Rounding | None, size: int) -> dict[str, Any]:
     gc.collect()
     reset_peak_memory()
     with anonymous_memory() as peak:
-        seconds, net = timed(lambda: load_net(folder, config, device, None, for_use=True, int8=int8))
+        seconds, net = timed(lambda: load_net(folder, config, device, None, for_use=True, rounding=rounding))
     del net
     peaks = {"peak_anonymous": max(peak), "before_anonymous": peak[0]}
     return {"s": seconds, "bytes_per_s": size / seconds, **peaks, **peak_memory()}

@@ -15,7 +15,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ class Machine:
     def measured(cls, device: torch.device, dtype: torch.dtype) -> Machine:
         return cls(device, dtype, matmul_rate(device, dtype), copy_rate(device), bus_rate(device))
 
+    def in_fp8(self) -> Machine:
+        """The same with the rate of products in 8-bit floating point, where there are any."""
+        return replace(self, flops=fp8_rate(self.device)) if self.device.type == "cuda" else self
+
     def floor_s(self, flops: float, read: float = 0.0, fetched: float = 0.0) -> float:
         """Seconds that so many operations, bytes read there and bytes from the host take at least, side by side."""
         return max(flops / self.flops, read / self.bytes, fetched / self.bus)
@@ -88,6 +93,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / min(timed(lambda: a @ b)[0] for _ in range(6))
+
+
+def fp8_rate(device: torch.device) -> float:
+    """FLOP/s of such a product of e4m3 numbers with a scale for every row, best of five."""
+    n = 8192
+    a, b = (torch.randn(n, n, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    scale = torch.ones(n, 1, device=device)
+    call = partial(torch._scaled_mm, a, b.t(), scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
+    return 2 * n**3 / min(timed(call)[0] for _ in range(6))
 
 
 def copy_rate(device: torch.device) -> float:

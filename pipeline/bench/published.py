@@ -1,7 +1,8 @@
 """The bench at the published size: Vamba's 11.3 B shapes and Qwen2-VL-7B's, random weights, one GPU, one run.
 
     python -m pipeline bench --size published [--minutes 1 60] [--frames 64] [--baseline-frames 1024] [--eight-bit]
-                                                  [--int8] [--gpu-memory GB] [--retrieve FRAMES] [--no-tower]
+                                                  [--int8] [--fp8] [--gpu-memory GB] [--retrieve N]
+                                                  [--no-tower]
 
 Weights do not matter for speed, so none are loaded. The pictures are noise, already decoded. Everything is measured
 through the models' own faces (`watch`, `ask`) from snapshots of one growing stream; beside each time stands its floor,
@@ -37,8 +38,8 @@ from pipeline.bench.shapes import (
     with_floor,
 )
 from pipeline.gpu.dispatch import backend
+from pipeline.layers.fp8 import Rounding, to_8_bits
 from pipeline.layers.hash_tokenizer import HashTokenizer
-from pipeline.layers.int8 import to_int8
 from pipeline.layers.reading import TextDecoder
 from pipeline.layers.vamba import Vamba
 from pipeline.models.vamba_model import VambaModel
@@ -50,6 +51,7 @@ LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` t
 ANSWER_TOKENS = 16
 LED_WORDS = 48
 REPEATS = 5
+NOT_SAVING = {"int8", "fp8", "kernels", "mode"}  # options that `VambaModel` does not take
 
 
 @torch.no_grad()
@@ -65,23 +67,24 @@ def measure_published(
     tower: bool,
 ) -> dict[str, Any]:
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
-    saving, int8 = options.saving(), options.int8
+    saving, rounding = options.model_dump(exclude=NOT_SAVING), options.rounding
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
+    watching = machine.in_fp8() if options.fp8 else machine
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
     with_tower = {
-        "tower": lambda: measure_tower(shapes, machine, marks[-1], frames),
-        "all_in": lambda: measure_all_in(shapes, machine, marks[-1], frames, saving, int8),
+        "tower": lambda: measure_tower(shapes, watching, marks[-1], frames, options.fp8),
+        "all_in": lambda: measure_all_in(shapes, watching, marks[-1], frames, saving, rounding),
     }
     parts = {
-        "vamba": lambda: measure_vamba(shapes, machine, marks, shared, frames, saving, int8),
+        "vamba": lambda: measure_vamba(shapes, machine, watching, marks, shared, frames, saving, rounding),
         **(with_tower if tower else {}),
         "baseline": lambda: measure_baseline(shapes, machine, _doublings(baseline_frames), frames),
         "one_pass": lambda: measure_one_pass(shapes, machine, _doublings(baseline_frames)),
     }
     if shapes.vamba.mixer is not None:
         parts["mixers"] = partial(measure_mixers, shapes.vamba.mixer, machine)
-    if int8:
-        parts["rounding"] = lambda: measure_rounding(shapes, machine, frames)
+    if rounding:
+        parts["rounding"] = lambda: measure_rounding(shapes, machine, frames, rounding)
     document: dict[str, Any] = {
         "conditions": {
             "fps": 1.0,
@@ -91,7 +94,7 @@ def measure_published(
             "max_tokens": ANSWER_TOKENS,
             **_where(machine),
         },
-        "machine": _rates(machine),
+        "machine": _rates(machine) | ({"fp8 matmul FLOP/s": watching.flops} if options.fp8 else {}),
         "tower": None,
         "all_in": None,
     }
@@ -137,17 +140,19 @@ def _median_s(call: Callable[[], Any]) -> float:
 def measure_vamba(
     shapes: Shapes,
     machine: Machine,
+    watching: Machine,
     marks: list[int],
     shared: list[int],
     per_chunk: int,
     saving: dict[str, Any],
-    int8: bool,
+    rounding: Rounding | None,
 ) -> dict[str, Any]:
     """The column and its memory, frame by frame to the last mark; chunks and questions from snapshots at the marks.
 
     The peak beside what was watched is that of watching alone, as the baseline's is; questions have their own.
+    watching: the rates that what watches could reach.
     """
-    net = built(machine, lambda: Vamba(shapes.vamba), int8)
+    net = built(machine, lambda: Vamba(shapes.vamba), rounding)
     eyes = ReadyTokens(shapes, machine, max(per_chunk, *LIVE_FRAMES))
     model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
     for count in {per_chunk, *LIVE_FRAMES}:  # compile, and warm up
@@ -158,20 +163,21 @@ def measure_vamba(
         reset_peak_memory()
         seconds, state = watch_to(model, state, shapes, stop, per_chunk)
         spent += seconds
-        floor = machine.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
+        floor = watching.floor_s(floors.column_flops(net) * stop // 2 * shapes.pair_tokens)
         kept = sizes(net, state.state_bytes, state.memory_bytes, most, state.host_bytes)
         watched.append({"frames": stop, "watch": with_floor(spent, floor), **kept})
         most = kept["peak"] or 0
         if stop in marks:
             first = first or state
-            rows.append(_mark(model, state, shapes, machine, per_chunk))
+            rows.append(_mark(model, state, shapes, machine, watching, per_chunk))
     growth = _late_over_early(model, first, state, shapes, per_chunk) if first and len(rows) > 1 else None
     finite = model.is_finite(state)
     return {
         "name": model.name,
         "backend": model.backend,
         **saving,
-        "int8": int8,
+        "int8": rounding == "int8",
+        "fp8": rounding == "fp8",
         "weights": bytes_of(net),
         "watched": watched,
         "marks": rows,
@@ -190,13 +196,15 @@ def _late_over_early(model: VambaModel, early: StreamState, late: StreamState, s
     return statistics.median(spent[late.frames][1:]) / statistics.median(spent[early.frames][1:])
 
 
-def _mark(model: VambaModel, state: StreamState, shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
+def _mark(
+    model: VambaModel, state: StreamState, shapes: Shapes, machine: Machine, watching: Machine, per_chunk: int
+) -> dict[str, Any]:
     """Answers and chunks from one snapshot. The peak is that of watching so far and answering."""
     answers, chunks = _answers(model, state, machine), {}
     peak = peak_memory().get("peak_gpu")  # the chunks go on watching for some minutes
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):
         flops, read = floors.column_flops(model.net) * count // 2 * shapes.pair_tokens, floors.column_bytes(model.net)
-        floor = machine.floor_s(flops, read + state.state_bytes)
+        floor = watching.floor_s(flops, read + state.state_bytes)
         chunks[str(count)] = with_floor(_chunk_s(model, state, shapes, count), floor)
     return {"frames": state.frames, "slots": len(state.inner.memory), "chunks": chunks, **answers, "peak": peak}
 
@@ -262,17 +270,28 @@ def _next_id(decoder: TextDecoder, ids: Sequence[int]) -> int:
     return int(decoder.feed(ids).argmax())
 
 
-def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[str, Any]:
+def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int, rounding: Rounding) -> dict[str, Any]:
     """How far a network with 8-bit weights strays from the one it was rounded from, both watching and answering.
 
-    It is led along the exact answer's words, so that one slip does not spoil what follows.
+    It is led along the exact answer's words, so that one slip does not spoil what follows. fp8: the tower watches noise
+    as well, and `own` is how far the network in its own type strays from itself in fp32, in the same units.
     """
-    net, eyes = built(machine, lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
-    model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab))
-    exact, words = _led(model, shapes, per_chunk, None)
-    to_int8(net)
-    rounded, _ = _led(model, shapes, per_chunk, words)
-    apart, same = (rounded - exact) / exact.std(), rounded.argmax(-1) == exact.argmax(-1)
+    if rounding == "int8":
+        net, eyes = built(machine, lambda: Vamba(shapes.vamba)), ReadyTokens(shapes, machine, per_chunk)
+        model = VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab))
+        exact, words = _led(model, shapes, per_chunk, None)
+        to_8_bits(net, rounding)
+        return _strayed(_led(model, shapes, per_chunk, words)[0], exact)
+    net = _with_eyes(shapes, machine, {}, None).net
+    exact, words = _led(_seeing(shapes, net, {}), shapes, per_chunk, None)
+    wide, _ = _led(_seeing(shapes, net.float(), {}), shapes, per_chunk, words)
+    to_8_bits(net.to(machine.dtype), rounding)
+    rounded, _ = _led(_seeing(shapes, net, {}), shapes, per_chunk, words)
+    return _strayed(rounded, exact) | {"own": _strayed(exact, wide)}
+
+
+def _strayed(logits: Tensor, exact: Tensor) -> dict[str, Any]:
+    apart, same = (logits - exact) / exact.std(), logits.argmax(-1) == exact.argmax(-1)
     return {
         "words": len(same),
         "rms_in_std": float(apart.square().mean().sqrt()),
@@ -284,7 +303,8 @@ def measure_rounding(shapes: Shapes, machine: Machine, per_chunk: int) -> dict[s
 
 def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None) -> tuple[Tensor, list[int]]:
     """Logits (words, V) of a greedy answer, or along given words, after watching so many frames; and the words."""
-    state = model.watch(VideoChunk(frames_of(shapes, 0, frames)), model.start())
+    pictures = pictures_of(shapes, frames) if model.net.visual is not None else None
+    state = model.watch(VideoChunk(frames_of(shapes, 0, frames, pictures)), model.start())
     decoder, ids, logits, led = TextDecoder(model.net, state.inner.memory), list(range(1, 1 + QUESTION_TOKENS)), [], []
     for n in range(LED_WORDS):
         logits.append(decoder.feed(ids).float())
@@ -296,21 +316,25 @@ def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None
 def published_model(shapes: Shapes, device: torch.device, dtype: torch.dtype, options: ModelOptions) -> VambaModel:
     """The published size with random weights, tower included, as a visitor would meet it."""
     machine = Machine(device, dtype, math.inf, math.inf)
-    return _with_eyes(shapes, machine, options.saving(), options.int8)
+    return _with_eyes(shapes, machine, options.model_dump(exclude=NOT_SAVING), options.rounding)
 
 
-def _with_eyes(shapes: Shapes, machine: Machine, saving: dict[str, Any], int8: bool) -> VambaModel:
+def _with_eyes(shapes: Shapes, machine: Machine, saving: dict[str, Any], rounding: Rounding | None) -> VambaModel:
     tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
-    net = built(machine, lambda: Vamba(shapes.vamba, tower), int8)
-    eyes = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"]))
+    return _seeing(shapes, built(machine, lambda: Vamba(shapes.vamba, tower), rounding), saving)
+
+
+def _seeing(shapes: Shapes, net: Vamba, saving: dict[str, Any]) -> VambaModel:
+    """With nothing recorded yet."""
+    eyes = QwenVision(as_tower(net.visual), Patching(shapes.baseline["vision_config"]["patch_size"]))
     return VambaModel(net, eyes, HashTokenizer(shapes.vamba.vocab), name="Vamba, published shapes", **saving)
 
 
 def measure_all_in(
-    shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], int8: bool
+    shapes: Shapes, machine: Machine, frames: int, per_chunk: int, saving: dict[str, Any], rounding: Rounding | None
 ) -> dict[str, Any]:
     """Pictures in, memory out: the tower, the column and the memory over the whole video, each picture uploaded."""
-    model = _with_eyes(shapes, machine, saving, int8)
+    model = _with_eyes(shapes, machine, saving, rounding)
     net, tower = model.net, as_tower(model.net.visual)
     pictures = pictures_of(shapes, per_chunk)
     model.watch(VideoChunk(frames_of(shapes, 0, per_chunk, pictures)), model.start())
@@ -321,9 +345,11 @@ def measure_all_in(
     return {"frames": frames, "watch": with_floor(seconds, floor), **kept, **peak_memory()}
 
 
-def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int) -> dict[str, Any]:
+def measure_tower(shapes: Shapes, machine: Machine, frames: int, per_chunk: int, fp8: bool = False) -> dict[str, Any]:
     """The tower alone, pixels included: single chunks, and `frames` frames as catching up takes them, without waits."""
     tower = built(machine, lambda: build_tower(shapes.baseline["vision_config"]))
+    if fp8:
+        to_8_bits(tower, "fp8")
     eyes, found = QwenVision(tower, Patching(shapes.baseline["vision_config"]["patch_size"])), {}
     flops, pictures = floors.tower_flops(tower, shapes.pair_tokens), pictures_of(shapes, per_chunk)
     for count in sorted({per_chunk, *LIVE_FRAMES}, reverse=True):

@@ -113,7 +113,7 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.file:
         return _visit(Engine(published_model(PUBLISHED, device, torch.bfloat16, options)), args)
     if args.loading:
-        document = measure_loading(Path(args.loading), PUBLISHED.config, device, options.int8)
+        document = measure_loading(Path(args.loading), PUBLISHED.config, device, options.rounding)
         return document, loading_table(document)
     if args.mixers:
         document = measure_mixers_alone(PUBLISHED, device, torch.bfloat16)

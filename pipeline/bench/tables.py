@@ -37,7 +37,10 @@ def published_table(document: dict[str, Any]) -> str:
             lines.append(f"Vamba / {name} at {row['frames']:,} frames: time {row['watch']:.2f}x{above}")
     lines += _of_mixers(document.get("mixers") or {})
     if found := document.get("rounding"):
-        lines.append("weights in 8 bits: " + (found.get("stopped") or ROUNDING.format(**found)))
+        what = "fp8: " if document["vamba"].get("fp8") else "weights in 8 bits: "
+        lines.append(what + (found.get("stopped") or ROUNDING.format(**found)))
+        if own := found.get("own"):
+            lines.append("the model's own type beside fp32: " + ROUNDING.format(**own))
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
 
 
@@ -99,7 +102,8 @@ def _of_mixers(found: dict[str, Any]) -> list[str]:
 
 def loading_table(found: dict[str, Any]) -> str:
     """The document of `--loading`."""
-    lines = [f"{found['bytes'] / 1e9:.1f} GB in {found['files']} files{', weights to 8 bits' if found['int8'] else ''}"]
+    rounded = ", weights to 8 bits" if found["int8"] or found["fp8"] else ""
+    lines = [f"{found['bytes'] / 1e9:.1f} GB in {found['files']} files{rounded}"]
     for name, words in {"cold": "files not in the page cache", "warm": "files in it"}.items():
         row = found[name]
         gpu = f", peak GPU memory {row['peak_gpu'] / 1e9:.2f} GB" if "peak_gpu" in row else ""

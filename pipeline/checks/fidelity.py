@@ -1,9 +1,10 @@
 """`python -m pipeline fidelity MODEL`: how far a Vamba strays from its exact answers where it saves memory or time.
 
 A video is watched, given or made up. Every question is answered greedily from the whole memory in the model's own type.
-Then answers that read some frames only, memory in 8 bits and weights in 8 bits are led along the same words, so that
-one slip does not spoil what follows, and their logits are held against the exact ones at every word. What a user would
-see follows from it: a greedy answer is the same as long as the likeliest word is.
+Then answers that read some frames only, memory in 8 bits, weights in 8 bits and products in 8-bit floating point are
+led along the same words, so that one slip does not spoil what follows, and their logits are held against the exact ones
+at every word. What a user would see follows from it: a greedy answer is the same as long as the likeliest word is.
+Beside them stands the same network in fp32 (one of fp32: in bf16), which tells how far the type itself strays.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import argparse
 import contextlib
 import itertools
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.layers.fp8 import to_fp8
 from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.memory.memory import Memory
 from pipeline.models.load import load
 from pipeline.models.vamba_model import VambaModel
 from pipeline.stream import Frame, Question, UserError, VideoChunk
+from pipeline.towers.qwen import QwenVision, as_tower
 from pipeline.weights.checkpoint import DTYPES
 
 QUESTIONS = (
@@ -60,12 +63,36 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.closing(_video(args, model)) as frames:
         seen = list(frames)
     questions = [Question(text) for text in args.question or QUESTIONS]
-    rounded = load(args.model, args.device, args.dtype, int8=True)
-    assert isinstance(rounded, VambaModel)  # the same checkpoint
-    report = measure_fidelity(model, seen, questions, args.retrieve, args.max_tokens, rounded)
+    report = measure_fidelity(model, seen, questions, args.retrieve, args.max_tokens, _others(args, model))
     print(fidelity_table(report))
     print(json.dumps(report))
     return 0
+
+
+def _others(args: argparse.Namespace, model: VambaModel) -> dict[str, Callable[[], VambaModel]]:
+    """The same checkpoint loaded otherwise. The last one changes the model's own network, so that it runs on every
+    machine (`load` refuses fp8 where it would be slow) and is not loaded once more."""
+
+    def loaded(dtype: str | None, **options: Any) -> VambaModel:
+        found = load(args.model, args.device, dtype, **options)
+        assert isinstance(found, VambaModel)  # the same checkpoint
+        return found
+
+    own = model.net.model.embed_tokens.weight.dtype
+    other = "bfloat16" if own in (torch.float32, torch.float64) else "float32"
+    return {
+        "weights in 8 bits": lambda: loaded(args.dtype, int8=True),
+        f"in {other}": lambda: loaded(other),
+        "products in 8-bit floating point": lambda: _in_fp8(model),
+    }
+
+
+def _in_fp8(model: VambaModel) -> VambaModel:
+    """With eyes that have recorded nothing yet."""
+    assert isinstance(model.vision, QwenVision)  # of a checkpoint
+    to_fp8(model.net)
+    eyes = QwenVision(as_tower(model.net.visual), model.vision.patching, model.vision.long_side)
+    return VambaModel(model.net, eyes, model.tokenizer, block_slots=model.block_slots)
 
 
 def _video(args: argparse.Namespace, model: VambaModel) -> Generator[Frame, None, None]:
@@ -100,9 +127,10 @@ def measure_fidelity(
     questions: Sequence[Question],
     retrieve: Sequence[int],
     words: int,
-    rounded: VambaModel | None = None,
+    others: Mapping[str, Callable[[], VambaModel]] | None = None,
 ) -> dict[str, Any]:
-    """The figures as one JSON-able document. rounded: the same model with its weights in 8 bits.
+    """The figures as one JSON-able document. others: by the name of their row, further models, each made when its turn
+    comes; the last may change `model`'s own network.
 
     One memory at a time: two may not fit.
     """
@@ -119,11 +147,11 @@ def measure_fidelity(
     del memory
     eight = _variant(model, eight_bit=True)
     add("memory in 8 bits", eight, _watched(eight, frames))
-    if rounded:
-        rounded = _variant(rounded)
-        add("weights in 8 bits", rounded, _watched(rounded, frames))
+    for what, make in (others or {}).items():
+        other = _variant(make())
+        add(what, other, _watched(other, frames))
     sure = float(torch.cat([logits.softmax(-1).amax(-1) for _, logits in answers]).mean())
-    conditions = {"model": model.name, "backend": model.backend, "frames": len(frames), **found}
+    conditions = {"model": model.name, "backend": exact.backend, "frames": len(frames), **found}
     return conditions | {"questions": len(questions), "words": words, "sure": sure, "rows": rows}
 
 
@@ -188,11 +216,11 @@ def fidelity_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']}: {report['questions']} questions of {report['words']} words to {report['frames']:,} frames "
         f"({report['slots']:,} slots); the exact answer gives its words {report['sure']:.0%} on average",
-        f"{'':<28} {'difference':>10} {'KL':>9} {'same word':>10} {'same first':>11} {'same answer':>12}",
+        f"{'':<33} {'difference':>10} {'KL':>9} {'same word':>10} {'same first':>11} {'same answer':>12}",
     ]
     for row in report["rows"]:
         lines.append(
-            f"{row['what']:<28} {row['difference']:>10.2e} {row['kl']:>9.2e} {row['top1']:>10.0%} "
+            f"{row['what']:<33} {row['difference']:>10.2e} {row['kl']:>9.2e} {row['top1']:>10.0%} "
             f"{row['first']:>11.0%} {row['answers']:>12.0%}"
         )
     return "\n".join(lines)

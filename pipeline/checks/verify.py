@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.checks.pictures import PicturesGolden
 from pipeline.gpu.dispatch import backend
+from pipeline.layers.fp8 import Rounding
 from pipeline.models.load import choose_kernels, load_net, system_of
 from pipeline.models.system import Golden
 from pipeline.stream import UserError
@@ -29,7 +30,9 @@ from pipeline.weights.checkpoint import DTYPES, read_config
 # Largest difference allowed, in standard deviations of the tensor: (from the golden tensors, between two cuttings).
 # The golden tensors are fp32 themselves, so fp64 cannot come closer to them than fp32 does.
 TOLERANCES = {"float64": (1e-3, 1e-9), "float32": (1e-3, 1e-4), "bfloat16": (0.25, 0.25), "float16": (0.05, 0.05)}
-ROUNDED = 0.25  # the first of them with 8-bit weights
+ROUNDED: dict[Rounding, float] = {"int8": 0.25, "fp8": 0.75}  # the first of them with 8-bit weights
+# Between two cuttings in 8-bit floating point: where a number lies between two codes, its last digit chooses one.
+ROUNDED_CUT = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="what to compute in (default: float32)"
     )
-    parser.add_argument("--int8", action="store_true", help="with the weights of linear layers in 8 bits")
+    rounding = parser.add_mutually_exclusive_group()
+    rounding.add_argument("--int8", action="store_true", help="with the weights of linear layers in 8 bits")
+    rounding.add_argument("--fp8", action="store_true", help="with products of what watches in 8-bit floating point")
     parser.add_argument("--chunks", type=int, default=6, metavar="N", help="random cuts to try (default: 6)")
     parser.add_argument("--device", help="where to compute (default: the GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of the random cuts")
@@ -47,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints one line a tensor and a last line of JSON. Returns 0, or 1 past a tolerance."""
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choose_kernels()
-    golden = read(Path(args.golden), device, DTYPES[args.dtype], args.int8)
-    exact, between = TOLERANCES[args.dtype]
-    rows = list(compare(golden, args.chunks, args.seed, ROUNDED if args.int8 else exact, between))
+    rounding: Rounding | None = "fp8" if args.fp8 else "int8" if args.int8 else None
+    golden = read(Path(args.golden), device, DTYPES[args.dtype], rounding)
+    exact, between = allowed(args.dtype, rounding)
+    rows = list(compare(golden, args.chunks, args.seed, exact, between))
     print(f"{'tensor':<34} {'largest difference':>18} {'in std':>10} {'allowed':>9}")
     for row in rows:
         mark = "" if row["ok"] else "  <- too far"
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "golden": Path(args.golden).name,
         "dtype": args.dtype,
         "int8": args.int8,
+        "fp8": args.fp8,
         "device": device.type,
         "kernels": backend(device),
         "ok": ok,
@@ -68,7 +75,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
-def read(folder: Path, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Golden:
+def allowed(dtype: str, rounding: Rounding | None) -> tuple[float, float]:
+    """The largest differences allowed, as in TOLERANCES."""
+    exact, between = TOLERANCES[dtype]
+    if rounding == "fp8" and dtype != "float64":
+        between = max(between, ROUNDED_CUT)
+    return ROUNDED[rounding] if rounding else exact, between
+
+
+def read(folder: Path, device: torch.device, dtype: torch.dtype, rounding: Rounding | None = None) -> Golden:
     """A golden folder and its network in `dtype`; UserError where it is none, or its system compares none."""
     try:
         expected = load_file(folder / "expected.safetensors")
@@ -83,7 +98,9 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype, int8: bool = Fa
     system = system_of(config)
     if system.golden is None:
         raise UserError(f"Golden tensors of a {system.name} cannot be compared yet; name the folder of another system.")
-    net = load_net(folder, config, device, dtype, int8=int8)
+    if rounding == "fp8" and system.options is None:
+        raise UserError(f"A {system.name} has no fp8, so nothing was compared; leave it out.")
+    net = load_net(folder, config, device, dtype, rounding=rounding)
     try:
         return system.golden(net, expected)
     except KeyError as error:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CHOICES = ("auto", "own", "published", "torch")
 VARIABLE = "VAMBA_KERNELS"  # says it where nobody calls `choose`
 LEAST_CAPABILITY = (8, 0)  # tensor cores that know bf16
+FP8_CAPABILITY = (9, 0)  # and e4m3 with a scale for every row (H100)
 LARGEST_HEAD, LARGEST_STATE = 128, 256  # of a mixer: wider ones do not fit one tile
 LARGEST_ROW = 16_384  # of a norm: one program holds a whole row
 LARGEST_CONV = 4  # width of the convolution
@@ -67,6 +68,15 @@ def require(kernels: str) -> None:
     if isinstance(missing, str):
         cure = "choose auto, or see requirements-gpu.txt" if kernels == "published" else "choose auto or torch"
         raise Refused(f"The {kernels} kernels cannot run here ({missing}), so nothing was done; {cure}.")
+
+
+def require_fp8(device: torch.device) -> None:
+    """Refused unless products in 8-bit floating point run there."""
+    if isinstance(missing := _fp8(device), str):
+        raise Refused(
+            f"8-bit floating point needs an NVIDIA GPU of compute capability 9 or newer (H100), and {missing}, "
+            "so nothing was loaded; leave fp8 out, or choose int8."
+        )
 
 
 def chosen() -> str:
@@ -152,6 +162,13 @@ def attention_kernels(q_HQP: Tensor, slots: int, block_slots: int) -> ModuleType
     return kernels
 
 
+def fp8_kernels(x: Tensor, dtype: torch.dtype, weight: tuple[int, ...] = (16, 16)) -> ModuleType | None:
+    """The same for products of x with a weight (out, in), both in e4m3, with results in `dtype`; x: rounded or not."""
+    if dtype != torch.bfloat16 or any(size % 16 for size in weight) or isinstance(_fp8(x.device), str):
+        return None
+    return kernels_for(x)
+
+
 def _wanted() -> str:
     return _override or _chosen or os.environ.get(VARIABLE) or CHOICES[0]
 
@@ -192,6 +209,16 @@ def _own() -> ModuleType | str:
         return import_module("pipeline.gpu.kernels")
     except ImportError as error:  # no Triton (as on Windows)
         return f"Triton cannot be imported: {error}"
+
+
+@cache
+def _fp8(device: torch.device) -> ModuleType | str:
+    """The kernels of 8-bit floating point, or why they cannot run there. Found out once."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "the model would run without one here"
+    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} is older"
+    return _own()
 
 
 @cache

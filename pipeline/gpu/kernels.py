@@ -14,6 +14,8 @@ Forward only: training runs the torch code. Every kernel has plain torch code be
     gated_heads, swiglu           models/mmmamba.py: DistilledMixer, FeedForward
     selective_scan                layers/mamba1.py: selective_scan
     int8_linear                   layers/int8.py: Int8Linear.forward
+    fp8_linear                    layers/fp8.py: Fp8Linear.forward
+    …_rounded, rounded_rows       the same norms and the activation, then layers/fp8.py: rows_of
 
 Why own kernels: the published ones (mamba-ssm, causal-conv1d) need a compiler at install time, and none of them joins
 what belongs together here: the scan with the gate and the norm, and one query's attention over a memory that lies in
@@ -24,16 +26,20 @@ from pipeline.gpu.attention import attend, slot_weights
 from pipeline.gpu.attention_beside import attend_run, attend_words, runs
 from pipeline.gpu.attention_scan import merge, scan, tile_shape
 from pipeline.gpu.convolution import causal_conv
+from pipeline.gpu.fp8 import fp8_linear
 from pipeline.gpu.int8 import int8_linear
 from pipeline.gpu.mixer import mixer, ssd
 from pipeline.gpu.pointwise import (
     add_layer_norm,
+    add_layer_norm_rounded,
     blend,
     gated_heads,
     gated_norm,
     quick_gelu,
     rms_norm,
+    rms_norm_rounded,
     rotate,
+    rounded_rows,
     scaled_rows,
     swiglu,
 )
@@ -44,6 +50,7 @@ from pipeline.gpu.text_attention import attend_text
 __all__ = [
     "Ragged",
     "add_layer_norm",
+    "add_layer_norm_rounded",
     "attend",
     "attend_ragged",
     "attend_run",
@@ -51,6 +58,7 @@ __all__ = [
     "attend_words",
     "blend",
     "causal_conv",
+    "fp8_linear",
     "gated_heads",
     "gated_norm",
     "int8_linear",
@@ -58,7 +66,9 @@ __all__ = [
     "mixer",
     "quick_gelu",
     "rms_norm",
+    "rms_norm_rounded",
     "rotate",
+    "rounded_rows",
     "runs",
     "scaled_rows",
     "scan",

@@ -25,6 +25,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
         z,
         weight,
         out,
+        out,
         y_rows.stride(0),
         z.stride(0),
         y.shape[-1],
@@ -33,6 +34,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
         True,
         norm_before_gate,
         False,
+        False,
         triton.next_power_of_2(width),
         num_warps=8,
     )
@@ -40,18 +42,30 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """As `layers/norms.py: RMSNorm`: rounded to x's type before it is scaled; by a wider weight it comes out as wide.
+    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled.
 
     dtype: of the outputs, where the stream is wider than the model's type; then they are rounded once, at the end.
     """
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    _rms_norm(x, weight, eps, out, out, round_first=dtype is None)
+    return out
+
+
+def rms_norm_rounded(x: Tensor, weight: Tensor, eps: float, scale: Tensor) -> Tensor:
+    """`rms_norm` over a scale (), in e4m3."""
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
+    _rms_norm(x, weight, eps, out, scale, round_first=True)
+    return out
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, scale: Tensor, round_first: bool) -> None:
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    wide = dtype or torch.promote_types(x.dtype, weight.dtype)
-    out = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format)
     _norm[(len(rows), 1)](
         rows,
         rows,
         weight,
         out,
+        scale,
         rows.stride(0),
         0,
         width,
@@ -59,11 +73,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = 
         eps,
         False,
         False,
-        dtype is None,
+        round_first,
+        scale is not out,
         triton.next_power_of_2(width),
         num_warps=8,
     )
-    return out
 
 
 @triton.jit
@@ -72,6 +86,7 @@ def _norm(
     z,
     weight,
     out,
+    scale,
     y_row,
     z_row,
     out_row,
@@ -80,6 +95,7 @@ def _norm(
     GATED: tl.constexpr,
     GATE_LAST: tl.constexpr,
     ROUND_FIRST: tl.constexpr,
+    ROUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
@@ -97,6 +113,8 @@ def _norm(
     value *= tl.load(weight + column, inside, 0.0).to(tl.float32)
     if GATED and GATE_LAST:
         value *= gate
+    if ROUNDS:
+        value /= tl.load(scale)
     tl.store(out + row * out_row + column, value.to(out.dtype.element_ty), inside)
 
 
@@ -163,16 +181,31 @@ def _scaled_rows(
 
 def add_layer_norm(x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + more, and the layer norm of that sum (as it is after rounding). Four passes over memory instead of five."""
+    normed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _layer_norm(x, more, weight, bias, eps, normed, normed), normed
+
+
+def add_layer_norm_rounded(
+    x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, the norm over a scale (), in e4m3."""
+    normed = torch.empty_like(x, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
+    return _layer_norm(x, more, weight, bias, eps, normed, scale), normed
+
+
+def _layer_norm(
+    x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float, normed: Tensor, scale: Tensor
+) -> Tensor:
     x, more, width = x.contiguous(), more.contiguous(), x.shape[-1]
-    total, normed = torch.empty_like(x), torch.empty_like(x)
+    total, rounds = torch.empty_like(x), scale is not normed
     _add_layer_norm[(x.numel() // width,)](
-        x, more, weight, bias, total, normed, width, eps, triton.next_power_of_2(width), num_warps=2
+        x, more, weight, bias, total, normed, scale, width, eps, rounds, triton.next_power_of_2(width), num_warps=2
     )
-    return total, normed
+    return total
 
 
 @triton.jit
-def _add_layer_norm(x, more, weight, bias, total, normed, width, eps, BLOCK: tl.constexpr):
+def _add_layer_norm(x, more, weight, bias, total, normed, scale, width, eps, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
     c = tl.arange(0, BLOCK)
     at, inside = tl.program_id(0).to(tl.int64) * width + c, c < width
     value = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(more + at, inside, 0.0).to(tl.float32)
@@ -182,7 +215,36 @@ def _add_layer_norm(x, more, weight, bias, total, normed, width, eps, BLOCK: tl.
     value = tl.where(inside, value - tl.sum(value, 0) / width, 0.0)
     value *= 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     value = value * tl.load(weight + c, inside, 0.0).to(tl.float32) + tl.load(bias + c, inside, 0.0).to(tl.float32)
+    if ROUNDS:
+        value /= tl.load(scale)
     tl.store(normed + at, value.to(normed.dtype.element_ty), inside)
+
+
+# --- in 8-bit floating point -----------------------------------------------------------------------------------------
+
+
+def rounded_rows(x: Tensor, quick_gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """As `layers/fp8.py: rows_of`: codes in e4m3 like x, and the scale of each row, (..., 1) fp32.
+
+    quick_gelu: of x sigmoid(1.702 x).
+    """
+    x, width = x.contiguous(), x.shape[-1]
+    out, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    block = triton.next_power_of_2(width)
+    _rounded_rows[(x.numel() // width,)](x, out, scales, width, quick_gelu, block, num_warps=4 if block < 8192 else 8)
+    return out, scales
+
+
+@triton.jit
+def _rounded_rows(x, out, scales, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    row, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    value = tl.load(x + row * width + c, c < width, 0.0).to(tl.float32)
+    if GELU:
+        value = value / (1 + tl.exp(-1.702 * value))
+    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-30) / 448
+    scale += tl.sum(value, 0) * 0.0  # a maximum swallows a NaN, and nobody would know
+    tl.store(scales + row, scale)
+    tl.store(out + row * width + c, (value / scale).to(out.dtype.element_ty), c < width)
 
 
 # --- rotary positions ------------------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@ tokens wait for the multiplications, so the weight is restored first: that costs
 
 from __future__ import annotations
 
+import re
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +20,13 @@ from torch import Tensor, nn
 from pipeline.gpu.dispatch import kernels_for
 
 AT_ONCE = 1 << 22  # numbers of a weight while it is rounded: in fp32 the output layer alone would take 2.2 GB
-STAYS = "visual."  # the tower: 6 % of the weights, always many rows at once
+STAYS = r"visual\."  # the tower: 6 % of the weights, always many rows at once
 
 
-class Int8Linear(nn.Module):
+class RoundedLinear(nn.Module, ABC):
     """In the place of a Linear layer, from its weights or, where they are on the meta device, empty until `take`.
 
-    weight: int8 (out, in). scale: fp32 (out,). bias: the layer's own.
+    weight: codes of 8 bits (out, in). scale: fp32 (out,). bias: the layer's own.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -31,16 +34,29 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
         self.take(linear.weight.detach())
 
+    def take(self, weight: Tensor) -> None:
+        """Round a float weight (out, in) and keep it, on its device."""
+        codes, scale = self.rounded(weight)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    @staticmethod
+    @abstractmethod
+    def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes, of a type that is no floating one to torch, and scales of a float weight."""
+
+
+class Int8Linear(RoundedLinear):
+    """With int8 codes."""
+
     def forward(self, x: Tensor) -> Tensor:
         if kernels := kernels_for(x):
             return kernels.int8_linear(x, self.weight, self.scale, self.bias)
         return F.linear(x, restored(self.weight, self.scale, x.dtype), self.bias)
 
-    def take(self, weight: Tensor) -> None:
-        """Round a float weight (out, in) and keep it, on its device."""
-        codes, scale = rounded(weight)
-        self.weight = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
+    @staticmethod
+    def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+        return rounded(weight)
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,14 +76,15 @@ def restored(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return codes * scale.to(dtype)[:, None]
 
 
-def to_int8(net: nn.Module) -> nn.Module:
+def to_int8(net: nn.Module, stays: str = STAYS) -> nn.Module:
     """Puts an `Int8Linear` in the place of every Linear layer outside the tower; on the meta device they stay empty.
 
-    Layers whose weight is shared (an output layer tied to the embedding) stay.
+    stays: a pattern of other names that stay. So do layers whose weight is shared (an output layer tied to the
+    embedding).
     """
     places = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     uses = [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, linear in places:
-        if not name.startswith(STAYS) and uses.count(id(linear.weight)) == 1:
+        if not re.match(stays, name) and uses.count(id(linear.weight)) == 1:
             net.set_submodule(name, Int8Linear(linear))
     return net

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.gpu.dispatch import mixer_kernels
 from pipeline.gpu.scan_inputs import ScanInputs
+from pipeline.layers.fp8 import Rows
 
 BLOCKS_PER_PASS = 64  # SSD blocks handled at once; bounds the (blocks x blocks) decay matrix of eq. 20
 
@@ -110,7 +111,7 @@ class Mamba2Mixer(nn.Module):
 
     def forward(
         self,
-        u_BTD: Tensor,
+        u_BTD: Tensor | Rows,
         state: MixerState,
         residual_BTD: Tensor | None = None,
         lengths_B: Tensor | None = None,
@@ -121,7 +122,7 @@ class Mamba2Mixer(nn.Module):
         after them, and outputs behind them mean nothing. Needs a `dt_limit` that begins at 0.
         """
         cfg = self.cfg
-        if kernels := mixer_kernels(u_BTD, state.conv, state.ssm, cfg.ngroups):
+        if kernels := mixer_kernels(state.conv, state.conv, state.ssm, cfg.ngroups):
             return self.by_kernels(kernels, u_BTD, state, residual_BTD, lengths_B)
         z, rows, dt = self.in_proj(u_BTD).split([cfg.d_inner, cfg.conv_dim, cfg.nheads], dim=-1)
         xBC, tail = causal_conv(rows, state.conv, self.conv1d.weight, self.conv1d.bias)
@@ -137,7 +138,7 @@ class Mamba2Mixer(nn.Module):
     def by_kernels(
         self,
         kernels: ModuleType,
-        u_BTD: Tensor,
+        u_BTD: Tensor | Rows,
         state: MixerState,
         residual_BTD: Tensor | None = None,
         lengths_B: Tensor | None = None,

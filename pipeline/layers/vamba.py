@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.gpu.dispatch import kernels_for
+from pipeline.layers.fp8 import normed
 from pipeline.layers.mamba2 import Mamba2Mixer, MixerConfig, MixerState
 from pipeline.layers.norms import RMSNorm
 from pipeline.stream import UserError
@@ -124,7 +125,7 @@ class VisionMixer(nn.Module):
         self.mixer = Mamba2Mixer(mixer)
 
     def forward(self, v_BTD: Tensor, state: MixerState, lengths_B: Tensor | None = None) -> tuple[Tensor, MixerState]:
-        return self.mixer(self.norm(v_BTD), state, v_BTD, lengths_B)
+        return self.mixer(normed(self.norm, v_BTD, self.mixer.in_proj), state, v_BTD, lengths_B)
 
 
 class MLP(nn.Module):

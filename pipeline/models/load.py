@@ -6,7 +6,7 @@ Vamba calls itself `qwen2_vl`, and they would load a plain Qwen2-VL from it with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -17,10 +17,10 @@ from huggingface_hub.errors import StrictDataclassError  # transformers checks i
 from torch import nn
 
 from pipeline.gpu import dispatch
+from pipeline.layers.fp8 import Rounding
 from pipeline.models import systems
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
-from pipeline.senses.chosen import chosen, late_senses
 from pipeline.stream import Model, UserError
 from pipeline.weights import checkpoint, hub
 
@@ -37,35 +37,24 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode` and `senses`, and
-    `kernels`, which is for the whole process.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode`, and `kernels`, which is
+    for the whole process.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     choose_kernels(options.pop("kernels", None))
-    senses = chosen(options.pop("senses", None))
-    model = _loaded(name, device, dtype, senses, options)
-    model.late_senses = late_senses(senses)
-    return model
-
-
-def _loaded(
-    name: str,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    senses: Collection[str],
-    options: dict[str, Any],
-) -> Model[Any]:
     mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
         _checked(own, options)
-        return own.shipped(device, dtype, senses)
+        return own.shipped(device, dtype)
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)
     given = _checked(system, options).model_copy(update={"mode": mode})
-    net = load_net(folder, config, device, dtype, for_use=True, int8=given.int8)
+    if given.fp8:
+        check_fp8(device)
+    net = load_net(folder, config, device, dtype, for_use=True, rounding=given.rounding)
     assert system.wrap is not None  # its record was checked
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
 
@@ -89,6 +78,14 @@ def choose_kernels(kernels: str | None = None) -> None:
         ModelOptions.checked({"kernels": kernels})
     try:
         dispatch.choose(kernels)
+    except dispatch.Refused as error:
+        raise UserError(str(error)) from None
+
+
+def check_fp8(device: torch.device) -> None:
+    """UserError unless that device multiplies 8-bit floating point numbers."""
+    try:
+        dispatch.require_fp8(device)
     except dispatch.Refused as error:
         raise UserError(str(error)) from None
 
@@ -128,9 +125,9 @@ def load_net(
     dtype: torch.dtype | None,
     *,
     for_use: bool = False,
-    int8: bool = False,
+    rounding: Rounding | None = None,
 ) -> nn.Module:
-    """The network of a folder with its weights. for_use: without what nothing reads. int8: linear layers in 8 bits."""
+    """The network of a folder with its weights. for_use: without what nothing reads."""
     system = system_of(config)
     config = _measured(system, folder, config)
     net = checkpoint.fill(
@@ -141,7 +138,7 @@ def load_net(
         our_key=system.our_key,
         unused=system.unused(config),
         for_use=for_use,
-        int8=int8,
+        rounding=rounding,
     )
     system.finish(net)
     return net

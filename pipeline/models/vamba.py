@@ -29,7 +29,8 @@ def _unused(config: Config) -> tuple[str, ...]:
 
 def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
     eyes = QwenVision.of_checkpoint(as_tower(net.visual), of.folder)
-    return VambaModel(net, eyes, read_tokenizer(of.folder), name=of.name, **of.options.saving())
+    saving = of.options.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
+    return VambaModel(net, eyes, read_tokenizer(of.folder), name=of.name, **saving)
 
 
 VAMBA = System(

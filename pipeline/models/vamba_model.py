@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from pipeline.gpu.dispatch import backend, has_kernels
 from pipeline.keeping import packing
 from pipeline.layers.decoding import ChatPrompt, TextStream
 from pipeline.layers.drawing import Drawing, draw_together
-from pipeline.layers.int8 import Int8Linear
+from pipeline.layers.fp8 import rounding_told
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import Opening, TextDecoder, served, until
+from pipeline.layers.reading import TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
@@ -78,6 +77,7 @@ class VambaModel(DecoderModel[VambaInner]):
             self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
         if retrieve:
             self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
+        self._rounding = rounding_told(net)
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
         n = len(net.cfg.cross_layers)
         # The deeper half: in the first layers a word knows nothing yet of the words around it, so it looks for itself
@@ -86,7 +86,6 @@ class VambaModel(DecoderModel[VambaInner]):
         self.answers_together = ANSWERS if self.device.type == "cuda" else TOGETHER
         self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
         self._shared = SharedRecordings(self._recordings)
-        self._openings: WeakKeyDictionary[Memory, Opening] = WeakKeyDictionary()  # of memories that were asked about
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +94,7 @@ class VambaModel(DecoderModel[VambaInner]):
     @property
     def backend(self) -> str:
         kind, used = str(self.net.model.embed_tokens.weight.dtype).removeprefix("torch."), backend(self.device)
-        kind += ", weights in 8 bits" if isinstance(self.net.lm_head, Int8Linear) else ""
+        kind += self._rounding
         if has_kernels(self.device) and not self._recordings.tapes.off:
             used += ", recorded"
         return f"{self.device.type}, {kind}; {used}"
@@ -258,11 +257,8 @@ class VambaModel(DecoderModel[VambaInner]):
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         assert self._prompt is not None  # or `ask` has refused
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
-        known = self._openings.get(memory)
-        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings, known)
+        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
         logits = yield from decoder.question_in_pieces(opening, ids)
-        if known is None:
-            self._openings[memory] = decoder.opened(len(opening))
         instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if count is not None and instants is not None and count < len(instants):
             looked = decoder.looked

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipeline.layers.int8 import Int8Linear, to_int8
+from pipeline.layers.fp8 import Rounding, to_8_bits
+from pipeline.layers.int8 import RoundedLinear
 from pipeline.stream import UserError
 from pipeline.weights.pieces import MODEL, PieceTokenizer
 
@@ -62,12 +63,12 @@ def fill(
     our_key: Callable[[str], str | None],
     unused: Sequence[str] = (),
     for_use: bool = False,
-    int8: bool = False,
+    rounding: Rounding | None = None,
 ) -> nn.Module:
     """A network of meta tensors gets its weights, read straight to the device, one tensor at a time.
 
-    dtype: None is as stored. our_key, unused: of models/system.py. for_use: leave out what is unused. int8: each linear
-    layer's weight is rounded as soon as it is read, so that the unrounded network never exists.
+    dtype: None is as stored. our_key, unused: of models/system.py. for_use: leave out what is unused. rounding: linear
+    layers' weights are rounded as soon as they are read, so that the unrounded network never exists.
     """
     found = located(files, our_key)
     for part in unused:
@@ -76,8 +77,7 @@ def fill(
             setattr(net.get_submodule(parent), leaf, None)
             found = {name: where for name, where in found.items() if not name.startswith(part + ".")}
     _check(net, found)
-    if int8:
-        to_int8(net)
+    to_8_bits(net, rounding)
     try:
         _fill(net, found, device, dtype)
     except torch.OutOfMemoryError as error:
@@ -198,7 +198,7 @@ def _fill(net: nn.Module, found: Found, device: torch.device, dtype: torch.dtype
 def _put(net: nn.Module, name: str, tensor: torch.Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = net.get_submodule(parent)
-    if isinstance(module, Int8Linear) and leaf == "weight":
+    if isinstance(module, RoundedLinear) and leaf == "weight":
         module.take(tensor)
     else:
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))

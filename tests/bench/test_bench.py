@@ -16,6 +16,7 @@ from pipeline.bench.machine import Machine, part_alone
 from pipeline.bench.published import measure_published
 from pipeline.bench.shapes import PUBLISHED, QUESTION, QUESTION_TOKENS, ReadyTokens, Shapes, built
 from pipeline.bench.tables import published_table
+from pipeline.layers.fp8 import Fp8Linear
 from pipeline.layers.hash_tokenizer import HashTokenizer
 from pipeline.layers.int8 import Int8Linear, to_int8
 from pipeline.layers.vamba import Vamba, VambaConfig
@@ -36,8 +37,8 @@ def shapes() -> Shapes:
     return Shapes(wide, config, (84, 56))
 
 
-def measured_with(shapes, other):
-    return measure_published(shapes, CPU, torch.float32, **GIVEN | other)
+def measured_with(shapes, other, dtype=torch.float32):
+    return measure_published(shapes, CPU, dtype, **GIVEN | other)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_an_answer_that_reads_a_part_has_a_lower_floor(shapes):
 
 def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
     machine = Machine(CPU, torch.float32, 1e9, 1e9)
-    whole, small = (built(machine, lambda: Vamba(shapes.vamba), int8) for int8 in (False, True))
+    whole, small = (built(machine, lambda: Vamba(shapes.vamba), rounding) for rounding in (None, "int8"))
     again = to_int8(built(machine, lambda: Vamba(shapes.vamba)))
     assert bytes_of(small) == bytes_of(again) < 0.6 * bytes_of(whole)
     assert type(small.lm_head) is type(again.lm_head) is Int8Linear
@@ -180,9 +181,24 @@ def test_weights_in_8_bits_are_measured_and_kept_small(shapes, measured):
 
 
 def test_nothing_strays_that_was_not_rounded(shapes, monkeypatch):
-    monkeypatch.setattr(published, "to_int8", lambda net: net)
-    found = published.measure_rounding(shapes, Machine(CPU, torch.float32, 1e9, 1e9), 4)
-    assert found["rms_in_std"] == 0 and found["same_answer_for"] == found["words"] == published.LED_WORDS
+    monkeypatch.setattr(published, "to_8_bits", lambda net, _: net)
+    for rounding in ("int8", "fp8"):
+        found = published.measure_rounding(shapes, Machine(CPU, torch.float32, 1e9, 1e9), 4, rounding)
+        assert found["rms_in_std"] == 0 and found["same_answer_for"] == found["words"] == published.LED_WORDS
+
+
+def test_8_bit_floating_point_is_measured_beside_the_types_own_noise(shapes):
+    options = ModelOptions(fp8=True, int8=True)
+    found = measured_with(shapes, {"minutes": [1], "options": options}, dtype=torch.bfloat16)
+    assert (
+        found["vamba"]["fp8"] and not found["vamba"]["int8"] and found["vamba"]["finite"] and found["all_in"]["watch"]
+    )
+    rounding = found["rounding"]
+    assert 0 < rounding["own"]["rms_in_std"] < rounding["rms_in_std"] < 0.5
+    text = published_table(found)
+    assert "fp8: logits" in text and "the model's own type beside fp32: logits" in text
+    small = published.published_model(shapes, CPU, torch.float32, options)
+    assert Fp8Linear in map(type, small.net.visual.modules()) and "8-bit floating point" in small.backend
 
 
 def test_running_out_of_memory_is_a_row(shapes, monkeypatch):

@@ -64,6 +64,22 @@ def test_weights_in_8_bits_stay_near_and_give_the_same_answer(capsys, name) -> N
     assert 0.01 < tensors["logits"]["in_std"] < 0.25  # else nothing was rounded, or too much
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_products_in_8_bit_floating_point_stay_near_and_give_the_same_answer(capsys, name) -> None:
+    code, report = run(capsys, golden(name), "--fp8", "--dtype", "float64", "--chunks", "3")
+    tensors = {row["tensor"]: row for row in report["tensors"]}
+    assert code == 0 and report["fp8"], [row for row in report["tensors"] if not row["ok"]]
+    assert tensors["greedy_ids"]["difference"] == 0
+    assert 0.01 < tensors["visual_embeds"]["in_std"] < 0.25 and 0.1 < tensors["logits"]["in_std"] < 0.75
+    cuts = [row["in_std"] for tensor, row in tensors.items() if tensor.startswith("cut ")]
+    assert len(cuts) >= 9 and max(cuts) < 1e-9
+
+
+def test_only_a_system_that_has_fp8_is_compared_with_it(capsys) -> None:
+    with pytest.raises(UserError, match="has no fp8"):
+        run(capsys, golden("mmmamba-linear"), "--fp8")
+
+
 def copied(name: str, to: Path, change) -> Path:
     """A golden folder whose weights or config `change` has touched."""
     for file in golden(name).iterdir():
