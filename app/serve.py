@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder for streams that visitors want kept over restarts (default: none are)",
     )
     parser.add_argument("--store-gb", type=float, metavar="GB", default=20.0, help="disk for all of them (default: 20)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
     return parser
 
 

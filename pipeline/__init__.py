@@ -37,11 +37,13 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.sources.file import open_video as open_video
     from pipeline.sources.file import probe as probe
     from pipeline.sources.readers import choose_readers as choose_readers
+    from pipeline.sources.shots import look as look
     from pipeline.stream import Answer as Answer
     from pipeline.stream import Event as Event
     from pipeline.stream import Evidence as Evidence
     from pipeline.stream import Frame as Frame
     from pipeline.stream import Question as Question
+    from pipeline.stream import Reach as Reach
     from pipeline.stream import Rule as Rule
     from pipeline.stream import Sampling as Sampling
     from pipeline.stream import StreamState as StreamState
@@ -57,7 +59,8 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.timeline.export import markdown_text as markdown_text
     from pipeline.timeline.export import srt as srt
     from pipeline.timeline.export import vtt as vtt
-    from pipeline.timeline.shots import look as look
+    from pipeline.timeline.gleaner import Gleaner as Gleaner
+    from pipeline.timeline.gleaner import Played as Played
     from pipeline.timeline.timeline import Timeline as Timeline
 
 PLACES = {  # every name of the door, and the module it lives in
@@ -67,11 +70,14 @@ PLACES = {  # every name of the door, and the module it lives in
     "Evidence": "stream",
     "Frame": "stream",
     "FrameQueue": "sources.camera",
+    "Gleaner": "timeline.gleaner",
     "Keeper": "keeping.keeper",
     "KeptStream": "keeping.kept",
     "ModelOptions": "options",
     "Overflowed": "engine",
+    "Played": "timeline.gleaner",
     "Question": "stream",
+    "Reach": "stream",
     "Reel": "keeping.reels",
     "Resumed": "keeping.found",
     "Record": "keeping.segment",
@@ -91,7 +97,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "decode_jpeg": "sources.camera",
     "example_clip": "assets",
     "load": "models.load",
-    "look": "timeline.shots",
+    "look": "sources.shots",
     "mmss": "clock",
     "open_video": "sources.file",
     "parse_mmss": "clock",

@@ -45,6 +45,7 @@ ANSWER_TOKENS = 1_024  # a ceiling no request can raise
 CATCHING_UP = 1_000_000  # frames of backlog: the largest chunks a model likes
 AHEAD = 2  # words of an answer that are written before they are asked for, where others' pass takes them along
 SLICE_S = 0.03  # of watching, while somebody waits for a word: about what a word takes
+RECORDED_UNITS, RECORDED_AT = (1, 2, 4), 3  # of a live chunk or a slice on a GPU; which time its pass is recorded
 
 
 class Overflowed(UserError):
@@ -81,13 +82,14 @@ class Engine:
         return self.model.start()
 
     def warm_up(self) -> None:
-        """Watches grey pictures and answers, for nothing, as live and as catching up: on a GPU kernels are compiled and
-        passes recorded by that, which takes seconds. On a CPU there is nothing to compile."""
+        """Watches grey pictures and answers, for nothing: live, beside an answer, catching up. On a GPU kernels are
+        compiled and passes recorded by that, which takes seconds; on a CPU there is nothing to compile."""
         state = self.start()
         if not self.backend.startswith("cuda"):
             return
         grey = np.full((round(self.long_side * 9 / 16), self.long_side, 3), 128, np.uint8)
-        for count in (self.chunk_frames(1), self.chunk_frames(1), self.chunk_frames(CATCHING_UP)):
+        small = [units * self.unit_frames for units in RECORDED_UNITS for _ in range(RECORDED_AT)]
+        for count in (*small, self.chunk_frames(CATCHING_UP)):
             frames = tuple(Frame(grey, float(state.frames + n)) for n in range(count))
             state = self.watch(VideoChunk(frames), state)
         with suppress(UserError):  # a checkpoint without a tokenizer
@@ -186,6 +188,7 @@ class Engine:
             judged = caught(partial(self._judge, state, work))
             work.error = judged if isinstance(judged, Exception) else None
             work.state, work.done = state, True
+        self._settle(states)
         self._frame_s = (self._clock() - began) / sum(len(work.frames) for work in works)
 
     def _write(self, words: Sequence[Word]) -> None:
@@ -234,9 +237,17 @@ class Engine:
         if seen is None:
             work.most = self._half(frames)
             return
+        self._settle([seen])
         self._frame_s = (self._clock() - began) / len(frames)
         work.state, work.frames = seen, work.frames[len(frames) :]
         work.done = not work.frames
+
+    def _settle(self, states: Sequence[StreamState]) -> None:
+        """Waits until a GPU has done a slice, where somebody waits for a word: else the word would wait for it instead,
+        answers would be taken for having had that time, and slices for being quick."""
+        if self._turns.answering:
+            for doubt in filter(None, map(self._doubts.get, states)):
+                doubt.finite()
 
     def _seen(self, frames: tuple[Frame, ...], work: Chunk) -> StreamState | None:
         """The state after these frames; None where memory ran out (the error's traceback would keep it alive)."""

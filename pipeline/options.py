@@ -34,8 +34,8 @@ class OptionText:
 
 
 class ModelOptions(BaseModel):
-    """What a Vamba checkpoint may be told when it is loaded; `kernels` and `mode` are for every model, and
-    `kernels` is for the whole process.
+    """What a Vamba checkpoint may be told when it is loaded; `kernels`, `mode` and `senses` are for every model,
+    and `kernels` is for the whole process.
 
     An option at its default is one that was not given.
 
@@ -128,6 +128,19 @@ class ModelOptions(BaseModel):
         ),
     ] = None
 
+    senses: Annotated[
+        str | None,
+        OptionText(
+            help="what is told beside what the model itself sees: all (by default), none, or names with commas "
+            "between them (pipeline/README.md)",
+            must="all, none or names of senses",
+            does="only these senses look: what the others would tell is not known",
+            costs="a picture takes less; see the table of senses in pipeline/README.md",
+            metavar="NAMES",
+            example="colours,light",
+        ),
+    ] = None
+
     @classmethod
     def checked(cls, values: Mapping[str, Any], called: Callable[[str], str] = str) -> Self:
         """The record of these values (strings are read, None is not given). called: an option's name in sentences."""
@@ -166,7 +179,11 @@ class ModelOptions(BaseModel):
 
     def shared(self) -> ModelOptions:
         """Those that go for every model: what one that is compared is told, too."""
-        return ModelOptions(kernels=self.kernels, mode=self.mode)
+        return ModelOptions(kernels=self.kernels, mode=self.mode, senses=self.senses)
+
+    def saving(self) -> dict[str, Any]:
+        """What a Vamba's memory is told."""
+        return self.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
 
     @property
     def rounding(self) -> Literal["int8", "fp8"] | None:

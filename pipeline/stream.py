@@ -15,8 +15,9 @@ decoder may look at, *cache* is the text decoder's own keys and values inside on
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not
     from torch import Tensor
 
 B = TypeVar("B")  # what one system's stream carries
-EVENT_KINDS = ("shot", "caption", "chapter", "alert", "speech", "text", "gap")
+EVENT_KINDS = ("shot", "caption", "chapter", "alert", "speech", "text", "sound", "gap")
 LARGEST_CHUNK = 16  # frames a chunk while catching up, where a model offers no better number
 
 
@@ -84,8 +85,8 @@ class Event:
     """Something worth a mark on a stream's timeline, noticed after it was seen.
 
     time, until: seconds; until None: it still goes on. kind: one of EVENT_KINDS. text: for people, may be empty.
-    weight: 0 to 1, how much: of a shot how unlike the one before, of a caption and an alert how surely it was seen, of
-    a chapter its share of the stream.
+    weight: 0 to 1, how much: of a shot how unlike the one before, of a caption, an alert and what a late sense gleaned
+    how surely it was noticed, of a chapter its share of the stream.
     """
 
     time: float
@@ -107,15 +108,30 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far a late sense has come with a stream. doing: what it does, for people ("Listening"). until: the second up
+    to which it has gone; done: it has gone through all there is. lacks: why it finds nothing, in a sentence."""
+
+    sense: str
+    doing: str
+    until: float = 0.0
+    done: bool = False
+    lacks: str = ""
+
+
+@dataclass(frozen=True)
 class Question:
     """What a visitor asks. `history` holds earlier (question, answer) pairs of the same conversation, oldest first.
 
-    at: second of the video the question is pinned to (the player's time), or None for "as of now".
+    at: second of the video the question is pinned to (the player's time), or None for "as of now". events, reaches:
+    what was noticed beside the state, and how far the senses that notice late have come.
     """
 
     text: str
     history: tuple[tuple[str, str], ...] = ()
     at: float | None = None
+    events: tuple[Event, ...] = ()
+    reaches: tuple[Reach, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,6 +261,31 @@ class Spotter(Protocol):
         """Of every picture after that second: its second, and how surely the thing is in it, 0 to 1."""
 
 
+class Gleaned(NamedTuple):
+    """What a late sense found since it last said so. until: second of the file up to which it has gone. lacks: why
+    there is nothing to find, in a sentence; then no more comes."""
+
+    until: float
+    events: tuple[Event, ...] = ()
+    lacks: str = ""
+
+
+class LateSense(Protocol):
+    """What is read or heard in a file once it was watched: it goes into the list of events, never into a state.
+
+    name: for `--senses`. doing: what it does, for people. kinds: of its events. cost_s: processor seconds an hour of
+    video, on one core.
+    """
+
+    name: str
+    doing: str
+    kinds: tuple[str, ...]
+    cost_s: float
+
+    def glean(self, path: str, stop: threading.Event) -> Iterator[Gleaned]:
+        """Goes through a file within bounded memory; ends soon after `stop` is set. Raises UserError."""
+
+
 Tokens: TypeAlias = Generator[Token, None, None]  # of one answer; closing it ends the answer
 Steps: TypeAlias = Generator[Token | Pass, Any, None]  # the same; what a pass gives is sent back in
 
@@ -263,6 +304,7 @@ class Model(ABC, Generic[B]):
     reads_together: bool = False  # whether passes of several tokens, too, may be shared
     tokenizer: Any = None  # of its words
     caption_question: str = "What is shown? Answer with one short sentence."  # where `shows` is None; "": no captions
+    late_senses: Sequence[LateSense] = ()  # that go through its files, where they are wanted
     trained_frames: int | None = None  # of a video, in training and the authors' tests; None: as many as it can see
 
     @property
@@ -316,6 +358,10 @@ class Model(ABC, Generic[B]):
         """What the pictures from second `start` to before second `end` surely show, in a few words; "" where that is
         nothing. None: it keeps no index of what it saw, and must be asked."""
         return None
+
+    def asks_late_senses(self, question: Question) -> tuple[str, ...]:
+        """Names of the late senses that an answer to a question would rest on."""
+        return ()
 
     def spotter(self, rule: str) -> Spotter | None:
         """Who looks for what a rule tells of. None: it keeps no index, and must be asked. UserError for a rule that it

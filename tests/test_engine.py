@@ -18,6 +18,7 @@ from pipeline import Engine, Frame, Question, Sampling, StreamState, UserError, 
 from pipeline.engine import ANSWER_TOKENS, QUESTION_CHARACTERS, Overflowed, checked
 from pipeline.stream import Model, Token
 from pipeline.turns import Flow
+from pipeline.works import Chunk
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 
@@ -455,6 +456,25 @@ def test_a_chunk_that_overflows_while_it_is_cut_fails_as_a_whole():
     engine.confirm(good)
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_slice_is_over_when_the_gpu_has_done_it_while_somebody_waits_for_a_word(streams):
+    """What is still being worked at would be the next word's time, and not that of watching."""
+
+    class Shared(Late):
+        frames_together = 64
+
+    engine = Engine(model := Shared())
+    works = [Chunk(chunk(2, 3), watched(engine, [frame(0), frame(1)])) for _ in range(streams)]
+    answer = engine.ask(Question("Where was it red?"), works[0].state)
+    asked = len(model.asked)
+    next(answer)
+    engine._do(works)
+    assert all(work.done for work in works) and model.asked[asked:].count(4) == streams
+    answer.close()
+    engine._do([Chunk(chunk(4, 6), works[0].state)])
+    assert model.asked.count(6) == 0, "nobody waits, so the next chunk is begun meanwhile"
+
+
 def test_a_gpu_model_watches_and_writes_once_before_the_first_visitor():
     class Compiling(ColourModel):
         backend = "cuda, bf16"
@@ -469,7 +489,7 @@ def test_a_gpu_model_watches_and_writes_once_before_the_first_visitor():
 
     engine = Engine(model := Compiling())
     engine.warm_up()
-    assert model.chunks == [2, 2, 16] and model.drawn == 2
+    assert model.chunks == [2, 2, 2, 4, 4, 4, 8, 8, 8, 16] and model.drawn == 2
     Engine(quiet := ColourModel()).warm_up()
     assert quiet.drawn == 0
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from app.live.view import Picture, Turn, times_said
 from app.live.viewing import Viewing
-from pipeline import Answer, Question, Sampling, UserError, mmss
+from pipeline import Answer, Event, Question, Reach, Sampling, UserError, mmss
 
 TAG = re.compile(r"</?[a-zA-Z!][^>]*>")  # markup: nobody's words
 log = logging.getLogger(__name__)
@@ -47,10 +47,12 @@ class Answering:
 
 
 class Subject(NamedTuple):
-    """What a question is put to. picture: the stream's JPEG nearest to a second."""
+    """What a question is put to. picture: the stream's JPEG nearest to a second. noticed: events
+    beside the state, and how far the late senses have come."""
 
     viewing: Viewing
     picture: Callable[[float], bytes | None]
+    noticed: Callable[[], tuple[tuple[Event, ...], tuple[Reach, ...]]] = lambda: ((), ())
 
 
 class Conversation:
@@ -200,7 +202,7 @@ class Conversation:
 
     def _write(self, answering: Answering, subject: Subject) -> None:
         viewing, turn = subject.viewing, answering.turn
-        question = Question(turn.question, self._said_before(answering), turn.at)
+        question = Question(turn.question, self._said_before(answering), turn.at, *subject.noticed())
         growing = viewing.engine.ask(question, viewing.settled, sampling(turn.repeats), answering.stopped)
         timed = False
         with closing(cast("Generator[Answer, None, None]", growing)) as answers:

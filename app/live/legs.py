@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from app.live.uploads import Source
 from app.live.view import Picture
-from pipeline import Event, Rule, Shown, StreamState
+from pipeline import Event, Played, Rule, Shown, StreamState
 
 POINTS = 32  # earlier states that are held of a stream, and
 POINT_BYTES = 64 << 20  # their bytes without the memory, which they share
@@ -33,6 +33,12 @@ class Leg:
 def leg_at(legs: Sequence[Leg], at: float) -> Leg:
     """The one that shows a second of the stream."""
     return next((leg for leg in reversed(legs) if leg.begins <= at), legs[0])
+
+
+def played(legs: Sequence[Leg]) -> list[Played]:
+    """The files among the sources, for the senses that go through them once they were watched: the last to its end."""
+    ends = [*(leg.until for leg in legs[:-1]), math.inf]
+    return [Played(str(leg.source.path), leg.begins, end) for leg, end in zip(legs, ends) if leg.source.path]
 
 
 @dataclass(frozen=True, eq=False)

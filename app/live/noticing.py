@@ -1,16 +1,21 @@
-"""Noticing: the thread that fills a stream's timeline, so that watching the next chunk waits for nothing of it."""
+"""Noticing: the thread that fills a stream's timeline, so that watching the next chunk waits for nothing of it; and the
+one in which late senses go through the stream's files once these were watched, at low priority."""
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from pipeline import Engine, Event, Frame, Rule, StreamState, Timeline
+from pipeline import Engine, Event, Frame, Gleaner, Played, Reach, Rule, StreamState, Timeline
 
 log = logging.getLogger(__name__)
 
+LOW = 10  # niceness of what nobody waits for
 FAR_BEHIND = 16  # chunks that wait, beyond which the model is asked for no captions: pictures must not pile up
 
 
@@ -18,7 +23,10 @@ class Noticing:
     """Takes chunks and the settled states after them. Its thread begins with the first and ends with `close`."""
 
     def __init__(self, engine: Engine) -> None:
-        self._timeline = Timeline(engine)
+        self._engine, self._timeline = engine, Timeline(engine)
+        self._gleaner = Gleaner(engine.model.late_senses)
+        self._gleaning: threading.Thread | None = None
+        self._stop = threading.Event()
         self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._newest: StreamState | None = None
@@ -26,12 +34,24 @@ class Noticing:
 
     def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> None:
         """With what was noticed of a stream before; at the beginning."""
-        self._timeline.go_on(events, rules, state.seen_until)
+        late = [event for event in events if event.kind in self._gleaner.kinds]
+        self._gleaner = Gleaner(self._engine.model.late_senses, late)
+        self._timeline.go_on([event for event in events if event not in late], rules, state.seen_until)
         self._newest = state
 
     @property
     def events(self) -> tuple[Event, ...]:
-        return self._timeline.events
+        return (*self._gleaner.events, *self._timeline.events)
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """How far the late senses have come."""
+        return self._gleaner.reaches
+
+    def beside(self) -> tuple[tuple[Event, ...], tuple[Reach, ...]]:
+        """A snapshot for a question: how far the late senses have come, and events, which then hold all up to there."""
+        reaches = self.reaches
+        return self.events, reaches
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -42,9 +62,12 @@ class Noticing:
         self._newest = state
         self._do(lambda: self._timeline.watched(frames, state, self._behind))
 
-    def finish(self, state: StreamState) -> None:
-        """The stream is over. Returns at once."""
+    def finish(self, state: StreamState, files: Sequence[Played]) -> None:
+        """The stream is over; the late senses go through its files now. Returns at once."""
         self._do(lambda: self._timeline.finish(state, self._behind))
+        if self._gleaning is None and files and self._gleaner.senses:
+            self._gleaning = threading.Thread(target=self._glean, args=(files,), name="glean", daemon=True)
+            self._gleaning.start()
 
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Raises UserError for a rule that cannot be judged. What was seen already is judged soon."""
@@ -59,13 +82,16 @@ class Noticing:
     def close(self) -> None:
         """What waits is let go."""
         self._closed = True
+        self._stop.set()
         self._waiting.put(None)
 
     def join(self, timeout: float) -> None:
         """After `close`: waits for what is being noticed. A thread in the middle of a model's work would end a process
         that ends with an abort."""
-        if self._worker:
-            self._worker.join(timeout)
+        end = time.monotonic() + timeout
+        for thread in (self._worker, self._gleaning):
+            if thread:
+                thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def _behind(self) -> bool:
@@ -83,3 +109,11 @@ class Noticing:
                 deed()
             except Exception:  # a stream without marks is still watched and asked
                 log.exception("noticing failed")
+
+    def _glean(self, files: Sequence[Played]) -> None:
+        with suppress(OSError, AttributeError):  # Linux alone gives one thread, and those it starts, less than others
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW)
+        try:
+            self._gleaner.go_through(files, self._stop)
+        except Exception:
+            log.exception("gleaning failed")

@@ -422,6 +422,7 @@ class LiveSession:
             if answering.turn.stream != self._stream or (opening and answering.stopped.is_set()):
                 raise UserError(PUT_ASIDE)
             if not opening:
-                picture = watch.thumbnails.near if watch else lambda at: None
-                return Subject((watch.viewing(model) if watch else None) or Viewing(engine), picture)
+                if watch is None:
+                    return Subject(Viewing(engine), lambda at: None)
+                return Subject(watch.viewing(model) or Viewing(engine), watch.thumbnails.near, watch.noticing.beside)
             time.sleep(POLL_S)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from pipeline import Answer, Event, Rule, mmss
+from pipeline import Answer, Event, Reach, Rule, mmss
 
 # The kinds of source, as the visitor reads them
 UPLOAD, WEBCAM, SCREEN, EXAMPLE = "Upload", "Webcam", "Screen", "Example"
@@ -130,7 +130,8 @@ class View:
     upload: where the player finds the visitor's file. models: those that watch, the page's own first. names: of all
     models that could, in the same order. conversations: the turns of each of them. film: the pictures that differ
     most. events: what happened when (pipeline/timeline), first what is over, then what goes on. rules: what the visitor
-    wants to be told of; the text of an alert is what its rule `says`. alerted: the pictures at the seconds of the
+    wants to be told of; the text of an alert is what its rule `says`. reaches: how far the
+    senses have come that go through the file once it was watched. alerted: the pictures at the seconds of the
     newest alerts. Times in seconds of the video; progress: share of
     the file read, 0 to 1; rate: seconds of video per second of work, over all that was watched; waiting and dropped:
     camera pictures; skipped: damaged pictures of a file; notes: what of it was mended or left out, in sentences;
@@ -162,6 +163,7 @@ class View:
     film: tuple[Picture, ...] = ()
     events: tuple[Event, ...] = ()
     rules: tuple[Rule, ...] = ()
+    reaches: tuple[Reach, ...] = ()
     alerted: tuple[Picture, ...] = ()
     stream: int = 0
     forgotten: int = 0
@@ -195,13 +197,18 @@ class View:
             return Told("paused", f"Paused at {mmss(self.seen_until)}", "Nothing is lost; press Resume to go on.")
         if self.phase is Phase.ENDED:
             all_seen = f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it."
-            return Told("ended", "Ended", " ".join([all_seen, *self.notes]))
+            return Told("ended", "Ended", " ".join([all_seen, *self._at_work_still(), *self.notes]))
         if self.live and self.silent:
             what = "screen" if self.source == SCREEN else "camera"
             return Told("waiting", f"Waiting for the {what}", "No picture has come for a while; what was seen is kept.")
         if self.frames == 0:
             return Told("waiting", "Opening", "Waiting for the first picture.")
         return self._told_at_work(player)
+
+    def _at_work_still(self) -> list[str]:
+        """How far the sense has come that goes through the file now."""
+        going = next((reach for reach in self.reaches if not reach.done), None)
+        return [f"{going.doing}: {mmss(going.until)} of {mmss(self.duration or self.seen_until)}."] if going else []
 
     def _told_at_work(self, player: float) -> Told:
         word = f"Catching up ×{self.rate:.1f}" if self.rate else "Catching up "

@@ -20,7 +20,7 @@ import numpy as np
 
 from app.live.film import Film
 from app.live.keep import Keep
-from app.live.legs import Leg, Point, Points, Start, leg_at
+from app.live.legs import Leg, Point, Points, Start, leg_at, played
 from app.live.noticing import Noticing
 from app.live.recent import Recent, cut
 from app.live.thumbnails import Thumbnails
@@ -114,6 +114,7 @@ class Watch:
                 film=self.film.pictures,
                 events=self.noticing.events,
                 rules=self.noticing.rules,
+                reaches=self.noticing.reaches,
                 alerted=self.thumbnails.of_alerts(self.noticing.events),
                 begins=self.begins,
             )
@@ -351,7 +352,7 @@ class Watch:
             except UserError as error:
                 failed = error
         self._settle()
-        self.noticing.finish(self.viewings[0].settled)
+        self.noticing.finish(self.viewings[0].settled, played(self.legs))
         if failed:
             raise failed
 

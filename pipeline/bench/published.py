@@ -51,7 +51,6 @@ LIVE_FRAMES = (16, 2)  # chunks of a live stream, beside the one of `--frames` t
 ANSWER_TOKENS = 16
 LED_WORDS = 48
 REPEATS = 5
-NOT_SAVING = {"int8", "fp8", "kernels", "mode"}  # options that `VambaModel` does not take
 
 
 @torch.no_grad()
@@ -67,7 +66,7 @@ def measure_published(
     tower: bool,
 ) -> dict[str, Any]:
     """Everything, one thing after the other, as one JSON-able document. Times in seconds, sizes in bytes."""
-    saving, rounding = options.model_dump(exclude=NOT_SAVING), options.rounding
+    saving, rounding = options.saving(), options.rounding
     machine, marks = Machine.measured(device, dtype), sorted({minute * 60 for minute in minutes})
     watching = machine.in_fp8() if options.fp8 else machine
     shared = [count for count in _doublings(baseline_frames) if count <= marks[-1]]
@@ -316,7 +315,7 @@ def _led(model: VambaModel, shapes: Shapes, frames: int, words: list[int] | None
 def published_model(shapes: Shapes, device: torch.device, dtype: torch.dtype, options: ModelOptions) -> VambaModel:
     """The published size with random weights, tower included, as a visitor would meet it."""
     machine = Machine(device, dtype, math.inf, math.inf)
-    return _with_eyes(shapes, machine, options.model_dump(exclude=NOT_SAVING), options.rounding)
+    return _with_eyes(shapes, machine, options.saving(), options.rounding)
 
 
 def _with_eyes(shapes: Shapes, machine: Machine, saving: dict[str, Any], rounding: Rounding | None) -> VambaModel:

@@ -173,6 +173,7 @@ def measure_visitors(
     minutes: of the one stream that all ask about, and of each where everybody asks about a stream of their own.
     """
     crowd, found = Crowd(engine, pictures, question), {}
+    engine.warm_up()
     gc.collect()
     gc.freeze()  # as the page does
 

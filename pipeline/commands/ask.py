@@ -9,10 +9,11 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from pipeline.keeping.reels import frame_records
 from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
 from pipeline.stream import JSON, Answer, Frame, Question, Sampling, StreamState, UserError, VideoChunk
+from pipeline.timeline.gleaner import Gleaner, Played
 
 MODEL, TWIN = "embedded", "embedded-twin"
 PARTNER = "partner"  # instead of a name: the model that the other is naturally compared with
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep", metavar="FOLDER", help="keep the stream there, so that `resume FOLDER` can go on")
     add_answer_arguments(parser)
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         viewers[0].keeper = _keeper(viewers[0].engine, args, options)
     with closing_keepers(viewers):
         watch_file(viewers, args.video, args.fps, until)
+    played = Played(args.video, until=math.inf if until is None else until)
+    question = with_gleaned(viewers[0].engine, question, [played])
     answers = [answered(viewer, question, sampling, args.json, heading=bool(args.compare)) for viewer in viewers]
     if args.json:
         documents = [document_of(viewer, answer) for viewer, answer in zip(viewers, answers)]
@@ -210,6 +214,21 @@ def _with_progress(frames: Iterable[Frame], end: float | None, fps: float) -> It
             bar.update()
             bar.set_description(f"watched {mmss(frame.time)}", refresh=False)
             yield frame
+
+
+def with_gleaned(engine: Engine, question: Question, files: Sequence[Played]) -> Question:
+    """The question with what the late senses found in the files: those that its answer rests on."""
+    gleaner, wanted = Gleaner(engine.model.late_senses), engine.model.asks_late_senses(question)
+    gleaned_with_progress(gleaner, files, wanted)
+    return replace(question, events=gleaner.events, reaches=gleaner.reaches)
+
+
+def gleaned_with_progress(gleaner: Gleaner, files: Sequence[Played], wanted: Collection[str] | None = None) -> None:
+    """A line on stderr where stderr is a terminal: which sense is at work, and how far it has come."""
+    with tqdm(file=sys.stderr, disable=None, leave=False, delay=0.5, bar_format="{desc}") as line:
+        gleaner.go_through(
+            files, None, wanted, lambda reach: line.set_description_str(f"{reach.doing}: {mmss(reach.until)}")
+        )
 
 
 # --- answering -------------------------------------------------------------------------------------------------------

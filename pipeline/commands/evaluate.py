@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", metavar="FILE", help="answers so far, a line each (default: named after both, here)"
     )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def run(args: argparse.Namespace) -> int:

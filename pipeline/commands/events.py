@@ -6,16 +6,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.clock import parse_mmss
-from pipeline.commands.ask import MODEL, check_file, viewer_of, watch_file
+from pipeline.commands.ask import MODEL, check_file, gleaned_with_progress, viewer_of, watch_file
 from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
-from pipeline.stream import Frame, StreamState, UserError
+from pipeline.stream import Event, Frame, StreamState, UserError
 from pipeline.timeline import export
 from pipeline.timeline.clip import AROUND, clip
+from pipeline.timeline.gleaner import Gleaner, Played
 from pipeline.timeline.timeline import Timeline
 
 CLIP = "mp4"
@@ -33,16 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --senses: all)"))
 
 
 class Noticed:
     """A timeline that is filled while a file is watched, and what each chunk cost."""
 
     def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
+        self.timeline, self.gleaner = timeline, Gleaner(timeline.engine.model.late_senses)
         self.costs: list[dict[str, Any]] = []
         self._watched_s = 0.0
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return (*self.timeline.events, *self.gleaner.events)
 
     def watched(self, frames: tuple[Frame, ...], state: StreamState, watched_s: float) -> None:
         """After a chunk. watched_s: seconds that watching has taken so far."""
@@ -74,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     viewer.noticed = noticed.watched
     watch_file([viewer], args.video, args.fps, None)
     noticed.timeline.finish(viewer.state)
+    if args.format != "csv":  # what watching cost
+        gleaned_with_progress(noticed.gleaner, [Played(args.video)])
     _write(FORMATS[args.format](args, noticed, viewer.state.seen_until), args.out)
     return 0
 
@@ -102,13 +110,14 @@ def _json(args: argparse.Namespace, noticed: Noticed, end: float) -> str:
     timeline = noticed.timeline
     rules = [{"rule": rule.text, "says": rule.says, "cool_down": rule.cool_down} for rule in timeline.rules]
     about = {"video": Path(args.video).name, "model": timeline.engine.name, "seen_until": end, "rules": rules}
-    return export.as_json(timeline.events, {**about, "chunks": noticed.costs})
+    about |= {"senses": [asdict(reach) for reach in noticed.gleaner.reaches]}
+    return export.as_json(noticed.events, {**about, "chunks": noticed.costs})
 
 
 FORMATS: dict[str, Callable[[argparse.Namespace, Noticed, float], str]] = {
-    "md": lambda args, noticed, end: export.markdown(noticed.timeline.events, Path(args.video).name, end),
-    "vtt": lambda args, noticed, end: export.vtt(noticed.timeline.events, end),
-    "srt": lambda args, noticed, end: export.srt(noticed.timeline.events, end),
+    "md": lambda args, noticed, end: export.markdown(noticed.events, Path(args.video).name, end),
+    "vtt": lambda args, noticed, end: export.vtt(noticed.events, end),
+    "srt": lambda args, noticed, end: export.srt(noticed.events, end),
     "json": _json,
     "csv": lambda args, noticed, end: export.csv_table(noticed.costs),
 }

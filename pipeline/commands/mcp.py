@@ -25,6 +25,7 @@ from pipeline.engine import Engine, checked
 from pipeline.options import ModelOptions
 from pipeline.stream import EVENT_KINDS, Event, Question, Sampling, UserError
 from pipeline.timeline.clip import AROUND, clip
+from pipeline.timeline.gleaner import Gleaner, Played
 from pipeline.timeline.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ ABOUT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a model's name or folder (default: {MODEL})")
     parser.add_argument("--fps", type=float, default=1.0, help="pictures to watch per second of video (default: 1)")
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,22 +70,29 @@ class Stream:
 
     def __init__(self, engine: Engine, path: str, fps: float) -> None:
         self.path, self.error, self.over = path, "", False
-        self.timeline = Timeline(engine)
+        self.timeline, self.gleaner = Timeline(engine), Gleaner(engine.model.late_senses)
+        self._stop = threading.Event()
         self.viewer = Viewer(engine, engine.start(), noticed=self._noticed)
         self._wanted = True
         self._thread = threading.Thread(target=self._watch, args=(fps,), daemon=True)
         self._thread.start()
 
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return (*self.timeline.events, *self.gleaner.events)
+
     def close(self) -> None:
         """Returns when the chunk in work is over."""
         self._wanted = False
+        self._stop.set()
         self._thread.join()
 
     def _watch(self, fps: float) -> None:
         try:
             watch_file([self.viewer], self.path, fps, None)
             self.timeline.finish(self.viewer.state)
-            self.error = self.viewer.broken
+            self.error, self.over = self.viewer.broken, True
+            self.gleaner.go_through([Played(self.path)], self._stop)
         except Unwanted:
             pass
         except UserError as error:
@@ -134,14 +142,17 @@ class Tools:
             "state_bytes": state.state_bytes,
             "memory_bytes": state.memory_bytes,
             "rules": [rule.text for rule in found.timeline.rules],
+            "senses": [asdict(reach) for reach in found.gleaner.reaches],
             "error": found.error,
         }
 
     def ask(self, stream: int, question: str, at: str = "", max_tokens: int = 128) -> dict[str, Any]:
         """Answers from what was seen so far, with the moments it rests on. at: MM:SS, as if asked there."""
-        viewer = self._stream(stream).viewer
+        found = self._stream(stream)
+        viewer, reaches = found.viewer, found.gleaner.reaches
         sampling = Sampling(max_tokens=max_tokens)
-        asked = checked(Question(question, at=parse_mmss(at) if at else None), sampling)
+        moment = parse_mmss(at) if at else None
+        asked = checked(Question(question, at=moment, events=found.events, reaches=reaches), sampling)
         *_, answer = self._engine.ask(asked, viewer.state, sampling)
         told = document_of(viewer, answer)
         return told | {
@@ -151,7 +162,7 @@ class Tools:
         }
 
     def events(self, stream: int, kind: str = "", since: str = "00:00") -> list[dict[str, Any]]:
-        """What happened when: shots, captions, chapters (once the video is over) and alerts, in order of time.
+        """What happened when: shots, captions and alerts; once the video is over, chapters and what was read and heard.
 
         kind: one of those alone. since: MM:SS.
         """
@@ -160,7 +171,7 @@ class Tools:
                 f"There are no events of kind {kind!r}, so none were given; kinds: {', '.join(EVENT_KINDS)}."
             )
         begins = parse_mmss(since)
-        found = [event for event in self._stream(stream).timeline.events if kind in ("", event.kind)]
+        found = [event for event in self._stream(stream).events if kind in ("", event.kind)]
         return [_told(event) for event in sorted(found, key=lambda event: event.time) if event.time >= begins]
 
     def alert_when(self, stream: int, rule: str) -> dict[str, Any]:

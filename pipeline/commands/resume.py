@@ -30,6 +30,7 @@ from pipeline.commands.ask import (
     closing_keepers,
     document_of,
     watch_file,
+    with_gleaned,
 )
 from pipeline.engine import Engine, checked
 from pipeline.keeping.archive import unpacked
@@ -39,6 +40,7 @@ from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.reels import Reel, Shown, Stretch
 from pipeline.options import ModelOptions
 from pipeline.stream import JSON, Question, Sampling, UserError
+from pipeline.timeline.gleaner import Played
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--then", metavar="FILE", help="with --fork: watch this video on from there, in one stream")
     parser.add_argument("--again", action="store_true", help="watch its video again from the start, by any model")
     add_answer_arguments(parser)
-    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode: all)"))
+    ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,13 +72,26 @@ def run(args: argparse.Namespace) -> int:
         kept.check_video()
         engine = Engine(pipeline.load(_model(kept, args), **_options(kept, args).given()))
         viewer = _watched_on(kept, engine, args, at)
+        played = [] if args.then else _played(kept, viewer.state.seen_until)
     if question is None:
         print(f"Seen until {mmss(viewer.state.seen_until)}: {viewer.state.frames:,} pictures.")
         return 0
+    question = with_gleaned(engine, question, played) if played else question
     answer = answered(viewer, question, sampling, args.json)
     if args.json:
         print(json.dumps(document_of(viewer, answer), ensure_ascii=False))
     return 0
+
+
+def _played(kept: KeptStream, end: float) -> list[Played]:
+    """The stream's files, for the late senses, as far as they were seen."""
+    reels = [reel for reel in kept.reels if reel.begins <= end]
+    ends = [*(reel.begins for reel in reels[1:]), end]
+    return [
+        Played(str(kept.folder / reel.file), reel.begins, until)
+        for reel, until in zip(reels, ends)
+        if "video" in reel.about
+    ]
 
 
 def _watched_on(kept: KeptStream, engine: Engine, args: argparse.Namespace, at: float) -> Viewer:

@@ -23,6 +23,7 @@ from pipeline.gpu.layout import BLOCK, HEAD, Slots
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # 2 ** x is one instruction, e ** x two
 FIRST, LENGTH, BLOCK_SLOTS = (tl.constexpr(HEAD.index(name)) for name in ("first", "length", "block_slots"))
 K_AT, V_AT, K_SCALE_AT, V_SCALE_AT = (tl.constexpr(BLOCK.index(name)) for name in ("k", "v", "k_scale", "v_scale"))
+SCORES, SUMS = tl.constexpr(1), tl.constexpr(2)  # what a walk keeps besides; 0: nothing
 MERGED = 1 << 14  # numbers of one row's parts that one program merges
 HEADER, ADDRESSES = tl.constexpr(len(HEAD)), tl.constexpr(len(BLOCK))  # numbers before the blocks', and of each block
 
@@ -77,7 +78,7 @@ def scan(
         rows,
         TILE,
         slots.eight_bit,
-        keep_scores,
+        int(keep_scores),
         count is not None,
         precision(q),
         **speed,
@@ -144,7 +145,7 @@ def _attend(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     EIGHT_BIT: tl.constexpr,
-    SCORES: tl.constexpr,
+    KEPT: tl.constexpr,
     COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -157,13 +158,66 @@ def _attend(
     q_tile = tl.load(q + q_place[:, None] + p[None, :], real[:, None], 0.0)
     first, S = tl.load(book + FIRST).to(tl.int32), tl.load(book + LENGTH).to(tl.int32)
     block_slots = tl.load(book + BLOCK_SLOTS).to(tl.int32)
-    last, in_block = first + S, block_slots // TILE
+    last = first + S
     begin, end = part_of(first, last, split, TILE)
     end = tl.where(tl.program_id(0) * ROWS < rows, end, begin)
+    top, mass, total = through(
+        begin,
+        end,
+        q,
+        q_tile,
+        book,
+        (layer * K + head).to(tl.int64) * block_slots,
+        scores + (head * Q * R + kept).to(tl.int64) * room - first,
+        real,
+        book,
+        first,
+        last,
+        block_slots,
+        scale,
+        ROWS,
+        P,
+        TILE,
+        EIGHT_BIT,
+        KEPT,
+        1,
+        PRECISION,
+    )
+    at = (split * K + head) * Q * R + kept
+    total = total / tl.maximum(mass, 1e-30)[:, None]
+    tl.store(parts + at[:, None].to(tl.int64) * P + p[None, :], total, real[:, None])
+    tl.store(sums + at, tl.where(mass > 0, top * LN2 + tl.log(mass), float("-inf")), real)
+
+
+@triton.jit
+def through(
+    begin,
+    end,
+    q,
+    q_tile,
+    book,
+    before,
+    to,
+    keeps,
+    places,
+    first,
+    last,
+    block_slots,
+    scale,
+    ROWS: tl.constexpr,
+    P: tl.constexpr,
+    TILE: tl.constexpr,
+    EIGHT_BIT: tl.constexpr,
+    KEPT: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Some tiles of a memory under a running softmax: its maximum (of powers of 2), mass and weighted values.
+
+    before: slots of other layers and heads, inside any block. KEPT, to, keeps, places, STEP: see `walk`.
+    """
     top, mass = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, P], tl.float32)
-    before = (layer * K + head).to(tl.int64) * block_slots  # slots of other layers and heads, inside any block
-    to = scores + (head * Q * R + kept).to(tl.int64) * room - first
+    total, in_block = tl.zeros([ROWS, P], tl.float32), block_slots // TILE
     for block in range(begin // in_block, tl.cdiv(end, in_block)):
         k, v, k_scale, v_scale = block_at(
             q, book + HEADER + block * ADDRESSES, before - block * block_slots, P, EIGHT_BIT
@@ -180,7 +234,8 @@ def _attend(
             k_scale,
             v_scale,
             to,
-            real,
+            keeps,
+            places,
             first,
             last,
             scale,
@@ -191,7 +246,8 @@ def _attend(
             TILE,
             False,
             EIGHT_BIT,
-            SCORES,
+            KEPT,
+            STEP,
             PRECISION,
         )
         top, mass, total = walk(
@@ -203,7 +259,8 @@ def _attend(
             k_scale,
             v_scale,
             to,
-            real,
+            keeps,
+            places,
             first,
             last,
             scale,
@@ -214,7 +271,8 @@ def _attend(
             TILE,
             True,
             EIGHT_BIT,
-            SCORES,
+            KEPT,
+            STEP,
             PRECISION,
         )
         top, mass, total = walk(
@@ -226,7 +284,8 @@ def _attend(
             k_scale,
             v_scale,
             to,
-            real,
+            keeps,
+            places,
             first,
             last,
             scale,
@@ -237,13 +296,11 @@ def _attend(
             TILE,
             False,
             EIGHT_BIT,
-            SCORES,
+            KEPT,
+            STEP,
             PRECISION,
         )
-    at = (split * K + head) * Q * R + kept
-    total = total / tl.maximum(mass, 1e-30)[:, None]
-    tl.store(parts + at[:, None].to(tl.int64) * P + p[None, :], total, real[:, None])
-    tl.store(sums + at, tl.where(mass > 0, top * LN2 + tl.log(mass), float("-inf")), real)
+    return top, mass, total
 
 
 @triton.jit
@@ -282,7 +339,8 @@ def walk(
     k_scale,
     v_scale,
     to,
-    real,
+    keeps,
+    places,
     first,
     last,
     scale,
@@ -293,10 +351,14 @@ def walk(
     TILE: tl.constexpr,
     WHOLE: tl.constexpr,
     EIGHT_BIT: tl.constexpr,
-    SCORES: tl.constexpr,
+    KEPT: tl.constexpr,
+    STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some tiles of one block into a running softmax (arXiv 2205.14135, algorithm 1). WHOLE: all slots are visible.
+
+    KEPT: what goes behind the addresses `to` of those rows that are in `keeps`: SCORES, of each slot, or SUMS, of each
+    tile the log-sum-exp in powers of 2, STEP numbers apart, where `places` says for each tile of the memory.
 
     Keys that are not visible are read all the same; their values are not, since 0 times what nobody wrote may be NaN.
     """
@@ -312,11 +374,14 @@ def walk(
             score *= tl.load(k_scale + slot).to(tl.float32)[None, :]
         if not WHOLE:
             score = tl.where(seen[None, :], score, float("-inf"))
-        if SCORES:
-            tl.store(to[:, None] + slot[None, :], score * scale, real[:, None] & seen[None, :])
+        if KEPT == SCORES:
+            tl.store(to[:, None] + slot[None, :], score * scale, keeps[:, None] & seen[None, :])
         higher = tl.maximum(top, tl.max(score, 1) * factor)
         weight, fade = tl.exp2(score * factor - higher[:, None]), tl.exp2(top - higher)
-        mass = mass * fade + tl.sum(weight, 1)
+        found = tl.sum(weight, 1)
+        mass = mass * fade + found
+        if KEPT == SUMS:
+            tl.store(to + tl.load(places + i - first // TILE) * STEP, higher + tl.log2(found), keeps)
         if EIGHT_BIT:
             scales = tl.load(v_scale + slot) if WHOLE else tl.load(v_scale + slot, seen, 0.0)
             weight *= scales.to(tl.float32)[None, :]

@@ -42,11 +42,12 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, no
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """As `layers/norms.py: RMSNorm`: rounded to the model's type before it is scaled.
+    """As `layers/norms.py: RMSNorm`: rounded to x's type before it is scaled; by a wider weight it comes out as wide.
 
     dtype: of the outputs, where the stream is wider than the model's type; then they are rounded once, at the end.
     """
-    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    wide = dtype or torch.promote_types(x.dtype, weight.dtype)
+    out = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format)
     _rms_norm(x, weight, eps, out, out, round_first=dtype is None)
     return out
 

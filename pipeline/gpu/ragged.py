@@ -23,24 +23,25 @@ from pipeline.gpu.attention_scan import (
     LENGTH,
     LN2,
     LOG2E,
+    SUMS,
     block_at,
     contiguous_rows,
     part_of,
+    through,
     tile_shape,
-    walk,
 )
 from pipeline.gpu.device import TILE, gpu_size, precision
-from pipeline.gpu.ragged_tables import LOOK_AT, SPAN_AT, TILE_AT
+from pipeline.gpu.ragged_tables import LOOK_AT, TILE_AT
 
-TILE_SIZE, SPAN_SIZE, LOOK_SIZE = (tl.constexpr(len(names)) for names in (TILE_AT, SPAN_AT, LOOK_AT))
-WORD_SLOTS, LOOK_SLOTS = 256, 128
+TILE_SIZE, LOOK_SIZE = (tl.constexpr(len(names)) for names in (TILE_AT, LOOK_AT))
+LOOK_ROWS, LOOK_SUMS = 16, 64  # that a program works through at once
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """The tables of one pass. kept (N,): where each word's scores (H, slots) go. tiles, rows: the tiles of words of
-    which each is an answer's only one, and how many rows a tile has; long, long_rows: those of the others, which are
-    seen in `spans` (None: there are none)."""
+    """The tables of one pass. tiles, rows: the tiles of rows, and how many rows each has; long, long_rows: those of
+    memories at which more rows look (None: there are none). kept (N,): where each word's sums (K, sums, R) go, 0 where
+    its look is not wanted."""
 
     count: Tensor
     tiles: Tensor
@@ -51,18 +52,20 @@ class Ragged:
     key_heads: int
     eight_bit: bool
     long: Tensor | None = None
-    spans: Tensor | None = None
     long_rows: int = 0
+
+    @property
+    def kinds(self) -> list[tuple[Tensor, int]]:
+        return [(self.tiles, self.rows), *([] if self.long is None else [(self.long, self.long_rows)])]
 
 
 def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = None) -> Tensor:
     """Attention of all words (H, N, P), each to its own memory; as (N, H, P) seen from H. place: of the looks."""
     (H, N, P), q, K = q_HQP.shape, contiguous_rows(q_HQP), to.key_heads
-    R, rows = H // K, [(to.tiles, to.rows, place is not None)]
-    rows += [] if to.long is None else [(to.long, to.long_rows, False)]
+    R = H // K
     parts = q.new_empty(to.splits, K, N * R, P, dtype=torch.float32)
     sums = q.new_empty(to.splits, K, N * R, dtype=torch.float32)
-    for tiles, tile, kept in rows:
+    for tiles, rows in to.kinds:
         _attend_tiles[(len(tiles), to.splits, K)](
             q,
             tiles,
@@ -76,12 +79,12 @@ def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = Non
             K,
             R,
             P,
-            tile,
+            rows,
             TILE,
             to.eight_bit,
-            kept,
+            0 if place is None else SUMS.value,
             precision(q),
-            **tile_shape(q, tile)[1],
+            **tile_shape(q, rows)[1],
         )
     out, total = q.new_empty(N, H, P), q.new_empty(N, H, dtype=torch.float32)
     width = triton.next_power_of_2(to.splits)
@@ -92,28 +95,27 @@ def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = Non
 
 
 def _look(to: Ragged, layer: int, q_HQP: Tensor, total_NH: Tensor, place: int) -> None:
-    """Where words and spans look, into the looks' `place`."""
+    """Where words looked, into the looks' `place`."""
     (H, _, P), K = q_HQP.shape, to.key_heads
-    if to.spans is not None:
-        _weigh_spans[(len(to.spans), to.splits, K)](
+    for tiles, rows in to.kinds:
+        _sum_mixed[(len(tiles), to.splits, K)](
             q_HQP,
-            to.spans,
-            total_NH,
+            tiles,
+            to.kept,
             layer,
             P**-0.5,
             *q_HQP.stride()[:2],
             K,
             H // K,
             P,
-            to.long_rows,
+            rows,
             TILE,
             to.eight_bit,
             precision(q_HQP),
-            **tile_shape(q_HQP, to.long_rows)[1],
+            num_warps=8 if rows > 64 else 4,
         )
     programs = (2 * gpu_size(q_HQP.device)[0], len(to.looks))
-    _weigh_words[programs](to.looks, total_NH, H, WORD_SLOTS)
-    _look_at[programs](to.looks, place, triton.next_power_of_2(K), LOOK_SLOTS)
+    _look_at[programs](to.looks, total_NH, place, K, H // K, TILE, LOOK_ROWS, LOOK_SUMS)
 
 
 @triton.jit(do_not_specialize=["layer", "rows"])
@@ -134,7 +136,7 @@ def _attend_tiles(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     EIGHT_BIT: tl.constexpr,
-    SCORES: tl.constexpr,
+    KEPT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some rows of one key head over one part of their memory: softmax-weighted values and log-sum-exp."""
@@ -145,96 +147,44 @@ def _attend_tiles(
     q_tile = tl.load(q + ((row // R) * q_row + (head * R + row % R) * q_head)[:, None] + p[None, :], real[:, None], 0.0)
     first, S = tl.load(book + FIRST).to(tl.int32), tl.load(book + LENGTH).to(tl.int32)
     block_slots = tl.load(book + BLOCK_SLOTS).to(tl.int32)
-    last, in_block = first + S, block_slots // TILE
-    begin, end = part_of(first, last, split, TILE)
-    top, mass = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, P], tl.float32)
-    before = (layer * K + head).to(tl.int64) * block_slots  # slots of other layers and heads, inside any block
-    to, keeps = sums + row, real
-    if SCORES:
-        address = tl.load(kept + row // R, real, 0)
-        keeps = real & (address != 0)
-        to = address.to(tl.pointer_type(tl.float32)) + (head * R + row % R).to(tl.int64) * S - first
-    for block in range(begin // in_block, tl.cdiv(end, in_block)):
-        k, v, k_scale, v_scale = block_at(
-            q, book + HEADER + block * ADDRESSES, before - block * block_slots, P, EIGHT_BIT
-        )
-        low, high = tl.maximum(begin, block * in_block), tl.minimum(end, (block + 1) * in_block)
-        whole = tl.minimum(high, tl.maximum(low, tl.cdiv(first, TILE)))  # from here to `ragged` all slots are visible
-        ragged = tl.maximum(whole, tl.minimum(high, last // TILE))
-        top, mass, total = walk(
-            low,
-            whole,
-            q_tile,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            to,
-            keeps,
-            first,
-            last,
-            scale,
-            top,
-            mass,
-            total,
-            P,
-            TILE,
-            False,
-            EIGHT_BIT,
-            SCORES,
-            PRECISION,
-        )
-        top, mass, total = walk(
-            whole,
-            ragged,
-            q_tile,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            to,
-            keeps,
-            first,
-            last,
-            scale,
-            top,
-            mass,
-            total,
-            P,
-            TILE,
-            True,
-            EIGHT_BIT,
-            SCORES,
-            PRECISION,
-        )
-        top, mass, total = walk(
-            ragged,
-            high,
-            q_tile,
-            k,
-            v,
-            k_scale,
-            v_scale,
-            to,
-            keeps,
-            first,
-            last,
-            scale,
-            top,
-            mass,
-            total,
-            P,
-            TILE,
-            False,
-            EIGHT_BIT,
-            SCORES,
-            PRECISION,
-        )
+    begin, end = part_of(first, first + S, split, TILE)
+    to, keeps, places = sums + row, real, book
+    if KEPT:
+        to, keeps = sums_of(kept, at, row, real, head, R)
+        places = tl.load(at + 3).to(tl.pointer_type(tl.int64))
+    top, mass, total = through(
+        begin,
+        end,
+        q,
+        q_tile,
+        book,
+        (layer * K + head).to(tl.int64) * block_slots,
+        to,
+        keeps,
+        places,
+        first,
+        first + S,
+        block_slots,
+        scale,
+        ROWS,
+        P,
+        TILE,
+        EIGHT_BIT,
+        KEPT,
+        R,
+        PRECISION,
+    )
     place = (split * K + head) * rows + row
     total = total / tl.maximum(mass, 1e-30)[:, None]
     tl.store(parts + place[:, None].to(tl.int64) * P + p[None, :], total, real[:, None])
     tl.store(sums + place, tl.where(mass > 0, top * LN2 + tl.log(mass), float("-inf")), real)
+
+
+@triton.jit
+def sums_of(kept, at, row, real, head, R: tl.constexpr):
+    """Where each row's sums for this key head begin, and of which rows they are wanted."""
+    address = tl.load(kept + row // R, real, 0)
+    return address.to(tl.pointer_type(tl.float32)) + head * tl.load(at + 4) * R + row % R, address != 0
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -257,10 +207,10 @@ def _merge_tiles(parts, sums, out, total, count, splits, R: tl.constexpr, P: tl.
 
 
 @triton.jit(do_not_specialize=["layer"])
-def _weigh_spans(
+def _sum_mixed(
     q,
-    spans,
-    total,
+    tiles,
+    kept,
     layer,
     scale,
     q_head,
@@ -273,71 +223,72 @@ def _weigh_spans(
     EIGHT_BIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A span's mean weights for one key head and one part of its memory, (K, slots), from the keys again."""
-    at, split, head = spans + tl.program_id(0) * SPAN_SIZE, tl.program_id(1), tl.program_id(2)
+    """The sums of those tiles of slots that several pictures share, a sum for each picture, from the keys again: these
+    are few of the tiles, and the walk through all of them stays without branches."""
+    at, head = tiles + tl.program_id(0) * TILE_SIZE, tl.program_id(2)
     book = tl.load(at).to(tl.pointer_type(tl.int64))
-    some, rows = tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
+    row, p = tl.load(at + 1).to(tl.int32) + tl.arange(0, ROWS), tl.arange(0, P)
+    real = row < tl.load(at + 2).to(tl.int32)
+    to, keeps = sums_of(kept, at, row, real, head, R)
+    q_tile = tl.load(q + ((row // R) * q_row + (head * R + row % R) * q_head)[:, None] + p[None, :], real[:, None], 0.0)
+    places, ends, mixed = (
+        tl.load(at + 3).to(tl.pointer_type(tl.int64)),
+        tl.load(at + 5).to(tl.pointer_type(tl.int64)),
+        tl.load(at + 6).to(tl.pointer_type(tl.int64)),
+    )
+    mixes = tl.where(tl.sum(keeps.to(tl.int32)) > 0, tl.load(at + 7).to(tl.int32), 0)
     first, S = tl.load(book + FIRST).to(tl.int32), tl.load(book + LENGTH).to(tl.int32)
     block_slots = tl.load(book + BLOCK_SLOTS).to(tl.int32)
-    last, in_block, p = first + S, block_slots // TILE, tl.arange(0, P)
-    begin, end = part_of(first, last, split, TILE)
     before = (layer * K + head).to(tl.int64) * block_slots
-    out = tl.load(at + 3).to(tl.pointer_type(tl.float32)) + head.to(tl.int64) * S - first
-    share = 1.0 / tl.maximum(rows - some, 1)
-    for start in range(some, rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        q_place = (row // R) * q_row + (head * R + row % R) * q_head
-        q_tile = tl.load(q + q_place[:, None] + p[None, :], (row < rows)[:, None], 0.0)
-        mass = tl.load(total + (row // R) * K * R + head * R + row % R, row < rows, float("inf")) * LOG2E
-        for block in range(begin // in_block, tl.cdiv(end, in_block)):
-            k, _, k_scale, _ = block_at(
-                q, book + HEADER + block * ADDRESSES, before - block * block_slots, P, EIGHT_BIT
-            )
-            for i in range(tl.maximum(begin, block * in_block), tl.minimum(end, (block + 1) * in_block)):
-                slot = i * TILE + tl.arange(0, TILE)
-                seen = (slot >= first) & (slot < last)
-                k_tile = tl.load(k + slot[None, :] * P + p[:, None])
-                score = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
-                if EIGHT_BIT:
-                    score *= tl.load(k_scale + slot).to(tl.float32)[None, :]
-                found = tl.sum(tl.exp2(score * (scale * LOG2E) - mass[:, None]), 0) * share
-                if start > some:
-                    found += tl.load(out + slot, seen, 0.0)
-                tl.store(out + slot, found, seen)
-        tl.debug_barrier()  # the next rows add to what other threads have stored
-
-
-@triton.jit
-def _weigh_words(looks, total, H: tl.constexpr, SLOTS: tl.constexpr):
-    """A word's mean weights from its scores, over those of its first head: whoever reads a slot's scores writes it."""
-    at = looks + tl.program_id(1) * LOOK_SIZE
-    scores = tl.load(at).to(tl.pointer_type(tl.float32))
-    word, S = tl.load(at + 2), tl.load(at + 3).to(tl.int32)
-    for begin in range(tl.program_id(0) * SLOTS, tl.where(word >= 0, S, 0), tl.num_programs(0) * SLOTS):
-        slot, found = begin + tl.arange(0, SLOTS), tl.zeros([SLOTS], tl.float32)
-        place = scores + slot
-        for h in range(H):
-            found += tl.exp(tl.load(place, slot < S, float("-inf")) - tl.load(total + word * H + h))
-            place += S
-        tl.store(scores + slot, found / H, slot < S)
+    for n in range(tl.program_id(1), mixes, tl.num_programs(1)):
+        tile = tl.load(mixed + n).to(tl.int32)
+        place = tl.load(places + tile).to(tl.int32)
+        start = (first // TILE + tile) * TILE  # its first slot, among all blocks'
+        block = start // block_slots
+        k, _, k_scale, _ = block_at(q, book + HEADER + block * ADDRESSES, before - block * block_slots, P, EIGHT_BIT)
+        slot = start + tl.arange(0, TILE)
+        k_tile = tl.load(k + slot[None, :] * P + p[:, None])
+        score = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION) * (scale * LOG2E)
+        if EIGHT_BIT:
+            score *= tl.load(k_scale + slot).to(tl.float32)[None, :]
+        begin, stop = tl.maximum(start - first, 0), tl.minimum(start + TILE - first, S)
+        while begin < stop:
+            end = tl.load(ends + place - tile).to(tl.int32)
+            inside = (slot >= first + begin) & (slot < first + tl.minimum(end, stop))
+            some = tl.where(inside[None, :], score, float("-inf"))
+            top = tl.max(some, 1)
+            tl.store(to + place * R, top + tl.log2(tl.sum(tl.exp2(some - top[:, None]), 1)), keeps)
+            begin, place = end, place + 1
 
 
 @triton.jit(do_not_specialize=["place"])
-def _look_at(looks, place, HEADS: tl.constexpr, SLOTS: tl.constexpr):
-    """What each picture of a memory got of a look, the mean over its rows of weights: one program works through a
-    picture, so the order of its sum never changes."""
+def _look_at(
+    looks,
+    total,
+    place,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """What each picture of a memory got of a look, the mean over its words and heads of weights: one program works
+    through a picture, so the order of its sum never changes."""
     at = looks + tl.program_id(1) * LOOK_SIZE
-    weights = tl.load(at).to(tl.pointer_type(tl.float32))
-    word, S = tl.load(at + 2), tl.load(at + 3)
-    heads = tl.where(word >= 0, 1, tl.load(at + 1))
-    ends, pictures = tl.load(at + 4).to(tl.pointer_type(tl.int64)), tl.load(at + 5).to(tl.int32)
-    out = tl.load(at + 6).to(tl.pointer_type(tl.float32)) + place.to(tl.int64) * pictures
-    head = tl.arange(0, HEADS)
+    kept = tl.load(at).to(tl.pointer_type(tl.float32))
+    words, word, sums, first = tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)
+    ends, pictures = tl.load(at + 5).to(tl.pointer_type(tl.int64)), tl.load(at + 6).to(tl.int32)
+    out = tl.load(at + 7).to(tl.pointer_type(tl.float32)) + place.to(tl.int64) * pictures
     for i in range(tl.program_id(0), pictures, tl.num_programs(0)):
-        start, end = tl.load(ends + i - 1, i > 0, 0).to(tl.int32), tl.load(ends + i).to(tl.int32)
-        found = tl.zeros([HEADS, SLOTS], tl.float32)
-        for begin in range(start, end, SLOTS):
-            slot = begin + tl.arange(0, SLOTS)
-            there = (head < heads)[:, None] & (slot < end)[None, :]
-            found += tl.load(weights + head[:, None] * S + slot[None, :], there, 0.0)
-        tl.store(out + i, tl.sum(tl.sum(found, 1), 0) / heads)
+        start, end = first + tl.load(ends + i - 1, i > 0, 0), first + tl.load(ends + i)  # slots from the first tile on
+        begin, stop = (start // TILE + i) * R, ((end - 1) // TILE + 1 + i) * R
+        found = tl.zeros([ROWS, WIDTH], tl.float32)
+        for some in range(0, words.to(tl.int32) * K, ROWS):
+            row = some + tl.arange(0, ROWS)  # a word's key head
+            for x in range(begin.to(tl.int32), stop.to(tl.int32), WIDTH):
+                number = x + tl.arange(0, WIDTH)
+                there = (row < words * K)[:, None] & (number < stop)[None, :]
+                value = tl.load(kept + (row * sums * R)[:, None] + number[None, :], there, float("-inf"))
+                mass = tl.load(total + ((word * K + row) * R)[:, None] + (number % R)[None, :], there, 0.0)
+                found += tl.exp2(value - mass * LOG2E)
+        tl.store(out + i, tl.sum(tl.sum(found, 1), 0) / (words * K * R).to(tl.float32))

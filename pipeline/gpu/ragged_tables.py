@@ -7,15 +7,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-TILE_AT = ("book", "first", "end")  # of a tile of rows: its memory's book, its first row, the end of its memory's rows
-SPAN_AT = ("book", "first", "end", "weights")  # of some rows whose weights are summed, and where: (K, slots) fp32
-# Of a word or span whose look is wanted: its scores (heads, slots) or weights, how many heads they have, which word it
-# is (-1: they are weights), slots, the ends of the memory's pictures, how many these are, and where a look (places,
-# pictures) goes. All zeros: none.
-LOOK_AT = ("scores", "heads", "word", "slots", "ends", "pictures", "look")
+from pipeline.gpu.device import TILE
+
+# Of a tile of rows: its memory's book, its first row, the end of its memory's rows, where the memory's tiles of slots
+# keep their sums, how many of these a row has, the ends of the pictures, the tiles that several pictures share, and how
+# many these are.
+TILE_AT = ("book", "first", "end", "places", "sums", "ends", "mixed", "mixes")
+# Of words whose look is wanted, the mean over all of them: where the first one's sums begin, how many and which they
+# are, how many sums a row has, which slot of the first tile is the first, the ends of the memory's pictures, how many
+# these are, and where a look (places, pictures) goes. All zeros: none.
+LOOK_AT = ("kept", "words", "word", "sums", "first", "ends", "pictures", "look")
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """How a memory's tiles of slots lie to its pictures. A row of attention keeps a sum for every part of a tile that
+    is one picture's; the t-th tile's part of the i-th picture is number t + i of them.
+
+    first: slot of the first tile that is the first visible. places (tiles,): number of each tile's first sum. mixed:
+    tiles that hold several pictures. Both int64.
+    """
+
+    first: int
+    places: Tensor
+    mixed: Tensor
+    sums: int
+
+    @classmethod
+    def of(cls, ends: Tensor, first: int, slots: int) -> Tiles:
+        """ends (pictures,): of the pictures, in visible slots. first: slots before these, as in the memory's book."""
+        first = first % TILE
+        tiles = torch.arange(-(-(first + slots) // TILE), device=ends.device)
+        begins, stops = (tiles * TILE - first).clamp_min(0), ((tiles + 1) * TILE - first).clamp_max(slots)
+        pictures = torch.searchsorted(ends, begins, right=True)
+        mixed = (ends[pictures] < stops).nonzero()[:, 0]
+        return cls(first, tiles + pictures, mixed, len(tiles) + len(ends))
 
 
 class Sheet:
@@ -24,7 +55,7 @@ class Sheet:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device):
         self._starts, self._widths, size = {}, {}, 0
         self._all = torch.zeros(sum(map(math.prod, shapes.values())), dtype=torch.int64, device=device)
-        self.there: dict[str, torch.Tensor] = {}
+        self.there: dict[str, Tensor] = {}
         for name, shape in shapes.items():
             self._starts[name], self._widths[name] = size, math.prod(shape[1:])
             self.there[name] = self._all[size : size + math.prod(shape)].view(shape)

@@ -39,6 +39,8 @@ def drawn(logits_NV: torch.Tensor, samplings: Sequence[Sampling], chances: Seque
         if rows:
             numbers = [(samplings[n].temperature, samplings[n].top_p, _chance(chances[n])) for n in rows]
             sent_N3 = sent(torch.tensor(numbers, dtype=torch.float64), ids_N.device)
+            if len(rows) == len(ids_N):
+                return draw(logits_NV, *sent_N3.split(1, dim=1))
             at = sent(torch.tensor(rows), ids_N.device)
             ids_N[at] = draw(logits_NV[at], *sent_N3.split(1, dim=1))
     return ids_N

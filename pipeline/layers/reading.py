@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.gpu.ragged_tables import Tiles
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory
 from pipeline.stream import Pass
@@ -68,6 +70,12 @@ class TextCache:
             self.room = grown
         return self.room
 
+    def copy(self, room: Tensor) -> None:
+        """Begin with these words' keys and values (layers, 2, B, K, words, P); this one must be empty."""
+        self.length = room.shape[4]
+        self.reserve(self.length, room[0, 0])[..., : self.length, :] = room
+        self.used = [self.length] * len(self.used)
+
     def begin_with(self, other: TextCache) -> None:
         """Copy what an earlier cache holds, layer by layer; this one must be empty."""
         for layer, used in enumerate(other.used):
@@ -78,6 +86,16 @@ class TextCache:
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget each layer's tokens past its length."""
         self.used = [min(a, b) for a, b in zip(self.used, lengths)]
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """The beginning of every question about one memory, read once for all: its words' keys and values (layers, 2, B, K,
+    words, P), where they looked (places, instants), and which slots are one picture. Knows no memory, so keeps none."""
+
+    room: Tensor
+    gaze: Tensor | None
+    instants: Instants | None
 
 
 class RecordedPasses(Protocol):
@@ -92,7 +110,7 @@ class TextDecoder:
     """A text column in front of one memory.
 
     `watch_layers` are places in `cross_layers` whose attention is kept; `looked` makes one measure of it.
-    recordings: passes recorded for the GPU, taken where they fit.
+    recordings: passes recorded for the GPU, taken where they fit. opening: what a question begins with, of this memory.
     """
 
     def __init__(
@@ -101,12 +119,17 @@ class TextDecoder:
         memory: Memory | None,
         watch_layers: Sequence[int] = (),
         recordings: RecordedPasses | None = None,
+        opening: Opening | None = None,
     ):
         self.net, self.memory, self.watch_layers = net, memory, sorted(set(watch_layers))
         self.recordings, self.cache = recordings, TextCache(net.cfg.n_layers)
-        self.instants = Instants(memory) if memory is not None and watch_layers else None
         self.gazes: Tensor | None = None  # (spans, watched places, instants) of the newest pass: each sums to 1
         self.usual: Tensor | None = None  # (watched places, instants) the same of words that ask for nothing
+        if opening is not None:
+            self.cache.copy(opening.room)
+            self.instants, self.usual = opening.instants, opening.gaze
+        else:
+            self.instants = Instants(memory) if memory is not None and watch_layers else None
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int], spans: Sequence[range] | None = None) -> Tensor:
@@ -125,11 +148,12 @@ class TextDecoder:
 
     def question_in_pieces(self, opening: Sequence[int], ids: Sequence[int]) -> Generator[Pass, Tensor, Tensor]:
         """`question`, its passes handed out: of a long prompt there are several, so that others' words come between."""
-        prompt = [*opening, *ids]
+        prompt, known = [*opening, *ids], self.cache.length  # of the opening nothing, or all of it
         asking = range(max(len(opening), len(prompt) - QUESTION_END), len(prompt))
         spans = [range(len(opening)), asking]
-        found: dict[int, Tensor] = {}  # gazes by span
-        for part in even_parts(len(prompt), PIECE):
+        found: dict[int, Tensor] = {} if self.usual is None else {0: self.usual}  # gazes by span
+        for piece in even_parts(len(prompt) - known, PIECE):
+            part = range(known + piece.start, known + piece.stop)
             inside = {i: both for i, span in enumerate(spans) if (both := overlap(span, part))}
             wanted = [range(both.start - part.start, both.stop - part.start) for both in inside.values()]
             logits = yield Pass(self, prompt[part.start : part.stop], wanted or None)
@@ -139,6 +163,11 @@ class TextDecoder:
         self.gazes = torch.stack([found[0], found[1]]) if len(found) == len(spans) else None
         self.usual = None if self.gazes is None else self.gazes[0]
         return logits
+
+    def opened(self, count: int) -> Opening:
+        """A copy of the question's first words, for others about the same memory. Once the question has been read."""
+        assert self.cache.room is not None  # something was read
+        return Opening(self.cache.room[..., :count, :].clone(), self.usual, self.instants)
 
     def _plain(self, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor | None]:
         """The pass and its gazes by torch's own code, which is always right."""
@@ -191,6 +220,20 @@ class TextDecoder:
         return self.instants.raised(self.gazes[-1], self.usual)
 
 
+def looked_together(decoders: Sequence[TextDecoder]) -> list[Tensor | None]:
+    """`looked` of each, of all in a few launches: those that have something to compare stand side by side."""
+    pairs = [
+        None if one.gazes is None or one.usual is None or len(one.instants or ()) < 2 else (one.gazes[-1], one.usual)
+        for one in decoders
+    ]
+    there = [pair for pair in pairs if pair is not None]
+    if len(there) < 2 or len({len(gaze) for gaze, _ in there}) > 1:
+        return [one.looked for one in decoders]
+    gazes, usual = (torch.cat(some, dim=1) for some in zip(*there))
+    raised = iter((gazes - usual).clamp_min_(0).sum(0).split([gaze.shape[1] for gaze, _ in there]))
+    return [one.looked if pair is None else next(raised) for one, pair in zip(decoders, pairs)]
+
+
 def served(reading: Generator[Pass, Tensor, T]) -> T:
     """What a reading in passes of `TextDecoder`s comes to, each pass made at once."""
     given: Tensor | None = None
@@ -222,9 +265,15 @@ class Instants:
         self.ends = torch.cat([times.diff().nonzero()[:, 0] + 1, end])
         self._counts = self.ends.diff(prepend=self.ends.new_zeros(1))
         self.times, self.slots = times[self.ends - 1].cpu().numpy(), len(times)  # times: (instants,)
+        self._first = memory.log.first
 
     def __len__(self) -> int:
         return len(self.times)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """How the kernels' tiles of slots lie to the pictures."""
+        return Tiles.of(self.ends, self._first, self.slots)
 
     def sums(self, weights: Tensor) -> Tensor:
         """(..., slots) -> (..., instants), fp64: by one running sum, which does not depend on the order of GPU threads.

@@ -34,6 +34,7 @@ from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet, novelty_
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.composer import Composer
 from pipeline.questions.facts import listing
+from pipeline.questions.gleaned import gleaned_reply, needed
 from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
 from pipeline.questions.planner import READ, Earlier, Planner
@@ -210,6 +211,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     def shows(self, state: StreamState[EmbeddedInner], start: float, end: float) -> str:
         return shown(state.inner.index, self.senses, start, end)
 
+    def asks_late_senses(self, question: Question) -> tuple[str, ...]:
+        return needed(parse(question.text, 0.0, self.router))
+
     def spotter(self, rule: str) -> Spotter:
         return IndexSpotter(read_rule(rule), lambda state: state.inner.index)
 
@@ -366,6 +370,10 @@ class Reading:
         galaxy: "A young girl is playing in a pool."). Empty where it is to write."""
         if said := reply(self.asked, self.earlier is not None, self.index.end):
             return said
+        gleaned = gleaned_reply(self.asked, self.question, self.index.end)
+        if gleaned.text and not self.verdict.late:
+            self.looked = gleaned.looked
+            return gleaned.text
         if self.verdict.listed and self.model.router:
             self.looked = self._evidence(moment)
             return self.listing[moment.time]

@@ -6,7 +6,7 @@ Vamba calls itself `qwen2_vl`, and they would load a plain Qwen2-VL from it with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.layers.fp8 import Rounding
 from pipeline.models import systems
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
+from pipeline.senses.chosen import chosen, late_senses
 from pipeline.stream import Model, UserError
 from pipeline.weights import checkpoint, hub
 
@@ -37,17 +38,30 @@ def load(
 
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
-    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode`, and `kernels`, which is
-    for the whole process.
+    options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode` and `senses`, and
+    `kernels`, which is for the whole process.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     choose_kernels(options.pop("kernels", None))
+    senses = chosen(options.pop("senses", None))
+    model = _loaded(name, device, dtype, senses, options)
+    model.late_senses = late_senses(senses)
+    return model
+
+
+def _loaded(
+    name: str,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    senses: Collection[str],
+    options: dict[str, Any],
+) -> Model[Any]:
     mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
         _checked(own, options)
-        return own.shipped(device, dtype)
+        return own.shipped(device, dtype, senses)
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
 from pipeline.models.embedded_twin import EmbeddedTwin
 from pipeline.models.system import Row, System
 from pipeline.questions.router import Router
+from pipeline.senses.chosen import OF_PICTURES
 from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
@@ -22,11 +24,15 @@ from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
 
 
 def load_embedded(
-    twin: bool = False, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, assets: Path = ASSETS
+    twin: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    senses: Collection[str] = OF_PICTURES,
+    assets: Path = ASSETS,
 ) -> EmbeddedModel:
     """The shipped small Vamba or its twin. dtype is the text column's: by default bf16 where the machine computes in
     it, else fp32; the video side always runs in fp32, so that hours of small updates are kept. UserError if a file is
-    missing.
+    missing. senses: names of those that are wanted.
     """
     from transformers import AutoTokenizer
 
@@ -41,7 +47,7 @@ def load_embedded(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     del trained, weights
     give_back()
-    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer, None, Senses.load(assets, device))
+    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer, None, Senses.load(assets, device, senses))
     model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
     return model
 

@@ -17,7 +17,8 @@ in models/__init__.py, `SYSTEMS`. Nothing else asks which system a checkpoint is
     partner         config -> the name of the model that it is naturally compared with, or None
     golden          (network, tensors of expected.safetensors) -> a Golden, which `verify` compares, or None
 
-A system that comes with the code has `shipped` instead: (device, dtype) -> its Model, found by `name`.
+A system that comes with the code has `shipped` instead: (device, dtype, names of the wanted senses) -> its Model,
+found by `name`.
 
 Errors: `build` may raise KeyError, TypeError or ValueError for what a config lacks or garbles; the loader says so in a
 sentence. What else can be wrong with a checkpoint is told by whoever finds it, as a UserError. `golden` raises KeyError
@@ -27,7 +28,7 @@ where a tensor that it needs is missing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,7 @@ class System:
     options: type[ModelOptions] | None = None
     partner: Callable[[Config], str | None] = _nobody
     golden: Callable[[Any, Mapping[str, Tensor]], Golden] | None = None
-    shipped: Callable[[torch.device, torch.dtype | None], Model[Any]] | None = None
+    shipped: Callable[[torch.device, torch.dtype | None, Collection[str]], Model[Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.shipped is None and not (self.recognises and self.build and self.wrap):

@@ -29,8 +29,7 @@ def _unused(config: Config) -> tuple[str, ...]:
 
 def _wrap(net: Vamba, of: Checkpoint) -> VambaModel:
     eyes = QwenVision.of_checkpoint(as_tower(net.visual), of.folder)
-    saving = of.options.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
-    return VambaModel(net, eyes, read_tokenizer(of.folder), name=of.name, **saving)
+    return VambaModel(net, eyes, read_tokenizer(of.folder), name=of.name, **of.options.saving())
 
 
 VAMBA = System(

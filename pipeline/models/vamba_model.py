@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from pipeline.layers.decoding import ChatPrompt, TextStream
 from pipeline.layers.drawing import Drawing, draw_together
 from pipeline.layers.fp8 import rounding_told
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import TextDecoder, served, until
+from pipeline.layers.reading import Opening, TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
@@ -86,6 +87,7 @@ class VambaModel(DecoderModel[VambaInner]):
         self.answers_together = ANSWERS if self.device.type == "cuda" else TOGETHER
         self._recordings, self._live = TextRecordings(net, self.watch_layers), ChunkRecordings(net)
         self._shared = SharedRecordings(self._recordings)
+        self._openings: WeakKeyDictionary[Memory, Opening] = WeakKeyDictionary()  # of memories that were asked about
 
     @property
     def device(self) -> torch.device:
@@ -257,8 +259,11 @@ class VambaModel(DecoderModel[VambaInner]):
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         assert self._prompt is not None  # or `ask` has refused
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
-        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
+        known = self._openings.get(memory)
+        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings, known)
         logits = yield from decoder.question_in_pieces(opening, ids)
+        if known is None:
+            self._openings[memory] = decoder.opened(len(opening))
         instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if count is not None and instants is not None and count < len(instants):
             looked = decoder.looked

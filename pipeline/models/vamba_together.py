@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.gpu.dispatch import kernels_for
 from pipeline.gpu.graphs import Tape, Tapes
 from pipeline.gpu.layout import book_of
-from pipeline.gpu.ragged_tables import LOOK_AT, SPAN_AT, TILE_AT, Sheet
+from pipeline.gpu.ragged_tables import LOOK_AT, TILE_AT, Sheet, Tiles
 from pipeline.layers.reading import TextDecoder
 from pipeline.layers.together import slots_seen
 from pipeline.layers.vamba import Vamba
@@ -29,15 +29,16 @@ from pipeline.models.vamba_graphs import TextRecordings, one_slot
 
 ANSWERS = 32  # that share a pass
 WORDS = 256  # that share a pass
-# Slots that words of one pass look at together: their scores are kept, 112 bytes a slot at the published size.
-MOST_SCORED = 1 << 23
+# Sums that the words of one pass keep together, one for each picture and each tile of slots that they look at: 112
+# bytes each at the published size.
+MOST_KEPT = 1 << 23
 TALK = ("length", "count", "room", "where", "first")  # of `attend_text`'s conversations
 
 
 class Kind(NamedTuple):
     """A recorded pass: how many words and answers it holds, rows of a tile, parts that a memory is cut into.
 
-    each: words of one answer, at most. long: rows of a tile of those that have more than one.
+    each: words of one answer, at most. long: rows of a tile where more than `tile` look at the same memory.
     """
 
     words: int
@@ -48,13 +49,14 @@ class Kind(NamedTuple):
     long: int = 0
 
 
-# Words alone: with few words a memory and with many. With prompts the tiles are many, so memories are cut less.
+# Words alone: with few words a memory and with many. With prompts, words that look at the same memory as a prompt are
+# in its tiles, where they cost nothing; tiles are many, so memories are cut less.
 KINDS = (
     Kind(8, 8, 16, 66),
     Kind(8, 8, 64, 66),
     Kind(ANSWERS, ANSWERS, 16, 33),
     Kind(ANSWERS, ANSWERS, 64, 33),
-    Kind(64, ANSWERS, 16, 33, 64, 64),
+    Kind(64, ANSWERS, 16, 33, 64, 128),
     Kind(WORDS, ANSWERS, 16, 16, 128, 128),
 )
 
@@ -75,16 +77,21 @@ class Part:
         return self.decoder.memory
 
     @property
-    def scored(self) -> int:
-        """Slots whose scores are kept: of a word. Of more words the weights are found from the keys again."""
-        return len(self.memory) if len(self.ids) == 1 else 0
+    def tiles(self) -> Tiles:
+        assert self.decoder.instants is not None  # `TextRecordings.fits` saw to it
+        return self.decoder.instants.tiles
+
+    @property
+    def kept(self) -> int:
+        """Sums that a row of attention keeps, of all words whose look is wanted."""
+        return sum(map(len, self.spans)) * self.tiles.sums
 
 
 def groups_of(parts: Sequence[Part]) -> list[list[Part]]:
-    """Those that look at the same slots, together: words, and apart from them questions."""
+    """Those that look at the same slots, together."""
     groups: dict[tuple[object, ...], list[Part]] = {}
     for part in parts:
-        groups.setdefault((len(part.ids) == 1, *slots_seen(part.memory.log)), []).append(part)
+        groups.setdefault(slots_seen(part.memory.log), []).append(part)
     return list(groups.values())
 
 
@@ -93,8 +100,8 @@ def passes_of(parts: Sequence[Part]) -> Iterator[list[Part]]:
     now: list[Part] = []
     for part in parts:
         words = sum(len(p.ids) for p in now) + len(part.ids)
-        scored = part.scored and part.scored + sum(p.scored for p in now)
-        if now and (len(now) == ANSWERS or words > WORDS or scored > MOST_SCORED):
+        kept = sum(p.kept for p in now) + part.kept
+        if now and (len(now) == ANSWERS or words > WORDS or kept > MOST_KEPT):
             yield now
             now = []
         now.append(part)
@@ -130,7 +137,6 @@ class SharedPass:
                 "tiles": (kind.answers + kind.answers * self.heads // self.tile, len(TILE_AT)),
                 "long": (self.long and kind.answers + kind.words * self.heads // self.long, len(TILE_AT)),
                 "kept": (kind.words,),
-                "spans": (looks if self.long else 0, len(SPAN_AT)),
                 "looks": (looks, len(LOOK_AT)),
                 "ids": (kind.words,),
                 "positions": (kind.words,),
@@ -143,46 +149,47 @@ class SharedPass:
         self.tape = Tape(self._pass, tapes, pool)
 
     def play(self, groups: Sequence[Sequence[Part]], scratch: Tensor, looks: Tensor) -> None:
-        """scratch: fp32, where scores and weights go meanwhile; looks: fp32, where each part's looks go."""
-        sheet, free, empty = self.sheet, scratch.data_ptr(), self.nothing.data_ptr()
-        sheet.clear({"tiles": (empty, 0, 0), "long": (empty, 0, 0), "spans": (empty, 0, 0, 0)})
+        """scratch: fp32, where sums go meanwhile; looks: fp32, where each part's looks go."""
+        sheet, free, none = self.sheet, scratch.data_ptr(), (self.nothing.data_ptr(), *[0] * (len(TILE_AT) - 1))
+        sheet.clear({"tiles": none, "long": none})
         word = 0
         for group in groups:
-            book, start = group[0].memory.log.book.data_ptr(), word
+            start, some = word, group[0]
             for part in group:
-                free = self._write(part, word, book, free, looks)
+                free = self._write(part, word, free, looks)
                 word += len(part.ids)
-            name, tile = ("tiles", self.tile) if len(group[0].ids) == 1 else ("long", self.long)
-            for row in range(start * self.heads, word * self.heads, tile):
-                sheet.add(name, (book, row, word * self.heads))
+            assert some.decoder.instants is not None  # they fit
+            begin, end = start * self.heads, word * self.heads
+            name, size = ("long", self.long) if self.long and end - begin > self.tile else ("tiles", self.tile)
+            tiles, ends = some.tiles, some.decoder.instants.ends
+            known = (tiles.places.data_ptr(), tiles.sums, ends.data_ptr(), tiles.mixed.data_ptr(), len(tiles.mixed))
+            for row in range(begin, end, size):
+                sheet.add(name, (some.memory.log.book.data_ptr(), row, end, *known))
         sheet.add("count", (word,))
         sheet.send()
         self.tape.play()
 
-    def _write(self, part: Part, word: int, book: int, free: int, looks: Tensor) -> int:
+    def _write(self, part: Part, word: int, free: int, looks: Tensor) -> int:
         """Puts one answer into the tables; returns where scratch is still free."""
-        sheet, cache, slots = self.sheet, part.decoder.cache, len(part.memory)
+        sheet, cache, tiles = self.sheet, part.decoder.cache, part.tiles
         room, instants, n = cache.room, part.decoder.instants, len(part.ids)
         assert room is not None and instants is not None  # reserved just before; `fits` saw to it
         sheet.add("talks", (cache.length, n, room.shape[4], room.data_ptr(), word))
         sheet.add("last", (word + n - 1,))
         sheet.put("ids", word, part.ids)
         sheet.put("positions", word, range(cache.length, cache.length + n))
+        each = 4 * self.net.cfg.n_heads * tiles.sums  # bytes of a word's sums
         for span, look in zip(part.spans, part.looks):
-            ends, to = instants.ends.data_ptr(), looks.data_ptr() + 4 * look
-            heads = self.net.cfg.n_heads if n == 1 else self.net.cfg.n_kv_heads
-            sheet.add("looks", (free, heads, word if n == 1 else -1, slots, ends, len(instants), to))
-            if n == 1:
-                sheet.put("kept", word, (free,))
-            else:
-                sheet.add("spans", (book, *(self.heads * (word + i) for i in (span.start, span.stop)), free))
-            free += 4 * heads * slots
+            seen = tiles.sums, tiles.first, instants.ends.data_ptr(), len(instants), looks.data_ptr() + 4 * look
+            sheet.add("looks", (free, len(span), word + span.start, *seen))
+            sheet.put("kept", word + span.start, range(free, free + each * len(span), each))
+            free += each * len(span)
         return free
 
     def _pass(self) -> None:
         kernels, at, kind, net = kernels_for(self.logits), self.sheet.there, self.kind, self.net
         assert kernels is not None  # or nothing is recorded
-        long = (at["long"], at["spans"], self.long) if self.long else ()
+        long = (at["long"], self.long) if self.long else ()
         tables = (at["count"], at["tiles"], at["kept"], at["looks"], self.tile)
         to = kernels.Ragged(*tables, kind.splits, net.cfg.n_kv_heads, self.eight_bit, *long)
 
@@ -291,11 +298,8 @@ class SharedRecordings:
         return self.alone.net.model.embed_tokens.weight.new_empty(size, dtype=torch.float32)
 
     def _scratch_for(self, parts: Sequence[Part]) -> Tensor:
-        """(floats,) for scores (query heads, slots) of every word, and weights (key heads, slots) of every span."""
-        cfg, size = self.alone.net.cfg, 0
-        for part in parts:
-            heads = cfg.n_heads if len(part.ids) == 1 else cfg.n_kv_heads * len(part.spans)
-            size += heads * len(part.memory)
+        """(floats,) for the sums of every word whose look is wanted."""
+        size = self.alone.net.cfg.n_heads * sum(part.kept for part in parts)
         if self._scratch is None or self._scratch.numel() < size:
             self._scratch = None  # before the next is made: both at once may not fit
             weight = self.alone.net.model.embed_tokens.weight

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.questions.language import is_english
 from pipeline.questions.router import Known, Router
+from pipeline.questions.sought import on_screen, sought, spelt
 from pipeline.questions.things import Things, each_thing, named_things, unnamed
 from pipeline.questions.times import Named, named
 from pipeline.questions.wordings import cues, place_named, plain, points_back, wording_kind, wording_kinds, wording_plan
@@ -39,6 +40,9 @@ class Asked:
     place: str = ""  # of wordings.PLACES, where one is named
     english: bool = True
     readable: bool = True  # whether there is a word in it that people use
+    words: tuple[str, ...] = ()  # to be looked for in what was said or written: quoted ones, else those with a meaning
+    spelt: bool = False  # it asks for these very words
+    on_screen: bool = False
     kinds: Kinds = ()  # what its wording or the router (router.py) takes it for, the likeliest first
 
     @property
@@ -93,6 +97,9 @@ def parse(text: str, now: float, router: Router | None = None) -> Asked:
         readable=any(c.isalnum() for c in text) and (router is None or not english or router.reads(text)),
         each=tuple(each_thing(rest)),
         unnamed=unnamed(plain(rest)),
+        words=sought(rest),
+        spelt=spelt(rest),
+        on_screen=on_screen(rest),
         kinds=kinds,
     )
 

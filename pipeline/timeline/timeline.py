@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pipeline.engine import Engine
+from pipeline.sources.shots import Shots
 from pipeline.stream import Event, Frame, Question, Rule, Sampling, StreamState, UserError
 from pipeline.timeline.alerts import COOL_DOWN, Armed, AskedSpotter
 from pipeline.timeline.captions import Captions
 from pipeline.timeline.chapters import chapters
-from pipeline.timeline.shots import Shots
 
 KEPT = 5_000  # events of a stream
 RULES = 20  # of a stream

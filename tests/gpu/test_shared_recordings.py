@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.gpu.ragged_tables import Sheet
-from pipeline.layers.reading import TextDecoder
+from pipeline.gpu.device import TILE
+from pipeline.gpu.ragged_tables import Sheet, Tiles
+from pipeline.layers.reading import Instants, TextDecoder
 from pipeline.models import vamba_together
 from pipeline.models.vamba_graphs import TextRecordings
 from pipeline.models.vamba_together import (
@@ -49,7 +50,7 @@ def shared(recorded: TextRecordings, monkeypatch) -> SharedRecordings:
 
 def parts_of(memories: list[int], lengths: list[int]) -> list[Part]:
     """The n-th has so many words, and looks at that memory, of 1 to 4 slots."""
-    readers = [SimpleNamespace(memory=memory) for memory in MEMORIES]
+    readers = [SimpleNamespace(memory=memory, instants=Instants(memory)) for memory in MEMORIES]
     return [Part(n, readers[m], [0] * k, [range(k)]) for n, (m, k) in enumerate(zip(memories, lengths))]
 
 
@@ -65,13 +66,29 @@ def test_every_answer_is_in_one_pass_that_has_a_recording_for_it(asked):
         assert len(some) <= min(ANSWERS, kind.answers) and sum(sizes) <= min(WORDS, kind.words)
         assert max(sizes) <= kind.each and kind in KINDS
         for group in groups_of(some):
-            assert len({len(part.ids) == 1 for part in group}) == len({part.memory for part in group}) == 1
+            assert len({part.memory for part in group}) == 1
 
 
-def test_a_pass_is_cut_where_the_scores_of_all_would_take_too_much(monkeypatch):
-    monkeypatch.setattr(vamba_together, "MOST_SCORED", 5)
-    parts = parts_of([3, 3, 3, 0, 0], [1, 1, 9, 1, 1])  # 4, 4, none, 1, 1 slots
-    assert [[part.number for part in some] for some in passes_of(parts)] == [[0], [1, 2, 3], [4]]
+def test_a_pass_is_cut_where_the_sums_of_all_would_take_too_much(monkeypatch):
+    """A memory of 4 slots has one tile and two pictures, so a word keeps 3 sums; one of 1 slot 2."""
+    monkeypatch.setattr(vamba_together, "MOST_KEPT", 8)
+    parts = parts_of([3, 3, 0, 3, 3, 0, 0], [1, 1, 1, 9, 1, 1, 1])
+    assert [part.kept for part in parts] == [3, 3, 2, 27, 3, 2, 2]
+    assert [[part.number for part in some] for some in passes_of(parts)] == [[0, 1, 2], [3], [4, 5, 6]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=30), first=st.integers(0, 200))
+def test_every_part_of_a_tile_that_is_one_pictures_has_a_number_of_its_own(lengths, first):
+    ends = torch.tensor(lengths).cumsum(0)
+    tiles = Tiles.of(ends, first, sum(lengths))
+    pictures = [n for n, length in enumerate(lengths) for _ in range(length)]
+    parts = [((first % TILE + slot) // TILE, picture) for slot, picture in enumerate(pictures)]
+    numbers = {part: sum(part) for part in parts}
+    assert len(set(numbers.values())) == len(numbers) and 0 <= max(numbers.values()) < tiles.sums
+    for tile, place in enumerate(tiles.places.tolist()):
+        inside = [picture for other, picture in numbers if other == tile]
+        assert place == tile + min(inside) and (tile in tiles.mixed.tolist()) == (len(inside) > 1)
 
 
 def test_a_sheet_sends_what_was_put_into_it_and_nothing_older():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.layers import reading
-from pipeline.layers.reading import TextDecoder
+from pipeline.layers.reading import TextDecoder, looked_together
 from pipeline.layers.together import Row, read_together
 from pipeline.memory.memory import Memory
 from pipeline.memory.tiers import Tier
@@ -83,6 +84,54 @@ def test_a_pass_that_fails_leaves_every_conversation_as_it_was(tiny_vamba, monke
         with pytest.raises(MemoryError):
             read_together(net, [Row([3], d.cache.length, d.cache, d.memory) for d in decoders])
     assert all(torch.equal(decoder.feed([3]), before) for decoder, before in zip(decoders, kept))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("piece", [3, 128])
+def test_a_question_that_begins_with_what_was_read_before_is_the_one_read_anew(piece, dtype, tiny_vamba, monkeypatch):
+    """Its opening's keys and where it looked are a value: later questions about the memory begin with a copy."""
+    monkeypatch.setattr(reading, "PIECE", piece)
+    net, memory, opening = tiny_vamba(dtype), remembered(50, dtype, 1), [5, 6, 7, 8]
+    first = TextDecoder(net, memory, PLACES)
+    first.question(opening, [9, 10])
+    kept = first.opened(len(opening))
+    first.feed([11])  # whoever it was of goes on
+    for ids in ([12], list(range(20, 45))):
+        ours, plain = TextDecoder(net, memory, PLACES, opening=kept), TextDecoder(net, memory, PLACES)
+        read = [len(one.ids) for one in passes_of(ours.question_in_pieces(opening, ids))]
+        assert sum(read) == len(ids)
+        want = plain.question(opening, ids)
+        for token in (3, 4):
+            assert gap(ours.gazes, plain.gazes) < TOLERANCE[dtype] and gap(ours.looked, plain.looked) < 1e-2
+            assert ours.cache.length == plain.cache.length and ours.cache.used == plain.cache.used
+            logits, want = ours.feed([token]), plain.feed([token])
+            assert gap(logits, want) < TOLERANCE[dtype]
+
+
+def passes_of(reading) -> list[Pass]:
+    """Those of one question, each made at once."""
+    found, given = [], None
+    with contextlib.suppress(StopIteration):
+        while True:
+            found.append(reading.send(given))
+            given = found[-1].reader.feed(found[-1].ids, found[-1].spans)
+    return found
+
+
+def test_where_several_look_is_found_together_as_alone(tiny_vamba):
+    """Memories of several lengths, of one moment, and none; one that has no usual."""
+    net = tiny_vamba(torch.float32)
+    memories = [remembered(n, torch.float32, n) for n in (50, 7, 2, 90)]
+    decoders = [TextDecoder(net, memory, PLACES) for memory in memories]
+    for n, decoder in enumerate(decoders):
+        decoder.question([5, 6], [7 + n, 8, 9])
+    decoders += [TextDecoder(net, memories[0], PLACES), TextDecoder(net, None)]
+    for decoder in decoders[-2:]:
+        decoder.feed([3])
+    for some in (decoders, decoders[2:], decoders[:1]):
+        for ours, one in zip(looked_together(some), some, strict=True):
+            want = one.looked
+            assert (ours is None) == (want is None) and (ours is None or torch.equal(ours, want))
 
 
 # Whole answers, with joins and stops
@@ -170,8 +219,10 @@ def check_together(visitors, model, states, full: int) -> None:
         for n, (which, text, at, _, _, warmth) in enumerate(visitors)
     ]
     ends = [end for *_, end, _ in visitors]
+    model._openings.clear()
     found = together(model, asked, [begin for *_, begin, _, _ in visitors], ends, full)
     for one, end, ours in zip(asked, ends, found):
+        model._openings.clear()  # alone all of the question is read
         want = said(model.ask(*one))[:end]
         assert [t.id for t in ours] == [t.id for t in want]
         for a, b in zip(ours, want):

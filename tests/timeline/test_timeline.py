@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import Engine
+from pipeline.sources.shots import Shots
 from pipeline.stream import Frame, VideoChunk
 from pipeline.timeline.captions import Captions
-from pipeline.timeline.shots import Shots
 from pipeline.timeline.timeline import Timeline
 from tests.timeline.made import COLOURS, Colours, noticed, of, scenes
 

@@ -1,0 +1,101 @@
+"""Answers from what was read and heard: facts with their seconds, and a doubt or the reason where there is none."""
+
+import re
+
+import pytest
+
+from pipeline.questions.asked import parse
+from pipeline.questions.gleaned import gleaned_reply, needed
+from pipeline.questions.sought import has, sought
+from pipeline.stream import Event, Question, Reach
+
+DOUBT = re.compile("I cannot (say|read|hear|tell)")
+READ = (
+    Event(5.0, "text", "BAKERY", 0.9, 9.0),
+    Event(20.0, "text", "THE PEACH OPEN MOVIE PROJECT PRESENTS", 0.9, 24.0),
+    Event(40.0, "text", "BAKERY", 0.9, 44.0),
+)
+DONE = Reach("text", "Reading text", 60.0, True)
+
+
+def ask(text, events=READ, reach=DONE, at=None, end=60.0):
+    asked = parse(text, end)
+    return gleaned_reply(asked, Question(text, at=at, events=tuple(events), reaches=(reach,) if reach else ()), end)
+
+
+def test_what_is_written_is_quoted_with_its_second_and_rests_on_it():
+    said = ask("Is there any text on the screen?")
+    assert said.text == 'Yes, at 0:05 I read "BAKERY"; at 0:20 "THE PEACH OPEN MOVIE PROJECT PRESENTS".'
+    assert said.times == (5.0, 20.0) and list(said.looked[1]) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("at", "words"), [("0:22", "PEACH"), ("0:18", "PEACH"), ("0:07", "BAKERY"), ("0:43", "0:40")])
+def test_a_second_is_answered_by_what_is_written_then_or_within_three_seconds(at, words):
+    said = ask(f"What is written at {at}?").text
+    assert words in said and said.count('"') == 2
+
+
+def test_what_is_not_there_is_never_made_up():
+    assert ask("What is written at 0:30?").text == "I have not seen any text that I could read at 0:30."
+    assert ask("Is there any text on the screen?", ()).text == "I have not seen any text that I could read."
+
+
+@pytest.mark.parametrize(
+    ("reach", "said"),
+    [
+        (Reach("text", "Reading text"), "I cannot say yet; reading text has yet to begin."),
+        (Reach("text", "Reading text", 12.0), "I cannot say yet; reading text has come to 0:12."),
+        (
+            Reach("text", "Reading text", 0.0, True, "I cannot read text here: no reader."),
+            "I cannot read text here: no reader.",
+        ),
+    ],
+)
+def test_a_sense_that_has_not_come_so_far_says_so(reach, said):
+    assert ask("Is there any text on the screen?", (), reach).text == said and DOUBT.search(said)
+
+
+def test_what_it_has_read_so_far_is_told_meanwhile():
+    assert "BAKERY" in ask("Is there any text on the screen?", READ[:1], Reach("text", "Reading text", 12.0)).text
+
+
+def test_where_no_sense_reads_nothing_is_claimed():
+    assert not ask("Is there any text on the screen?", (), None).text
+
+
+def test_a_question_that_is_pinned_knows_nothing_of_what_comes_later():
+    assert "PEACH" not in ask("Is there any text on the screen?", at=12.0).text
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ('When does "peach" appear?', (20.0,)),
+        ("When does the title Open Movie come up on screen?", (20.0,)),
+        ("Is the word bakery on screen?", (5.0,)),
+    ],
+)
+def test_words_are_found_where_they_are_written(text, times):
+    assert ask(text).times == times and needed(parse(text, 60.0)) == ("text",)
+
+
+@pytest.mark.parametrize(
+    "text", ["When does the dog appear on screen?", "When does the car come?", 'When is "melon" shown?']
+)
+def test_what_is_not_written_is_left_to_the_eyes(text):
+    assert not ask(text).text
+
+
+def test_a_quotation_cannot_break_out_of_its_marks():
+    assert (
+        ask("Is there any text on the screen?", [Event(1.0, "text", 'SAY "YES" ' + "long " * 60)]).text.count('"') == 2
+    )
+
+
+def test_words_are_the_same_in_another_number_or_tense():
+    assert has("He talked about two dogs and a city", ("dog", "cities", "talking"))
+    assert not has("a doggerel", ("dog",))
+    assert sought('Did anyone say "good morning"?') == ("good", "morning") and sought("Did anyone mention dogs?") == (
+        "dogs",
+    )
+    assert sought("What was said at the end?") in ((), ("end",))
