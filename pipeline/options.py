@@ -141,6 +141,20 @@ class ModelOptions(BaseModel):
         ),
     ] = None
 
+    eyes: Annotated[
+        str | None,
+        OptionText(
+            help="a SigLIP-class model (a folder or a Hub id) that names things and places in the embedded model's "
+            "stead",
+            must="a folder or a Hub id",
+            does="a SigLIP-class model of transformers names things and places for the embedded model, in the same "
+            "index; the state is the same",
+            costs="what that model takes a picture; how often its names are right was not measured here",
+            metavar="NAME",
+            example="google/siglip2-base-patch16-224",
+        ),
+    ] = None
+
     @classmethod
     def checked(cls, values: Mapping[str, Any], called: Callable[[str], str] = str) -> Self:
         """The record of these values (strings are read, None is not given). called: an option's name in sentences."""

@@ -46,6 +46,7 @@ from pipeline.stream import Packed, Pass, Question, Sampling, Spotter, Steps, St
 from pipeline.timeline.indexed import IndexSpotter, shown
 from pipeline.timeline.rules import read_rule
 from pipeline.towers.frame_tower import FrameTower
+from pipeline.towers.named import NamingEyes
 
 DESCRIBED = ("now", "at", "first", "last", "about", "after", "before", "list")  # plans that tell what a moment shows
 TURNS_BACK = 4  # how far "and then?" may lead back
@@ -95,6 +96,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     ):
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
         self.senses = senses or Senses()
+        self.eyes: NamingEyes | None = None  # better ones, which name things and places
         self.router: Router | None = None  # without it the trained head tells what is asked
         self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
@@ -137,6 +139,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         memory, states, keys = self._see(tokens, times, state)
         novelty, newest = novelty_of(features.pooled, state.inner.newest)
         sensed = self.senses.see([frame.rgb for frame in chunk.frames], features)
+        if self.eyes:  # what they name goes into the index; the state is made of the tower's own features
+            features, places = self.eyes.seen([frame.rgb for frame in chunk.frames], features)
+            sensed |= self.senses.placed(places)
         index = state.inner.index.append(
             time=times,
             key=keys.cpu(),
@@ -195,7 +200,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     @cached_property
     def _maker(self) -> str:
         kind = "embedded-twin" if self.cfg.twin else "embedded"
-        return packing.fingerprint(kind, self.net, self.tower, *self.senses.nets)
+        eyes = [self.eyes.net] if self.eyes else []
+        return packing.fingerprint(kind, self.net, self.tower, *self.senses.nets, *eyes)
 
     def _dropped_note(self, frames: int) -> str:
         return f"The memory is full: the oldest {frames:,} frames are no longer in it." if frames else ""

@@ -19,13 +19,16 @@ from torch import nn
 from pipeline.gpu import dispatch
 from pipeline.layers.fp8 import Rounding
 from pipeline.models import systems
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.system import Checkpoint, Config, System
 from pipeline.options import ModelOptions
 from pipeline.senses.chosen import chosen, late_senses
 from pipeline.stream import Model, UserError
+from pipeline.towers.named import NamingEyes
 from pipeline.weights import checkpoint, hub
 
 EXAMPLE = "TIGER-Lab/Vamba-Qwen2-VL-7B"
+EYES = "google/siglip2-base-patch16-224"
 
 
 def load(
@@ -39,7 +42,7 @@ def load(
     name: "embedded", "embedded-twin", a folder with config.json and safetensors, or a Hub id such as
     "TIGER-Lab/Vamba-Qwen2-VL-7B". device: the GPU if there is one, by default. dtype: the checkpoint's own, by default.
     options: `ModelOptions` (pipeline/options.py), of systems that take them; with any `mode` and `senses`, and
-    `kernels`, which is for the whole process.
+    `kernels`, which is for the whole process; `eyes` with those that come with the code.
     Raises UserError for everything that can be wrong with a name, a folder or a connection.
     """
     choose_kernels(options.pop("kernels", None))
@@ -56,12 +59,16 @@ def _loaded(
     senses: Collection[str],
     options: dict[str, Any],
 ) -> Model[Any]:
+    eyes = options.pop("eyes", None)
     mode = ModelOptions.checked({"mode": options.pop("mode", None)}).mode
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
         _checked(own, options)
-        return own.shipped(device, dtype, senses)
+        model = own.shipped(device, dtype, senses)
+        return _with_eyes(model, eyes, device) if eyes else model
+    if eyes:
+        raise UserError("Only the embedded model takes other eyes, so nothing was loaded; leave out --eyes.")
     folder = _folder(name)
     config = checkpoint.read_config(folder)
     system = system_of(config)
@@ -71,6 +78,14 @@ def _loaded(
     net = load_net(folder, config, device, dtype, for_use=True, rounding=given.rounding)
     assert system.wrap is not None  # its record was checked
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
+
+
+def _with_eyes(model: Model[Any], name: str, device: torch.device) -> Model[Any]:
+    """The embedded model, what it sees named by another one."""
+    assert isinstance(model, EmbeddedModel)  # none else is shipped
+    places = model.senses.places.words if model.senses.places else ("outdoors", "indoors")
+    model.eyes = NamingEyes.load(hub.folder_of(name, (), EYES), places, device)
+    return model
 
 
 def partner_of(name: str) -> str:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.clock import mmss
+from pipeline.questions.bodily import Bodily
 from pipeline.questions.facts import (
     DOUBTED,
     FEW,
     LONG_TAKE,
-    MANY,
-    NUMBERS,
     OUTSIDE,
     PARTS,
     PEOPLE,
@@ -29,15 +28,16 @@ from pipeline.questions.facts import (
     kind_of_person,
     kinds_of,
     named,
+    number_word,
     runs,
 )
-from pipeline.questions.grounds import Grounds
 from pipeline.questions.looking import CLOTHES, LOOKED, LOOKS, THERE, TRUE_BY, light
 from pipeline.questions.replies import late
-from pipeline.questions.things import ANIMALS, GROUPED, Things
+from pipeline.questions.tallies import Tallies
+from pipeline.questions.things import GROUPED
+from pipeline.senses.bodies import HAND
 from pipeline.senses.colours import MOST, TERMS
-from pipeline.senses.counting import counts, traffic
-from pipeline.towers.frame_tower import labels, place_of
+from pipeline.towers.frame_tower import place_of
 
 UNKNOWABLE = {
     "sound": "I cannot hear; I only watch the pictures.",
@@ -47,11 +47,12 @@ UNKNOWABLE = {
     "foreign": "Please ask in English; I understand no other language.",
 }
 WHENS = ("when", "last", "again", "howlong")
+MOST_STAYS = 3  # that are told one by one
 NARROWED = {"only", "just", "alone", "both", *TERMS}  # words that ask for less than all of a thing's moments
 WHICH = ("position", "holding", "now", "who", "premise", "where")  # of these, "what animal" asks for its name
 
 
-class Composer(Grounds):
+class Composer(Tallies, Bodily):
     """One question's answer."""
 
     def answer(self) -> str:
@@ -70,6 +71,8 @@ class Composer(Grounds):
             return self.without()
         if self.asked.unnamed[:1] == ("what",) and self.kind in ("position", "holding") and not self.of_a_group():
             return self.on_it()
+        if self.pinned and "yes or no" in self.asked.cues and self.of_a_part() and self.somebody():
+            return f"Yes, a person's, at {mmss(float(self.index.times[self.verdict.frames[-1]]))}."
         if absent := self.absent():
             return absent
         if self.runs and self.of_a_group() and (named_so := self.which()):
@@ -94,8 +97,10 @@ class Composer(Grounds):
             "followup": self.moment,
             "before": self.who if "who" in self.asked.cues else self.moment,
         }
-        if self.pinned and "yes or no" in self.asked.cues and PARTS & set(self.asked.unnamed) and self.somebody():
-            return f"Yes, a person's, at {mmss(float(self.index.times[self.verdict.frames[-1]]))}."
+        if (postures := self.postures()) and (said := self.of_posture(postures)):
+            return said
+        if self.kind == "doing" and (said := self.doing()):
+            return said
         if not self.asked.each and self.asked.place and self.asks_whether():
             return self.setting()
         if "yes or no" in self.asked.cues and (self.kind in LOOKS or self.kind == "count_now") and self.asked.each:
@@ -106,10 +111,15 @@ class Composer(Grounds):
         doubted = "yes or no" in self.asked.cues and said.startswith("At ")  # what is seen is no yes and no no
         return f"I am not sure; {said[0].lower()}{said[1:]}" if doubted else said
 
+    def of_a_part(self) -> bool:
+        """Whether it asks for a hand or an arm, and nothing else."""
+        hand = bool(self.asked.each) and all(things.coco == (HAND,) for _, things in self.asked.each)
+        return hand or (not self.asked.each and bool(PARTS & set(self.asked.unnamed)))
+
     def somebody(self) -> bool:
         """Whether a person is seen in the moment, and nothing more is asked of it than parts of one."""
         asks = [word for word in self.asked.unnamed if word not in PARTS | THERE and len(word) > 1]
-        return not asks and not self.asked.each and self.known.there(PEOPLE, self.verdict.frames)
+        return not asks and self.known.there(PEOPLE, self.verdict.frames)
 
     def asks_whether(self) -> bool:
         """Whether it is a yes-or-no question, be it without its verb: "in the water?"."""
@@ -258,14 +268,19 @@ class Composer(Grounds):
         if not self.verdict.found:
             return self.unseen()
         if self.asked.each and self.runs:
-            first = "first" in self.asked.cues
-            times = self.at(self.runs[0]) if first else joined([self.lasting(run) for run in self.runs[:4]])
+            times = self.at(self.runs[0]) if "first" in self.asked.cues else self.stays()
             if doubted := [word for word, _ in self.asked.each if kind_of_person(word)]:
                 return f"I see {self.things()} at {times}, but I cannot tell whether it is {counted(doubted[0], 1)}."
             return f"At {times}."
         if self.verdict.time is None or self.known.blank(self.verdict.frames):
             return self.unfounded("I am not sure when that is.")
         return f"At {mmss(self.verdict.time)}."
+
+    def stays(self) -> str:
+        """When each stay begins; of many the first, and how many there are more."""
+        if len(self.runs) > MOST_STAYS:
+            return f"{self.lasting(self.runs[0])}, and {number_word(len(self.runs) - 1)} more times"
+        return joined([self.lasting(run) for run in self.runs])
 
     def unseen(self) -> str:
         """Of what the towers have no word for, that the locator finds it nowhere says little."""
@@ -295,57 +310,6 @@ class Composer(Grounds):
         once = "first" in self.asked.cues or len(self.runs) == 1
         lasting = sum(self.seconds(run) for run in (self.runs[:1] if once else self.runs))
         return f"About {lasting:.0f} seconds, from {self.at(self.runs[0])}."
-
-    # --- how many
-
-    def counts(self) -> np.ndarray:
-        """(F,) how many of the things the detector finds in each frame."""
-        return counts(self.index.features, self.counted_of())
-
-    def of_animals(self) -> bool:
-        return set(self.counted_of()) <= set(ANIMALS)
-
-    def countable(self) -> bool:
-        """Whether what is to be counted is one kind, and seen, be it by the classifier alone."""
-        return len(self.counted_of()) == 1 and self.of_animals() and bool(self.runs)
-
-    def counted_of(self) -> tuple[int, ...]:
-        """What is to be counted: the first thing that is named ("how many bottles on the table")."""
-        return self.asked.each[0][1].coco if self.asked.each else self.asked.things.coco
-
-    def at_once(self) -> str:
-        doubt = "I cannot tell how many."
-        if not self.counted_of() or not self.counts().any():
-            at = mmss(self.verdict.time) if self.pinned and self.verdict.time is not None else ""
-            least = self.countable() and (not at or self.in_view())
-            return f"I see {self.number(1).lower()} at {at or self.at(self.runs[0])}; {doubt}" if least else doubt
-        if self.pinned and self.verdict.time is not None:
-            many = int(np.ceil(np.median(self.counts()[self.near()])))
-            none = f"I am not sure that there is any at {mmss(self.verdict.time)}."
-            return f"{self.number(many)} at {mmss(self.verdict.time)}." if many else none
-        most = int(np.quantile(self.counts()[self.counts() > 0], 0.9))
-        frame = int(np.flatnonzero(self.counts() >= most)[0])
-        self.show(range(frame, frame + 1))
-        return f"{self.number(most)} at {mmss(float(self.index.times[frame]))}."
-
-    def number(self, many: int) -> str:
-        """How many are detected; of animals, who lie together, maybe more (of 18 pictures with one dog 5 had two)."""
-        word = labels()["coco"][self.counted_of()[0]]
-        said = counted(word, many) if many > 1 else f"at least one {word}" if self.of_animals() else f"one {word}"
-        return said[0].upper() + said[1:]
-
-    def in_all(self) -> str:
-        kinds = self.counted_of()
-        stays = runs(self.index, Things(kinds, ()))
-        if len(kinds) != 1 or not stays:
-            return "I cannot tell how many."
-        if self.pinned:
-            return self.at_once()
-        came, word = traffic(self.counts()), labels()["coco"][kinds[0]]
-        if len(stays) > 1:
-            times = NUMBERS[len(stays)] if len(stays) < len(NUMBERS) else len(stays)
-            return f"I saw {MANY.get(word, word + 's')} {times} separate times."
-        return self.at_once() if came.there + came.came <= came.most else f"{self.number(came.there + came.came)} came."
 
     # --- where, who, what
 

@@ -14,10 +14,12 @@ from pipeline.clock import mmss
 from pipeline.questions.index import Index
 from pipeline.questions.notes import SEEN
 from pipeline.questions.things import Things, named_things, vetted
+from pipeline.senses.bodies import FACE, HAND
 from pipeline.senses.colours import CENTRE, TERMS, WHOLE
 from pipeline.senses.light import Light
 from pipeline.senses.sensed import Senses
 from pipeline.towers.frame_tower import FrameFeatures, labels
+from pipeline.towers.nanodet import KEPT
 
 GLIMPSE = 0.6  # how sure the towers must be of what one frame alone shows
 LONG_TAKE = 15  # frames up to which a shot shows one scene
@@ -28,12 +30,13 @@ GREY_SURE = 0.9  # the same in black and white, unlike what the classifier learn
 GROUP_SURE = 0.5  # what the classes of one everyday word must add up to
 VISITED = 0.25  # share of a shot with people from which their absence is worth a word
 DOUBTED = 0.3  # score from which something may be there
+COUNTED = 3  # of one kind in a picture, that are counted; of more there may be more
 FEW = 0.1  # share of a colour up to which a thing does not have it
 PEOPLE = Things((0,), ())
 # Kinds that the towers see at least half in eight of ten pictures whose captions name them, so that "no" may be said;
 # and such as lie about, small or in the background, and are missed more often than not (training/README.md).
 SELDOM_MISSED = set(named_things("person dog car umbrella").coco)
-MISSED = set(named_things("dining table, sports ball, chair").coco)
+MISSED = set(named_things("dining table, sports ball, chair, face, hand").coco)
 PARTS = {"hand", "hands", "arm", "arms"}  # of a person: where one is, they mostly are
 RIDDEN = {"cycling": named_things("bicycle motorcycle"), "riding": named_things("bicycle motorcycle horse elephant")}
 HOUSEHOLD = named_things("tv couch bed toilet microwave oven toaster sink refrigerator")  # seen indoors
@@ -78,7 +81,17 @@ def counted(word: str, number: int) -> str:
     if number == 1:
         return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
     many = MANY.get(word, word if word.endswith("s") else word + "s")
-    return f"{NUMBERS[number] if number < len(NUMBERS) else number} {many}"
+    return f"{number_word(number)} {many}"
+
+
+def number_word(number: int) -> str:
+    """ "two"; in figures from nine on."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def tallied(word: str, number: int) -> str:
+    """What the detector counted: of many it misses some, and those who stand close are one to it."""
+    return ("at least " if number > COUNTED else "") + counted(word, number)
 
 
 def joined(parts: Sequence[str], last: str = "and") -> str:
@@ -91,7 +104,8 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     scores = vetted(FrameFeatures(*(column[rows] if len(column) else column for column in index.features)))
     ids = index.features.det_ids[rows]
     sure = scores >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
-    found = [(int(i), (sure & (ids == i)).sum(1).numpy()) for i in ids[sure].unique()]
+    kinds = [int(i) for i in ids[sure].unique() if i not in (FACE, HAND)]  # whoever is seen has both
+    found = [(i, (sure & (ids == i)).sum(1).numpy()) for i in kinds]
     often = len(rows) > 1 or len(index.times) < SHORT  # a cut's half-faded picture alone was "a dog and a frisbee"
     most = [(i, n) for i, n in found if (often and (n > 0).mean() > 0.5) or scores[ids == i].max() >= GLIMPSE]
     counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in most]
@@ -100,7 +114,7 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     classes = [word for word in classes if word.lower().split()[-1] not in many]  # "three bottles" are water bottles
     exact = {word.lower().split()[-1] for word in classes}  # "a coffee mug" needs no "a mug" beside it
     counts = [(word, number) for word, number in counts if number > 1 or (number and word not in exact)]
-    said = [counted(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
+    said = [tallied(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
     words_of = " ".join(said).lower().split()
     return [*[counted(word, 1) for word in classes if word.lower() not in words_of], *said]
 
@@ -244,6 +258,14 @@ class Known:
         hits = [i for i in maybe if word in self.settings([i])]
         return [i for i in hits if i + 1 in hits or i - 1 in hits]
 
+    def held(self, posture: str) -> list[int]:
+        """Frames in which somebody surely holds a posture, in runs of two or more; one is enough of few."""
+        index = self.index
+        hits = self.senses.held(index.sensed, index.times, index.starts, posture).tolist()
+        few = len(index.times) < SHORT
+        near = set(hits)
+        return [row for row in hits if few or row + 1 in near or row - 1 in near]
+
     def nobody(self, rows: Sequence[int]) -> bool:
         """Whether people were seen in the shot of these frames, and none in them."""
         shown = PEOPLE.shown(self.index.features)
@@ -277,7 +299,8 @@ class Known:
         features, colours = self.index.features, self.index.sensed.get("colours")
         if colours is None:
             return np.zeros((0, len(TERMS)))
-        ids, sure = features.det_ids.numpy(), features.det_scores.numpy() >= SEEN
+        # Faces and hands, behind the detector's own, are of no measured colour.
+        ids, sure = features.det_ids[:, :KEPT].numpy(), features.det_scores[:, :KEPT].numpy() >= SEEN
         named, found = Things((), things.classes).shown(features), []
         for row in rows:
             wanted = np.flatnonzero(np.isin(ids[row], things.coco) & sure[row])

@@ -92,6 +92,9 @@ class Grounds:
     def of_people(self) -> bool:
         return all(things == PEOPLE for _, things in self.asked.each)
 
+    def people(self) -> list[range]:
+        return runs(self.index, PEOPLE)
+
     def together(self) -> bool:
         shown = [things.shown(self.index.features) for _, things in self.asked.each]
         seen = [each >= SEEN for each in shown if each is not None]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.memory.log import Field, Log
+from pipeline.senses.bodies import with_bodies
 from pipeline.senses.sensed import Sensed
 from pipeline.towers.frame_tower import FrameFeatures
 
@@ -92,6 +93,7 @@ def read_index(log: Log, cut: float, until: float | None = None) -> Index:
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([[0], starts])
     sensed = {name.removeprefix(SENSED): rows.numpy() for name, rows in columns.items() if name.startswith(SENSED)}
+    features = with_bodies(features, sensed["bodies"]) if "bodies" in sensed else features
     return Index(columns["time"].numpy(), columns["key"], starts, features, until, sensed)
 
 

@@ -90,6 +90,7 @@ CUES = {
     r"|\b(is|was|are|were)n['’]?t (there|visible)\b",
     "before": r"\bbefore\b",
     "after": r"\bafter\b",
+    "passes": r"\b(walk|run|runn|jump)(s|ed|ing)? (in|into|up|by|past|through|away|off|out|over|to|towards)\b",
     "counts": r"\b(how many|count|number of)\b",
     "who": r"^\W*who\b",
     "yes or no": r"^\W*((is|are|was|were|did|do|does|has|have|had|any)\b|(can|could) (you|we|i|one|anyone) "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipeline.senses.text import Text
 from pipeline.stream import LateSense, UserError
 
-OF_PICTURES = ("places", "colours", "light")  # in the order in which the index keeps their numbers
+OF_PICTURES = ("places", "bodies", "colours", "light")  # in the order in which the index keeps their numbers
 OF_FILES = ("text",)  # in the order in which they go through a file
 SENSES = (*OF_PICTURES, *OF_FILES)
 ABLE: tuple[str, ...] = ()  # those that take another model than their own

@@ -1,6 +1,6 @@
-"""The frame tower's two networks in OpenVINO, where it is installed: quicker on a CPU that computes in fp32.
+"""The frame tower's networks in OpenVINO, where it is installed: quicker on a CPU that computes in fp32.
 
-The same weights, the same fp32 and the same steps as `efficientnet.py` and `nanodet.py`, written down once more as a
+The same weights, the same fp32 and the same steps as `efficientnet.py`, `nanodet.py` and `steps.py`, written down as a
 graph that OpenVINO compiles: layouts chosen, weights packed and activations fused, which torch does anew in every call.
 Every picture is a request of its own, so that what is found in it does not depend on the others; as many requests run
 side by side as torch has threads.
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from pipeline.towers.efficientnet import EfficientNetLite, same_padding
 from pipeline.towers.nanodet import LEAK, RGB_MEAN_STD, NanoDet
+from pipeline.towers.steps import Step, StepNet
 
 SHAPES = 4  # compiled detectors that are kept: one for each shape of picture
 OPS = "openvino.opset15"
+LAYERED = ("conv", "prelu")  # steps with weights
 Node = Any  # openvino ships no types for its graph's functions
 
 
@@ -53,6 +55,17 @@ class CompiledTower:
     def maps(self, rgb: Tensor) -> list[Tensor]:
         """What `NanoDet.maps` gives."""
         return _run(self._detector(*rgb.shape[1:3]), rgb)
+
+
+class CompiledSteps:
+    """A `StepNet` for fp32 on a CPU."""
+
+    def __init__(self, net: StepNet) -> None:
+        self._queue = _compiled(_steps_graph(net))
+
+    def __call__(self, rgb: Tensor) -> list[Tensor]:
+        """What the net gives; rgb: uint8 (B, 3, side, side)."""
+        return _run(self._queue, rgb.permute(0, 2, 3, 1).contiguous())
 
 
 def _compiled(model: Node) -> Node:
@@ -154,3 +167,50 @@ def _detector_graph(net: NanoDet, high: int, wide: int) -> Node:
     levels = NanoDet.mix(fine, middle, coarse, like)
     outputs = [conv(conv(x, t), p, leaky=False) for t, p, x in zip(net.tower, net.predict, levels, strict=True)]
     return openvino.Model(outputs, [given])
+
+
+def _steps_graph(net: StepNet) -> Node:
+    openvino = library()
+    low, high = net.span
+    std = 255 / (high - low)
+    given, picture = _pictures(net.side, net.side, [-low * std] * 3, [std] * 3)
+    found = [picture]
+    for i, step in enumerate(net.steps, 1):
+        found.append(
+            _step(step, [found[source] for source in step.of], net.layers[str(i)] if step.kind in LAYERED else None)
+        )
+    return openvino.Model([found[i] for i in net.outputs], [given])
+
+
+def _step(step: Step, given: Sequence[Node], layer: Any) -> Node:
+    ops, x = library(OPS), given[0]
+    if step.kind == "conv":
+        left, right, above, below = step.pad or (0, 0, 0, 0)
+        return _active(_conv(x, layer, (above, left), (below, right)), step.relu)
+    if step.kind == "prelu":
+        return ops.prelu(x, layer.weight.detach().float().numpy()[None, :, None, None])
+    if step.kind == "relu":
+        return ops.relu(x)
+    if step.kind == "add":
+        return _active(ops.add(x, given[1]), step.relu)
+    if step.kind == "pad":
+        left, right, above, below, front, back = step.pad
+        begin, end = np.array([0, front, above, left]), np.array([0, back, below, right])
+        return ops.pad(x, begin, end, "constant", np.float32(0))
+    if step.kind == "pool":
+        size = [step.stride, step.stride]
+        return ops.max_pool(x, size, [1, 1], [0, 0], [0, 0], size).output(0)
+    if step.kind == "resize":
+        return ops.interpolate(x, np.array(step.size), "linear_onnx", "sizes", axes=np.array([2, 3]))
+    if step.kind == "rows":
+        shape = np.array([1, -1, step.size[0]])
+        return ops.reshape(ops.transpose(x, np.array([0, 2, 3, 1])), shape, special_zero=False)
+    if step.kind == "concat":
+        return ops.concat(list(given), 1)
+    assert step.kind == "sigmoid", step.kind
+    return ops.sigmoid(x)
+
+
+def _active(x: Node, relu: str) -> Node:
+    ops = library(OPS)
+    return ops.relu(x) if relu == "relu" else ops.clamp(x, 0.0, 6.0) if relu == "relu6" else x

@@ -466,7 +466,7 @@ def test_an_animal_is_none_where_the_classifier_knows_another():
 
 def test_a_hand_is_a_persons_where_one_is_seen():
     idx = sensed(12, {})
-    for at, answer in ((6, "Yes, a person's, at 0:06."), (1, "I am not sure.")):
+    for at, answer in ((6, "Yes, a person's, at 0:06."), (1, "I am not sure whether there is a hand.")):
         assert tell("yesno", f"Is there a hand at 0:0{at}?", idx, at) == answer
 
 

@@ -27,7 +27,7 @@ def test_what_is_no_sense_is_refused_in_a_sentence(told):
 
 @pytest.mark.parametrize("wanted", [(), ("light",), ("light", "colours")])
 def test_only_the_wanted_ones_keep_numbers(wanted):
-    senses = Senses(None, wanted)
+    senses = Senses(wanted=wanted)
     assert set(senses.widths) == set(wanted)
 
 
