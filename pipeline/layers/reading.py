@@ -25,7 +25,10 @@ from pipeline.stream import Pass
 UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 T = TypeVar("T")
 LEAST_ROOM = 256  # tokens
-PIECE = 128  # tokens of a prompt in one pass, between which other answers get their words
+PIECE = 128  # tokens of a prompt in one pass at most, between which other answers get their words
+# Words of prompts times slots that they look at, in a pass for which others' words wait: 30 ms of attention on an H100.
+MOST_READS = 24_000_000
+LEAST_PIECE = 16  # tokens: fewer take as long, a memory is read for every piece
 QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 
 
@@ -152,7 +155,7 @@ class TextDecoder:
         asking = range(max(len(opening), len(prompt) - QUESTION_END), len(prompt))
         spans = [range(len(opening)), asking]
         found: dict[int, Tensor] = {} if self.usual is None else {0: self.usual}  # gazes by span
-        for piece in even_parts(len(prompt) - known, PIECE):
+        for piece in even_parts(len(prompt) - known, self.piece):
             part = range(known + piece.start, known + piece.stop)
             inside = {i: both for i, span in enumerate(spans) if (both := overlap(span, part))}
             wanted = [range(both.start - part.start, both.stop - part.start) for both in inside.values()]
@@ -163,6 +166,11 @@ class TextDecoder:
         self.gazes = torch.stack([found[0], found[1]]) if len(found) == len(spans) else None
         self.usual = None if self.gazes is None else self.gazes[0]
         return logits
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a prompt in one pass: over a large memory fewer, so that others wait for a piece no longer."""
+        return min(PIECE, max(LEAST_PIECE, MOST_READS // max(1, len(self.memory or ()))))
 
     def opened(self, count: int) -> Opening:
         """A copy of the question's first words, for others about the same memory. Once the question has been read."""

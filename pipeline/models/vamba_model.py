@@ -19,7 +19,7 @@ from pipeline.layers.decoding import ChatPrompt, TextStream
 from pipeline.layers.drawing import Drawing, draw_together
 from pipeline.layers.fp8 import rounding_told
 from pipeline.layers.mamba2 import MixerState
-from pipeline.layers.reading import Opening, TextDecoder, served, until
+from pipeline.layers.reading import MOST_READS, Opening, TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
@@ -29,9 +29,6 @@ from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_
 from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.seen import Vision
-
-# Words of questions times slots they look at, in a pass for which others' words wait: 30 ms of attention on an H100.
-MOST_READS = 24_000_000
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,13 +48,18 @@ def test_what_cannot_be_measured_is_refused(wrong, capsys):
 
 
 def test_every_kind_of_visitor_gets_something_and_some_stop():
+    """In as much time as a busy machine needs for that."""
     engine = Engine(Quick(watch_s=0.001, token_s=0.001))
     crowd = Crowd(engine, frames())
     crowd.seen = [crowd.watched(20)]
     assert crowd.seen[0].frames == 20
-    found = crowd.measure(["answers", "live", "catching_up"], 1.5)
-    assert set(found["waits"]) >= {"first_word", "word", "stop", "live_picture", "chunk"}
-    assert found["answers"] > 3 and 0 < found["stopped"] < found["answers"] and STOPPED_AFTER > 1
+    for seconds in (1.5, 5.0, 20.0):
+        found = crowd.measure(["answers", "live", "catching_up"], seconds)
+        seen_all = set(found["waits"]) >= {"first_word", "word", "stop", "live_picture", "chunk"}
+        if enough := seen_all and found["answers"] > 3:
+            break
+    assert enough, found
+    assert 0 < found["stopped"] < found["answers"] and STOPPED_AFTER > 1
 
 
 def test_the_published_size_is_driven_the_same_way(tiny_vamba):
@@ -62,5 +67,8 @@ def test_the_published_size_is_driven_the_same_way(tiny_vamba):
     from pipeline.models.vamba_model import VambaModel
 
     model = VambaModel(tiny_vamba(torch.float32, vocab=1100), PairEyes(TINY.d_model, torch.float32), Numbers())
-    found = measure_visitors(Engine(model), frames(), 2, 0.6, (1, 1))
-    assert all(part["words_per_s"] or part["pictures_per_s"] for part in found["parts"].values())
+    for seconds in (0.6, 5.0):
+        found = measure_visitors(Engine(model), frames(), 2, seconds, (1, 1))
+        if served := all(part["words_per_s"] or part["pictures_per_s"] for part in found["parts"].values()):
+            break
+    assert served, found

@@ -108,6 +108,21 @@ def test_a_question_that_begins_with_what_was_read_before_is_the_one_read_anew(p
             assert gap(logits, want) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("reads", "piece"), [(10**9, 128), (50 * 20, 20), (50, 16)])
+def test_a_piece_of_a_prompt_over_a_large_memory_has_few_words(reads, piece, tiny_vamba, monkeypatch):
+    """So that others' words wait for no more than a stated number of words times slots, and each piece is worth it."""
+    monkeypatch.setattr(reading, "MOST_READS", reads)
+    net, memory = tiny_vamba(torch.float64), remembered(50, torch.float64, 1)
+    ours, plain = TextDecoder(net, memory, PLACES), TextDecoder(net, memory, PLACES)
+    assert ours.piece == piece
+    ids = [7 * n % 90 + 1 for n in range(60)]
+    passes = passes_of(ours.question_in_pieces([5, 6, 7, 8], ids))
+    assert len(passes) == -(-64 // piece) and max(len(one.ids) for one in passes) <= piece
+    monkeypatch.undo()
+    want = plain.question([5, 6, 7, 8], ids)
+    assert gap(ours.gazes, plain.gazes) < 1e-9 and gap(ours.feed([3]), plain.feed([3])) < 1e-9 and want.isfinite().all()
+
+
 def passes_of(reading) -> list[Pass]:
     """Those of one question, each made at once."""
     found, given = [], None
