@@ -76,7 +76,7 @@ def _moments(
 
 def _masses(weights: np.ndarray) -> np.ndarray:
     """What is not finite or negative weighs nothing."""
-    return np.clip(np.nan_to_num(weights, posinf=0.0), 0.0, None)
+    return np.where((weights > 0) & (weights < np.inf), weights, 0.0)
 
 
 def _by_time(times: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -96,9 +96,9 @@ def attend_ragged(to: Ragged, layer: int, q_HQP: Tensor, place: int | None = Non
 
 def _look(to: Ragged, layer: int, q_HQP: Tensor, total_NH: Tensor, place: int) -> None:
     """Where words looked, into the looks' `place`."""
-    (H, _, P), K = q_HQP.shape, to.key_heads
-    for tiles, rows in to.kinds:
-        _sum_mixed[(len(tiles), to.splits, K)](
+    (H, _, P), K, programs = q_HQP.shape, to.key_heads, gpu_size(q_HQP.device)[0]
+    for tiles, rows in to.kinds:  # few tiles have many programs, so that none has many mixed tiles, one after the other
+        _sum_mixed[(len(tiles), max(to.splits, 4 * programs // len(tiles)), K)](
             q_HQP,
             tiles,
             to.kept,
@@ -112,10 +112,8 @@ def _look(to: Ragged, layer: int, q_HQP: Tensor, total_NH: Tensor, place: int) -
             TILE,
             to.eight_bit,
             precision(q_HQP),
-            num_warps=8 if rows > 64 else 4,
         )
-    programs = (2 * gpu_size(q_HQP.device)[0], len(to.looks))
-    _look_at[programs](to.looks, total_NH, place, K, H // K, TILE, LOOK_ROWS, LOOK_SUMS)
+    _look_at[(2 * programs, len(to.looks))](to.looks, total_NH, place, K, H // K, TILE, LOOK_ROWS, LOOK_SUMS)
 
 
 @triton.jit(do_not_specialize=["layer", "rows"])

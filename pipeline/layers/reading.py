@@ -27,7 +27,7 @@ T = TypeVar("T")
 LEAST_ROOM = 256  # tokens
 PIECE = 128  # tokens of a prompt in one pass at most, between which other answers get their words
 # Words of prompts times slots that they look at, in a pass for which others' words wait: 30 ms of attention on an H100.
-MOST_READS = 24_000_000
+MOST_READS = 34_000_000
 LEAST_PIECE = 16  # tokens: fewer take as long, a memory is read for every piece
 QUESTION_END = 16  # tokens whose gaze is the question's: the chat format's last five, and before them its last words
 

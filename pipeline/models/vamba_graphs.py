@@ -104,6 +104,9 @@ class TextRecordings:
         self.tapes = Tapes(net.model.embed_tokens.weight.device)
         self._passes: TextPasses | None = None
         self._prepared, self._preparing = False, Lock()
+        # A query, and keys of no tokens: made once, each tensor that a pass makes costs it time.
+        cfg, new = net.cfg, net.model.embed_tokens.weight.new_empty
+        self._query, self.no_keys = new(cfg.n_heads, 1, cfg.head_dim), new(1, cfg.n_kv_heads, 0, cfg.head_dim)
 
     @torch.no_grad()
     def prepare(self, memory: Memory) -> None:
@@ -131,22 +134,20 @@ class TextRecordings:
 
     def fits(self, decoder: TextDecoder, spans: int) -> bool:
         """Whether recorded passes can serve this decoder, with gazes of so many spans."""
-        weight, memory, cfg = self.net.model.embed_tokens.weight, decoder.memory, self.net.cfg
+        memory = decoder.memory
         if self.tapes.off or not decoder.instants or decoder.watch_layers != self.places or spans > 2:
             return False
         if memory is None or memory.host_slots:
             return False
-        q = weight.new_empty(cfg.n_heads, 1, cfg.head_dim)
-        return attention_kernels(q, len(memory), memory.log.block_slots) is not None
+        return attention_kernels(self._query, len(memory), memory.log.block_slots) is not None
 
     def _feed(self, decoder: TextDecoder, ids: Sequence[int], spans: Sequence[range]) -> tuple[Tensor, Tensor]:
         cfg, cache, memory, instants = self.net.cfg, decoder.cache, decoder.memory, decoder.instants
         assert memory is not None and instants is not None  # `fits` saw to it
         gazes: dict[int, Tensor] = {}
-        like = self.net.model.embed_tokens.weight.new_empty(1, cfg.n_kv_heads, 0, cfg.head_dim)
         passes = self._room_for(memory)
         for part in even_parts(len(ids), ROWS[-1]):
-            cache.reserve(cache.length + len(part), like)
+            cache.reserve(cache.length + len(part), self.no_keys)
             seen = {i: both for i, span in enumerate(spans) if (both := overlap(span, part))}
             inside = [(both.start - part.start, both.stop - part.start) for both in seen.values()]
             passes.set([ids[i] for i in part], inside, cache, memory)

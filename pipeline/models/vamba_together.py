@@ -50,14 +50,15 @@ class Kind(NamedTuple):
 
 
 # Words alone: with few words a memory and with many. With prompts, words that look at the same memory as a prompt are
-# in its tiles, where they cost nothing; tiles are many, so memories are cut less.
+# in its tiles, where they cost little; tiles are many, so memories are cut less. Tiles of 128 rows read no faster, and
+# more of them stays empty: two took 23.5 ms of a pass where a memory of an hour is read in 11 (H100).
 KINDS = (
     Kind(8, 8, 16, 66),
     Kind(8, 8, 64, 66),
     Kind(ANSWERS, ANSWERS, 16, 33),
     Kind(ANSWERS, ANSWERS, 64, 33),
-    Kind(64, ANSWERS, 16, 33, 64, 128),
-    Kind(WORDS, ANSWERS, 16, 16, 128, 128),
+    Kind(64, ANSWERS, 16, 33, 64, 64),
+    Kind(WORDS, ANSWERS, 16, 16, 128, 64),
 )
 
 
@@ -267,11 +268,10 @@ class SharedRecordings:
 
     def _serve(self, groups: Sequence[Sequence[Part]], kind: Kind) -> Tensor:
         """Logits (answers, V) of one pass, the groups' parts in order; their caches and gazes are set."""
-        net, parts = self.alone.net, [part for group in groups for part in group]
-        like = net.model.embed_tokens.weight.new_empty(1, net.cfg.n_kv_heads, 0, net.cfg.head_dim)
+        parts = [part for group in groups for part in group]
         looks = self._room_for_looks(parts)
         for part in parts:
-            part.decoder.cache.reserve(part.decoder.cache.length + len(part.ids), like)
+            part.decoder.cache.reserve(part.decoder.cache.length + len(part.ids), self.alone.no_keys)
         one = self._pass_of(kind, parts[0].memory)
         one.play(groups, self._scratch_for(parts), looks)
         for part in parts:
