@@ -19,9 +19,12 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
     from pipeline.keeping.archive import archived as archived
+    from pipeline.keeping.cipher import can_encrypt as can_encrypt
+    from pipeline.keeping.cipher import is_encrypted as is_encrypted
     from pipeline.keeping.found import Resumed as Resumed
     from pipeline.keeping.keeper import Keeper as Keeper
     from pipeline.keeping.kept import KeptStream as KeptStream
+    from pipeline.keeping.kept import decrypted as decrypted
     from pipeline.keeping.reels import Reel as Reel
     from pipeline.keeping.reels import Shown as Shown
     from pipeline.keeping.reels import Stretch as Stretch
@@ -91,10 +94,12 @@ PLACES = {  # every name of the door, and the module it lives in
     "VideoChunk": "stream",
     "VideoError": "sources.file",
     "archived": "keeping.archive",
+    "can_encrypt": "keeping.cipher",
     "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",
     "clip": "timeline.clip",
     "decode_jpeg": "sources.camera",
+    "decrypted": "keeping.kept",
     "example_clip": "assets",
     "load": "models.load",
     "look": "sources.shots",
@@ -106,6 +111,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "csv_table": "timeline.export",
     "frame_records": "keeping.reels",
     "in_order": "timeline.export",
+    "is_encrypted": "keeping.cipher",
     "markdown_text": "timeline.export",
     "srt": "timeline.export",
     "suggestions": "timeline.chapters",

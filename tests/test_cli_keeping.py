@@ -130,7 +130,11 @@ def test_a_fork_goes_on_from_a_second_and_the_original_stays(tmp_path, capsys) -
     assert "already" in capsys.readouterr().err
 
 
-def test_another_file_is_watched_on_in_the_same_stream_with_honest_seconds(tmp_path, capsys) -> None:
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_another_file_is_watched_on_in_the_same_stream_with_honest_seconds(tmp_path, capsys, monkeypatch) -> None:
     """Killed or not, and gone back to: a second is of one file."""
     assert ask("--keep", tmp_path / "stream", "--at", "0:02", "--json") == 0
     first = document(capsys)
@@ -147,6 +151,12 @@ def test_another_file_is_watched_on_in_the_same_stream_with_honest_seconds(tmp_p
     assert resume(tmp_path / "fork", "--json") == 0
     again = document(capsys)
     assert (again["answer"], again["frames"]) == (both["answer"], both["frames"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.commands.resume._watch_another", interrupted)
+        assert resume(tmp_path / "stream", "--fork", tmp_path / "ended", "--then", VIDEO) == 130
+    capsys.readouterr()
+    assert resume(tmp_path / "ended", "--json") == 0
+    assert document(capsys)["frames"] == both["frames"]
     assert resume(tmp_path / "fork", "--at", "0:03", "--json") == 0
     earlier = document(capsys)
     assert 2.8 < earlier["seen_until"] <= 3.0 and earlier["frames"] == first["frames"] + 5

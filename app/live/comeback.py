@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from app.live import uploads
-from app.live.keep import LIVE, Keep, has_ended, noticed_of, pictures_of, stands_at, turns_of
+from app.live.keep import LIVE, Keep, events_of, has_ended, pictures_of, rules_of, stands_at, turns_of
 from app.live.legs import Leg, Start
 from app.live.shelf import Shelf
 from app.live.uploads import Source
@@ -20,21 +21,24 @@ Words = tuple[tuple[Turn, ...], tuple[Turn, ...]]  # of both models
 
 
 class Back(NamedTuple):
-    """start: where watching goes on. keep: who writes it; None: it is written anew, where it is to be `kept`. stream:
-    the number it has in its session. forked: of what it is a fork, in a sentence."""
+    """start: where watching goes on. keep: who writes it, where it is kept. stream: the number it has in its session.
+    forked: of what it is a fork, in a sentence."""
 
     words: Words
     start: Start
     keep: Keep | None = None
-    kept: bool = True
     stream: int = 1
     forked: str = ""
 
     def then(self, source: Source, fps: float) -> Back:
-        """And another source follows. Who keeps it need not wait for the visitor to go on."""
+        """And another source follows, which is written at once. Raises UserError where it could not be."""
         start = self.start.then(source, fps)
         if self.keep:
+            self.keep.announce(len(start.before) + len(start.legs) - 1, start.legs[-1], fps, self.start.legs[-1].until)
             self.keep.let_go()
+            if not self.keep.keeper.wait():
+                self.keep.delete()
+                raise UserError(f"{source.name or source.kind} could not be kept, so nothing was begun; try again.")
         seen, begins = mmss(self.start.legs[-1].until), mmss(start.legs[-1].begins)
         forked = (
             f"What was seen until {seen} goes on here: {source.name or source.kind} begins at {begins} of this stream. "
@@ -50,7 +54,10 @@ def about(source: Source, engine: Engine) -> dict[str, Any]:
 
 
 def goes_on_alone(shelf: Shelf, name: str) -> bool:
-    """Whether a file was being watched when the server ended. Raises UserError where it cannot be read."""
+    """Whether a file was being watched when the server ended, and needs no key. Raises UserError where it cannot be
+    read."""
+    if shelf.encrypted(name):
+        return False
     kept = shelf.open(name)
     try:
         return kept.reels[-1].about.get("source") not in LIVE and not has_ended(kept)
@@ -59,23 +66,23 @@ def goes_on_alone(shelf: Shelf, name: str) -> bool:
         shelf.release(name)
 
 
-def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf) -> Back:
-    """All that is kept under a name, or what was until a second of it, where it then stands. Raises UserError where it
-    cannot go on."""
-    kept = shelf.open(name)
+def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf, secret: str = "") -> Back:
+    """All that is kept under a name, or what was until a second of it, where it then stands. secret: the visitor's key.
+    Raises UserError where it cannot go on."""
+    kept = shelf.open(name, secret)
     try:
         fork = at < math.inf
         if not fork:
             kept.check_video()
         words = until(at, turns_of(kept))
         stream = max((turn.stream for turns in words for turn in turns), default=1)
-        try:
-            resumed = kept.found.newest(engine.model, at)
-        except UserError as error:
-            return _again(kept, shelf, engine, words, stream, error)
-        start = _start(kept, resumed, at if fork else stands_at(kept))
-        kept.go_on_from(resumed, engine.model, resumed.state.seen_until if fork else math.inf)
-        keep = Keep(shelf, name, kept, engine, "" if fork else " ".join(filter(None, [resumed.note, start.note])))
+        stands = at if fork else stands_at(kept)
+        resumed, start = _from(kept, engine, stands)
+        if resumed is None:
+            kept.watch_again(shelf.about | {"backend": engine.backend}, engine.model)
+        else:
+            kept.go_on_from(resumed, engine.model, resumed.state.seen_until if fork else math.inf)
+        keep = Keep(shelf, name, kept, engine, "" if fork else start.note)
         keep.goes_on(start.pictures, () if fork else words, start.events, start.rules)
         if start.legs[-1].until < math.inf:
             keep.stand(start.legs[-1].until)
@@ -86,24 +93,23 @@ def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf) -> Back:
         raise
 
 
-def _again(kept: KeptStream, shelf: Shelf, engine: Engine, words: Words, stream: int, why: UserError) -> Back:
-    """Another model runs by now: it watches what was recorded from the start, and what was said stays. Raises `why`
-    where not all was."""
-    fresh = Resumed(engine.start())
+def _from(kept: KeptStream, engine: Engine, at: float) -> tuple[Resumed | None, Start]:
+    """The newest state, None where another model runs by now, and where watching goes on up to a second: then with what
+    was recorded, from the start. Raises UserError where that is not all there."""
     try:
-        start = _start(kept, fresh, stands_at(kept))
-    except UserError:
-        raise why from None
-    kept.close()
-    shelf.release(kept.folder.name)
-    return Back(words, start, None, stream=stream)
+        resumed = kept.found.newest(engine.model, at)
+    except UserError as error:
+        try:
+            return None, _start(kept, Resumed(engine.start()), at)
+        except UserError:
+            raise error from None
+    return resumed, _start(kept, resumed, at)
 
 
 def _start(kept: KeptStream, resumed: Resumed, at: float) -> Start:
     """From a state that was found, up to a second, or on for ever."""
     seen = resumed.state.seen_until if resumed.state.frames else -1.0
     pictures = [picture for picture in pictures_of(kept) if picture.time <= seen]
-    events, rules = noticed_of(kept)
     stretches = kept.stretches(resumed, at)
     legs = tuple(_leg(kept, stretch) for stretch in stretches)
     before = tuple(Leg(_source(kept, reel), reel.begins) for reel in kept.reels[: stretches[0].reel.number])
@@ -111,9 +117,10 @@ def _start(kept: KeptStream, resumed: Resumed, at: float) -> Start:
     if legs[-1].source.path is None:
         newest = max([seen, *(chunk.until for leg in legs for chunk in leg.shown)])
         since = _camera_now(kept, newest)
-        note = f"Nothing was seen from {mmss(newest)} to {mmss(since)}: the server was away."
-    events = [event for event in events if event.time <= seen]
-    return Start(resumed.state, legs, before, pictures, since, note, events, rules)
+        away = f"Nothing was seen from {mmss(newest)} to {mmss(since)}: the server was away."
+        note = f"{note} {away}".strip()
+    events = [event for event in events_of(kept).values() if event.time <= seen]
+    return Start(resumed.state, legs, before, pictures, since, note, events, rules_of(kept))
 
 
 def _leg(kept: KeptStream, stretch: Stretch) -> Leg:
@@ -142,7 +149,5 @@ def _source(kept: KeptStream, reel: Reel) -> Source:
     name, kind = str(reel.about.get("name", "")), str(reel.about.get("source", UPLOAD))
     if kind in LIVE:
         return Source(kind)
-    video = kept.folder / reel.file
-    if kind == UPLOAD:
-        return uploads.put_back(video, name)
-    return Source(kind, name, uploads.own_copy(video))
+    own = uploads.own_copy(partial(kept.give_video, reel))
+    return uploads.put_back(own, name) if kind == UPLOAD else Source(kind, name, own)

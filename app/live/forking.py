@@ -16,23 +16,24 @@ from app.live.watching import Watch
 from pipeline import UserError, mmss
 
 
-def branch(watch: Watch, switch: Switch, words: Sequence[Sequence[Turn]], at: float, name: str) -> Back:
+def branch(watch: Watch, switch: Switch, other: Switch, words: Sequence[Sequence[Turn]], at: float, video: int) -> Back:
     """Of a watched stream, with what was said of it by then: out of what is kept of it, else out of memory.
 
-    name: under which the fork is kept. Raises UserError where a camera's pictures of then are not there.
+    other: of the fork. video: bytes of a file that is to follow. Raises UserError where a camera's pictures of then are
+    not there.
     """
     at, told = min(at, watch.viewings[0].state.seen_until), ""
     keep = switch.keep
     if keep and keep.begun and not keep.over:
         try:
-            keep.shelf.fork(keep, name)
-            back = comeback.of(keep.shelf, name, watch.viewings[0].engine, at)
+            keep.shelf.fork(keep, other.name, other.secret, video)
+            back = comeback.of(keep.shelf, other.name, watch.viewings[0].engine, at, other.secret)
             return back._replace(words=comeback.until(at, words), forked=_told(at, back.start))
         except UserError as error:
-            keep.shelf.delete(name)
+            keep.shelf.delete(other.name)
             told = f" {error}"
     start = _in_memory(watch, at)
-    return Back(comeback.until(at, words), start, None, kept=False, forked=_told(at, start) + told)
+    return Back(comeback.until(at, words), start, None, forked=_told(at, start) + told)
 
 
 def _told(at: float, start: Start) -> str:

@@ -53,13 +53,14 @@ class Keep:
         self.begun = False
         self.keeper = Keeper(engine, kept, shelf.limit(name))
         self._file = kept.reels[-1].about.get("source") not in LIVE
-        self._sources = 0  # begun
+        self._told = self._shown = 0  # sources that are written, and those that were begun
         self._stands = False
         self._closing: threading.Thread | None = None
         self._said: dict[int, Turn] = {}
         self.pictured = -1.0  # second of the newest picture that was written
         self._refused = ""
         self._noticed: set[Event] = set()
+        self._events = 0  # the number of the next one that is written
         self._rules: tuple[Rule, ...] = ()
 
     @property
@@ -76,14 +77,25 @@ class Keep:
 
     def follow(self, legs: Sequence[Leg], fps: float) -> None:
         """The sources until now; those that are new begin with the next chunk."""
-        for leg in legs[self._sources :]:
-            path, self._sources = leg.source.path, self._sources + 1
-            about: dict[str, Any] = {"source": leg.source.kind, "name": leg.source.name, "fps": fps}
-            if leg is not legs[0]:
-                self.keeper.do(partial(self.kept.go_on_with, about, leg.begins, path))
-            elif path:
-                self.keeper.do(partial(self.kept.take_video, path))
-            self._file = path is not None
+        for number, leg in enumerate(legs):
+            self.announce(number, leg, fps, leg.begins)
+        for number, leg in enumerate(legs[self._shown :], self._shown):
+            self._file = leg.source.path is not None
+            if number:
+                self.keeper.do(partial(self.kept.turn_to, number))
+        self._shown = max(self._shown, len(legs))
+
+    def announce(self, number: int, leg: Leg, fps: float, over: float) -> None:
+        """A source that is to come, where it is not written yet: nothing that ends the server makes it forgotten. over:
+        second to which the one before it is watched."""
+        if number < self._told:
+            return
+        self._told, path = number + 1, leg.source.path
+        about: dict[str, Any] = {"source": leg.source.kind, "name": leg.source.name, "fps": fps}
+        if number:
+            self.keeper.do(partial(self.kept.go_on_with, about, leg.begins, over, path))
+        elif path:
+            self.keeper.do(partial(self.kept.take_video, path))
 
     def stand(self, at: float) -> None:
         """It is watched no further than to that second, until `let_go`; a restart does not change that."""
@@ -122,9 +134,13 @@ class Keep:
         """The source is over: nothing is left to go on with by itself."""
         self.keeper.note([Record("end", 0, {})])
 
-    def fork(self, there: Path) -> None:
+    def fork(self, there: Path, secret: str = "") -> None:
         """All that was seen until now, in a folder of its own. Raises UserError."""
-        self.keeper.fork(there)
+        self.keeper.fork(there, secret)
+
+    @property
+    def encrypted(self) -> bool:
+        return self.kept.cipher is not None
 
     def goes_on(
         self,
@@ -134,8 +150,14 @@ class Keep:
         rules: Sequence[Rule] = (),
     ) -> None:
         """All of this is written already."""
-        self._sources = len(self.kept.reels)
+        reels = self.kept.reels
+        self._told, self._shown = len(reels), sum(reel.chunk <= self.kept.next_number for reel in reels)
+        self._file = reels[self._shown - 1].about.get("source") not in LIVE
         self.begun, self._noticed, self._rules = True, set(events), tuple(rules)
+        written = events_of(self.kept)
+        self._events = 1 + max(written, default=-1)
+        if gone := [("event", number) for number, event in written.items() if event not in self._noticed]:
+            self.keeper.note(forget=gone)
         self.pictured = max([-1.0, *(picture.time for picture in pictures)])
         self._said = numbered(conversations)
 
@@ -157,7 +179,8 @@ class Keep:
         if not self.begun:
             return
         new = [event for event in events if event.until is not None and event not in self._noticed]
-        records = [Record("event", len(self._noticed) + i, dict(asdict(event))) for i, event in enumerate(new)]
+        records = [Record("event", number, dict(asdict(event))) for number, event in enumerate(new, self._events)]
+        self._events += len(new)
         if tuple(rules) != self._rules:
             self._rules = tuple(rules)
             records.append(Record("rules", 0, {"rules": [dict(asdict(rule)) for rule in rules]}))
@@ -171,7 +194,7 @@ class Keep:
         if self.gone:
             return KeptView(0, 0.0, GONE)
         told = self._refused or self.keeper.error or self.note
-        return KeptView(self.keeper.nbytes, self.shelf.until(self.name), told)
+        return KeptView(self.keeper.nbytes, self.shelf.until(self.name), told, self.encrypted)
 
     def close(self) -> None:
         """Writes what waits, without making anybody wait; it stays on the shelf."""
@@ -217,16 +240,27 @@ def turns_of(kept: KeptStream) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     return tuple(turns[0]), tuple(turns[1])
 
 
-def noticed_of(kept: KeptStream) -> tuple[list[Event], list[Rule]]:
-    """What was noticed, in order, and the rules; what cannot be read is left out."""
-    events, rules = kept.notes("event"), kept.notes("rules").get(0)
+def events_of(kept: KeptStream) -> dict[int, Event]:
+    """What was noticed, by number; what cannot be read is left out."""
+    found = {}
+    for number, record in kept.notes("event").items():
+        about: Any = record.about
+        try:
+            found[number] = Event(**about)
+        except TypeError as error:
+            log.warning("a kept event is left out: %r", error)
+    return found
+
+
+def rules_of(kept: KeptStream) -> list[Rule]:
+    """What is to be told; none where it cannot be read."""
+    rules = kept.notes("rules").get(0)
     try:
         listed: Any = rules.about["rules"] if rules else []
-        about: list[Any] = [events[number].about for number in sorted(events)]
-        return [Event(**one) for one in about], [Rule(**one) for one in listed]
+        return [Rule(**one) for one in listed]
     except (KeyError, TypeError) as error:
-        log.warning("what was noticed is left out: %r", error)
-        return [], []
+        log.warning("rules are left out: %r", error)
+        return []
 
 
 def has_ended(kept: KeptStream) -> bool:

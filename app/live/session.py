@@ -36,10 +36,12 @@ POLL_S = 0.05  # a question looks so often whether there is a first picture
 class LiveSession:
     """A source and its lifetime, and a conversation with each model."""
 
-    def __init__(self, engine: Engine, rival: Engine | None = None, shelf: Shelf | None = None, name: str = "") -> None:
-        """shelf, name: where this visitor's stream is kept if it is to be, and as what."""
+    def __init__(
+        self, engine: Engine, rival: Engine | None = None, shelf: Shelf | None = None, name: str = "", secret: str = ""
+    ) -> None:
+        """shelf, name: where this visitor's stream is kept if it is to be, and as what. secret: their key."""
         self.engine, self.rival, self.shelf, self.name = engine, rival, shelf, name
-        self.switch = Switch(engine, shelf, name)
+        self.switch = Switch(engine, shelf, name, secret)
         self.forked = ""  # of what this is a fork, in a sentence
         self.watch: Watch | None = None
         self.conversations = tuple(Conversation(partial(self._subject, model)) for model in (0, 1))
@@ -67,6 +69,7 @@ class LiveSession:
             forgotten=self.conversations[0].forgotten,
             undo=held.deed if (held := self._undoable) else "",
             keeping=self.switch.on,
+            encrypting=self.switch.encrypt,
             kept=self.switch.view(),
             forked=self.forked,
         )
@@ -228,11 +231,12 @@ class LiveSession:
 
     # Keeping
 
-    def keep(self, on: bool) -> None:
-        """Keeps what was and will be watched and said, or writes no more; what is kept stays. Raises UserError."""
+    def keep(self, on: bool, encrypt: bool = False) -> None:
+        """Keeps what was and will be watched and said, encrypted or not, or writes no more; what is kept stays. Raises
+        UserError."""
         with self._commands:
             self._check_open()
-            self.switch.turn(on, self.watch)
+            self.switch.turn(on, self.watch, encrypt)
 
     def delete_kept(self) -> None:
         """All that is kept of this visitor's stream, at once; watching goes on, and nothing more is kept."""
@@ -251,7 +255,7 @@ class LiveSession:
         if self.shelf is None or not self.shelf.has(self.name):
             raise UserError("Nothing is kept of this stream, so nothing was taken along; switch keeping on first.")
         self.keep_words()
-        return self.shelf.taken(self.name, self.switch.keep)
+        return self.shelf.taken(self.name, self.switch.keep, self.switch.secret)
 
     # Going on
 
@@ -266,21 +270,21 @@ class LiveSession:
             self._upload = source if source.upload else None
             self._stream = back.stream
             self.forked = back.forked
-            self.switch.go_on(back.keep, back.kept)
+            self.switch.go_on(back.keep)
             self.watch = Watch(source, self.engine, None, back.start, back.keep)
-            if back.keep is None:
-                self.switch.follow(self.watch)
 
-    def branch(self, at: float, name: str) -> Back:
-        """What another session, of that name, goes on with as if this stream had been seen until a second of it and no
-        further; it stands there. This one stays as it is. Raises UserError where nothing was seen, or not so early."""
+    def branch(self, at: float, other: LiveSession, video: int = 0) -> Back:
+        """What another session goes on with as if this stream had been seen until a second of it and no further; it
+        stands there. This one stays as it is. video: bytes of a file that is to follow. Raises UserError where nothing
+        was seen, or not so early."""
         with self._commands:
             self._check_open()
             self.keep_words()
             words = tuple(conversation.turns for conversation in self.conversations)
             if self.watch is None or not self.watch.viewings[0].frames:
                 raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
-            return forking.branch(self.watch, self.switch, words, at, name)._replace(stream=self._stream)
+            back = forking.branch(self.watch, self.switch, other.switch, words, at, video)
+            return back._replace(stream=self._stream)
 
     def join(self, timeout: float) -> None:
         """After `close`: waits for what is still being written."""

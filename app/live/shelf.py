@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.live.view import KeptView
-from pipeline import KeptStream, UserError, archived
+from pipeline import KeptStream, UserError, archived, decrypted, is_encrypted
 
 CEILING = 20_000_000_000  # bytes of all kept streams together, unless told otherwise
 SHARE = 0.9  # of the disk that may be used
@@ -37,7 +38,10 @@ class Writer(Protocol):
     @property
     def name(self) -> str: ...
 
-    def fork(self, there: Path) -> None: ...
+    @property
+    def encrypted(self) -> bool: ...
+
+    def fork(self, there: Path, secret: str = "") -> None: ...
 
 
 class Shelf:
@@ -61,15 +65,16 @@ class Shelf:
                 "another one with --store."
             ) from None
 
-    def create(self, name: str, about: dict[str, Any], video: int) -> KeptStream:
-        """A new stream in place of an older one of the same name. video: bytes of the file that comes with it.
+    def create(self, name: str, about: dict[str, Any], video: int, secret: str = "") -> KeptStream:
+        """A new stream in place of an older one of the same name. video: bytes of the file that comes with it. secret:
+        the visitor's key, where it is to be encrypted.
 
         Raises UserError where there is no room for it, or where it is being watched elsewhere.
         """
         self.delete(name)
         self._reserve(name, video + LARGEST)
         try:
-            return KeptStream.create(self.folder / name, self.about | about)
+            return KeptStream.create(self.folder / name, self.about | about, secret)
         except OSError:
             self.release(name)
             raise UserError(
@@ -79,13 +84,14 @@ class Shelf:
             self.release(name)
             raise
 
-    def fork(self, keep: Writer, name: str) -> None:
-        """What somebody writes once more, under another name. It counts in full, and goes with what it comes from.
-        Raises UserError where there is no room for it, or what is kept cannot be read."""
-        self._reserve(name, _bytes(self.folder / keep.name) + LARGEST)
+    def fork(self, keep: Writer, name: str, secret: str, video: int) -> None:
+        """What somebody writes once more, under another name, for another key. It counts in full, and goes with what it
+        comes from. video: bytes of a file that comes with it. Raises UserError where there is no room for it, or what
+        is kept cannot be read."""
+        self._reserve(name, _bytes(self.folder / keep.name) + video + LARGEST)
         try:
             there = self.folder / name
-            keep.fork(there)
+            keep.fork(there, secret)
             for line in [MARK + keep.name, *(path.name for path in (self.folder / keep.name).glob(MARK + "*"))]:
                 (there / line).touch()
         except BaseException as error:
@@ -94,28 +100,31 @@ class Shelf:
                 raise UserError("The disk cannot be written, so the fork is not kept.") from None
             raise
 
-    def taken(self, name: str, keep: Writer | None) -> Iterator[bytes]:
-        """An archive of what is kept under a name, piece by piece; keep: who writes it. Raises UserError at first."""
+    def taken(self, name: str, keep: Writer | None, secret: str) -> Iterator[bytes]:
+        """An archive of what is kept under a name, piece by piece, for anybody to read. keep: who writes it. Raises
+        UserError at first."""
         there = self.folder / f"{TAKEN}{secrets.token_hex(8)}"  # links, which cost nothing
+        plain = Path(tempfile.mkdtemp(prefix="vamba-live-"))  # where it is watched, too: of what is encrypted, copies
         try:
             if keep:
-                keep.fork(there)
+                keep.fork(there, secret)
             else:
-                with closing(KeptStream.open(self.folder / name)) as kept:
-                    kept.fork(there)
-            yield from archived(there)
+                with closing(KeptStream.open(self.folder / name, secret)) as kept:
+                    kept.fork(there, secret)
+            yield from archived(decrypted(there, plain, secret))
         except OSError:
             raise UserError("The disk cannot be read, so nothing was taken along; try again in a moment.") from None
         finally:
-            shutil.rmtree(there, ignore_errors=True)
+            for folder in (there, plain):
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def open(self, name: str) -> KeptStream:
+    def open(self, name: str, secret: str = "") -> KeptStream:
         """A kept one, to go on with. Raises UserError."""
         with self._lock:
-            video = self.folder / name / "video"
-            self._reserved[name] = (video.stat().st_size if video.is_file() else 0) + LARGEST
+            videos = sum(path.stat().st_size for path in (self.folder / name).glob("video*"))
+            self._reserved[name] = max(self._reserved.get(name, 0), videos + LARGEST)
         try:
-            return KeptStream.open(self.folder / name)
+            return KeptStream.open(self.folder / name, secret)
         except BaseException:
             self.release(name)
             raise
@@ -143,13 +152,19 @@ class Shelf:
 
     def view(self, name: str) -> KeptView:
         """Of a stream that nobody writes."""
-        return KeptView(_bytes(self.folder / name), self.until(name))
+        return KeptView(_bytes(self.folder / name), self.until(name), "", self.encrypted(name))
+
+    def encrypted(self, name: str) -> bool:
+        return is_encrypted(self.folder / name)
 
     def delete(self, name: str) -> None:
         """All of it and of its forks, at once; nothing where there is none."""
         for mark in self.folder.glob(f"*/{MARK}{name}") if NAME.fullmatch(name) else ():
             if NAME.fullmatch(mark.parent.name) and mark.parent.name != name:
                 self.delete(mark.parent.name)
+        self._remove(name)
+
+    def _remove(self, name: str) -> None:
         self.release(name)
         if self.has(name):
             gone = self.folder / f".gone-{name}-{time.monotonic_ns()}"  # never a half of one under its name
@@ -158,11 +173,12 @@ class Shelf:
             shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, now: float | None = None) -> int:
-        """Deletes what is kept for longer than was said, and halves of what was deleted; returns how many streams."""
+        """Deletes what is kept for longer than was said, its forks not with it, and halves of what was deleted; returns
+        how many streams."""
         now = time.time() if now is None else now
         over = [name for name in self.names() if name not in self._reserved and self.until(name) < now]
         for name in over:
-            self.delete(name)
+            self._remove(name)
         for half in self.folder.glob(".gone-*"):
             shutil.rmtree(half, ignore_errors=True)
         return len(over)

@@ -6,23 +6,26 @@ from app.live import comeback
 from app.live.keep import Keep
 from app.live.shelf import Shelf
 from app.live.view import KeptView
-from app.live.watching import Watch
-from pipeline import Engine, UserError
+from app.live.watching import FPS, Watch
+from pipeline import Engine, UserError, can_encrypt
 
 
 class Switch:
-    """One command at a time. shelf, name: where the stream is kept if it is to be, and as what."""
+    """One command at a time. shelf, name: where the stream is kept if it is to be, and as what. secret: the visitor's
+    key, "" while nobody has come with it yet."""
 
-    def __init__(self, engine: Engine, shelf: Shelf | None, name: str) -> None:
-        self.engine, self.shelf, self.name = engine, shelf, name
-        self.on = False
+    def __init__(self, engine: Engine, shelf: Shelf | None, name: str, secret: str = "") -> None:
+        self.engine, self.shelf, self.name, self.secret = engine, shelf, name, secret
+        self.on = self.encrypt = False
         self.keep: Keep | None = None
         self._closing: Keep | None = None  # the newest that was closed
         self._refused = ""  # why it could not be kept
 
-    def turn(self, on: bool, watch: Watch | None) -> None:
-        """On or off. What is kept stays. Raises UserError where there is no room."""
+    def turn(self, on: bool, watch: Watch | None, encrypt: bool = False) -> None:
+        """On or off. What is kept stays. encrypt: what is kept from now on, where the library is there. Raises
+        UserError where there is no room."""
         self.on, self._refused = on and self.shelf is not None, ""
+        self.encrypt = encrypt and can_encrypt() and bool(self.secret)
         if self.on and watch:
             self._begin(watch)
         if not on:
@@ -36,9 +39,10 @@ class Switch:
             except UserError as error:
                 self.on, self._refused = False, str(error)
 
-    def go_on(self, keep: Keep | None, on: bool = True) -> None:
+    def go_on(self, keep: Keep | None) -> None:
         """A stream goes on, with who keeps it."""
-        self.on, self.keep = on, keep
+        self.on, self.keep = keep is not None, keep
+        self.encrypt = keep is not None and keep.encrypted
 
     def end(self, watch: Watch | None) -> None:
         """Nothing more is written; what waits is written in the background."""
@@ -77,6 +81,8 @@ class Switch:
         self.end(watch)
         source = watch.legs[0].source
         size = sum(leg.source.path.stat().st_size for leg in watch.legs if leg.source.path)
-        kept = self.shelf.create(self.name, comeback.about(source, self.engine), size)
+        secret = self.secret if self.encrypt else ""
+        kept = self.shelf.create(self.name, comeback.about(source, self.engine), size, secret)
         self.keep = Keep(self.shelf, self.name, kept, self.engine)
+        self.keep.follow(watch.legs[: watch.here.leg + 1], FPS)
         watch.keep(self.keep)

@@ -117,6 +117,7 @@ class Sessions:
                 return None
             if self._back and (place := self._back.pop(name_of(key), None)):
                 self._by_key[key] = place
+                place.session.switch.secret = key
             place = self._by_key.get(key)
             if place is None:
                 return None
@@ -181,8 +182,12 @@ class Sessions:
             session = self.get(key, page)
             if session is None:
                 session = self._new(key)
-                session.go_on(comeback.of(self.shelf, session.name, self.engine))
-                self._place(key, session, page)
+                session.go_on(comeback.of(self.shelf, session.name, self.engine, secret=key))
+                try:
+                    self._place(key, session, page)
+                except UserError:
+                    session.close()  # what is kept stays
+                    raise
             return session
 
     def fork(
@@ -203,7 +208,7 @@ class Sessions:
                 raise UserError(FORKED)
         other = secrets.token_urlsafe(16)
         fork = self._new(other)
-        back = session.branch(at, fork.name)
+        back = session.branch(at, fork, then.path.stat().st_size if then and then.path else 0)
         try:
             fork.go_on(back.then(then, watching.FPS) if then else back)
         except UserError:
@@ -247,7 +252,7 @@ class Sessions:
             retired.close()
 
     def _new(self, key: str) -> LiveSession:
-        return LiveSession(self.engine, self.rival, self.shelf, name_of(key))
+        return LiveSession(self.engine, self.rival, self.shelf, name_of(key), key)
 
     def _go_on(self) -> None:
         """Files that were being watched when the server ended are watched on, newest first, as far as there are places;

@@ -16,8 +16,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app.live.view import UPLOAD
@@ -83,7 +84,7 @@ def take_over(path: Path, name: str) -> Source:
     """
     use(path)
     try:
-        return Source(UPLOAD, name, own_copy(path), upload=path)
+        return Source(UPLOAD, name, own_copy(partial(link_or_copy, path)), upload=path)
     except UserError:
         give_up(path)
         raise
@@ -94,19 +95,15 @@ def again(source: Source) -> Source:
     if not source.upload or not source.path:
         return source
     use(source.upload)
-    return Source(source.kind, source.name, own_copy(source.path), source.upload)
+    return Source(source.kind, source.name, own_copy(partial(link_or_copy, source.path)), source.upload)
 
 
-def put_back(video: Path, name: str) -> Source:
-    """A file that was kept, as the source it was: a copy of our own to watch, and one for the player."""
+def put_back(own: Path, name: str) -> Source:
+    """Our copy of a file that was kept, as the source it was, with one for the player."""
     suffix = Path(name).suffix if re.fullmatch(r"\.\w{1,5}", Path(name).suffix, re.ASCII) else ""
     folder().mkdir(parents=True, exist_ok=True)
     shown = Path(tempfile.mkdtemp(prefix="kept-", dir=folder())) / f"video{suffix}"
-    own = own_copy(video)
-    try:
-        os.link(own, shown)
-    except OSError:  # another file system
-        shutil.copyfile(own, shown)
+    link_or_copy(own, shown)
     use(shown)
     return Source(UPLOAD, name, own, upload=shown)
 
@@ -118,20 +115,28 @@ def let_go(source: Source) -> None:
         give_up(source.upload)
 
 
-def own_copy(path: Path) -> Path:
-    """A copy in a folder of its own; a hard link where that works, which costs nothing. Raises UserError."""
+def own_copy(give: Callable[[Path], None]) -> Path:
+    """A copy in a folder of its own. give: puts it there. Raises UserError."""
     own = Path(tempfile.mkdtemp(prefix="vamba-live-")) / "video"  # never the visitor's name: %03d or -i mean things
     try:
-        os.link(path, own)
-    except OSError:  # another file system
-        try:
-            shutil.copyfile(path, own)
-        except OSError as error:
-            delete_copy(own)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError("The disk is full, so nothing was watched; try again in ten minutes.") from None
-            raise UserError("The file is no longer here, so nothing was watched; choose it again.") from None
+        give(own)
+    except UserError:
+        delete_copy(own)
+        raise
+    except OSError as error:
+        delete_copy(own)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError("The disk is full, so nothing was watched; try again in ten minutes.") from None
+        raise UserError("The file is no longer here, so nothing was watched; choose it again.") from None
     return own
+
+
+def link_or_copy(path: Path, there: Path) -> None:
+    """A hard link where that works, which costs nothing. Raises OSError."""
+    try:
+        os.link(path, there)
+    except OSError:  # another file system
+        shutil.copyfile(path, there)
 
 
 def delete_copy(own: Path) -> None:

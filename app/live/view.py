@@ -58,6 +58,7 @@ class KeptView(NamedTuple):
     nbytes: int
     until: float
     told: str = ""
+    encrypted: bool = False  # by the visitor's key
 
 
 class Told(NamedTuple):
@@ -168,6 +169,7 @@ class View:
     stream: int = 0
     forgotten: int = 0
     undo: str = ""
+    encrypting: bool = False  # what is kept, by the visitor's key
     keeping: bool = False
     kept: KeptView | None = None
     begins: float = 0.0

@@ -216,7 +216,8 @@ class Watch:
         error = ""
         while True:
             error = attempted(work, lambda: self.viewings[0].state.seen_until) or error
-            self._move(Phase.ENDED, OPEN, error)
+            if self._move(Phase.ENDED, OPEN, error) and error:
+                self._write_end()
             with self._changed:
                 self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival() or self._unkept())
             if self._unkept():

@@ -143,6 +143,8 @@ def _upkeep(found: dict[str, Any]) -> str:
     return (
         f", files {total:.0f} MB (largest {largest:.0f} MB), a picture with the senses "
         f"{found['senses_over_none']:.2f}x of one without ({found['picture_cpu_ms']:.1f} ms of processor time)"
+        f", keeping the stream {found['kept_over_watched']:.1%} of watching it"
+        + (f", encrypted {found['encrypted_over_watched']:.1%}" if "encrypted_over_watched" in found else "")
     )
 
 

@@ -105,10 +105,11 @@ def _watched_on(kept: KeptStream, engine: Engine, args: argparse.Namespace, at: 
     viewer = Viewer(engine, resumed.state)
     todo = [Todo.of(stretch, kept) for stretch in kept.stretches(resumed, until)]
     with _keeping(viewer, kept, resumed, until, args):
+        begins = _announce(viewer, Path(args.then), until if cuts else None, todo[-1].fps) if args.then else 0.0
         for one in todo:
             one.watch(viewer, kept.folder)
         if args.then:
-            _watch_another(viewer, Path(args.then), todo[-1].fps)
+            _watch_another(viewer, Path(args.then), todo[-1], begins)
     return viewer
 
 
@@ -130,6 +131,8 @@ class Todo:
     def watch(self, viewer: Viewer, folder: Path) -> None:
         stretch, reel = self.stretch, self.stretch.reel
         viewer.position = stretch.position
+        if viewer.keeper:
+            viewer.keeper.do(partial(viewer.keeper.kept.turn_to, reel.number))
         if self.fps:
             until = None if stretch.until == math.inf else stretch.until
             watch_file([viewer], str(folder / reel.file), self.fps, until, stretch.sizes, reel.begins)
@@ -160,16 +163,24 @@ def _keeping(
             yield
 
 
-def _watch_another(viewer: Viewer, path: Path, fps: float) -> None:
-    """Another file in the same stream: its first picture comes when the next one would have come."""
+def _announce(viewer: Viewer, path: Path, until: float | None, fps: float) -> float:
+    """Another file is to come in the same stream: written before anything is watched, so that nothing that ends this
+    command makes it forgotten. Its second in the stream: that of the picture which would have come next. until: second
+    to which what is there is watched, None where nothing is."""
     fps = fps or 1.0
-    begins = viewer.state.seen_until + 1 / fps if viewer.state.frames else 0.0
+    begins = 0.0 if until is None else until + 1 / fps
+    about: dict[str, JSON] = {"source": "file", "name": path.name, "fps": fps}
     if viewer.keeper:
-        about: dict[str, JSON] = {"source": "file", "name": path.name, "fps": fps}
-        viewer.keeper.do(partial(viewer.keeper.kept.go_on_with, about, begins, path))
+        viewer.keeper.do(partial(viewer.keeper.kept.go_on_with, about, begins, until or 0.0, path))
+    return begins
+
+
+def _watch_another(viewer: Viewer, path: Path, before: Todo, begins: float) -> None:
+    if viewer.keeper:
+        viewer.keeper.do(partial(viewer.keeper.kept.turn_to, before.stretch.reel.number + 1))
     print(f"{path.name} begins at {mmss(begins)} of the stream.", file=sys.stderr)
     viewer.position = 0
-    watch_file([viewer], str(path), fps, None, begins=begins)
+    watch_file([viewer], str(path), before.fps or 1.0, None, begins=begins)
 
 
 def _model(kept: KeptStream, args: argparse.Namespace) -> str:

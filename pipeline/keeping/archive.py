@@ -7,22 +7,22 @@ once, into a new folder, and only where all of their bytes are those that the fi
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.keeping.found import segments
+from pipeline.keeping.found import NAME, VIDEO, segments, videos
 from pipeline.stream import UserError
 
 FORMAT = 1
 CONTENTS = "contents.json"
-NAME = re.compile(r"\d{4,9}\.sqlite|video(\.\d{1,4})?", re.ASCII)
 LARGEST_CONTENTS = 4 << 20  # bytes
 PIECE = 1 << 20
 SPOILT = (
@@ -32,7 +32,7 @@ SPOILT = (
 
 def archived(folder: Path) -> Iterator[bytes]:
     """The archive of a folder that nobody writes, piece by piece; `size_of` says how long it is."""
-    files = _files(folder)
+    files = [*segments(folder), *videos(folder)]
     listed = [{"name": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)} for path in files]
     told = json.dumps({"format": FORMAT, "files": listed}).encode()
     yield _header(CONTENTS, len(told)) + told + _padding(len(told))
@@ -48,23 +48,52 @@ def archived(folder: Path) -> Iterator[bytes]:
 
 def unpacked(archive: Path) -> Path:
     """The new folder beside an archive in which its stream lies. Raises UserError for what is none, or not whole, and
-    where there is such a folder already; nothing is left then."""
+    where there is such a folder already; nothing is left then.
+
+    It has that name only once it is whole, so whatever ends the process, nobody takes a part of a stream for all of it;
+    what an ended process left goes with the next one.
+    """
     folder = archive.with_suffix("")
     if folder == archive or folder.exists():
         raise UserError(
             f"There is something called {folder.name!r} beside this archive already, so it was not opened; go on with "
             "that folder, or move one of them."
         )
-    folder.mkdir()
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            _unpack(tar, folder)
-    except BaseException as error:
-        shutil.rmtree(folder)
-        if isinstance(error, (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OverflowError)):
-            raise UserError(SPOILT) from error
-        raise
+    half = folder.with_name(f".{folder.name}.unpacking")
+    half.mkdir(exist_ok=True)
+    with _alone(half):
+        try:
+            _empty(half)
+            with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                _unpack(tar, half)
+            half.rename(folder)
+        except BaseException as error:
+            shutil.rmtree(half)
+            if isinstance(error, (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OverflowError)):
+                raise UserError(SPOILT) from error
+            raise
     return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else unpacks there meanwhile. Raises UserError where somebody does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(
+            "This archive is being opened by somebody else, so it was not opened here; wait for them."
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    """Of what a process left that was ended."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
@@ -91,10 +120,14 @@ def _contents(tar: tarfile.TarFile) -> dict[str, tuple[int, str]]:
     wanted = {}
     for one in told["files"]:
         name, size, digest = one["name"], one["bytes"], one["sha256"]
-        if not (isinstance(name, str) and NAME.fullmatch(name) and type(size) is int and isinstance(digest, str)):
+        if not (isinstance(name, str) and _named(name) and type(size) is int and isinstance(digest, str)):
             raise ValueError("no file of a stream")
         wanted[name] = (size, digest)
     return wanted
+
+
+def _named(name: str) -> bool:
+    return bool(NAME.fullmatch(name) or VIDEO.fullmatch(name))
 
 
 def _plain(member: tarfile.TarInfo) -> bool:
@@ -120,11 +153,6 @@ def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, there: Path) -> str:
             file.write(piece)
             left -= len(piece)
     return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    videos = sorted(path for path in folder.iterdir() if path.name.startswith("video") and NAME.fullmatch(path.name))
-    return [*segments(folder), *(path for path in videos if path.is_file() and not path.is_symlink())]
 
 
 def _digest(path: Path) -> str:

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from pipeline.clock import mmss
 from pipeline.keeping import packing
-from pipeline.keeping.segment import Damaged, Empty, OtherVersion, Record, Segment
+from pipeline.keeping.cipher import LOCKED, Cipher
+from pipeline.keeping.segment import Damaged, Empty, Locked, OtherVersion, Record, Segment
 from pipeline.stream import JSON, Model, Packed, StreamState, UserError
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"\d{4,9}\.sqlite")
+NAME = re.compile(r"\d{4,9}\.sqlite", re.ASCII)
+VIDEO = re.compile(r"video(\.\d{1,4})?", re.ASCII)
 DAMAGED = "What was kept of this stream is damaged or incomplete, so it cannot go on; start the video again."
 NOTHING = "There is no kept stream here, so nothing can go on; name a folder that was given to --keep."
 LOST = "Some of what was kept after {} is damaged, so the stream goes on from there."
@@ -91,7 +93,7 @@ class Found:
     """A folder's stream as far as it is whole.
 
     cuts, places: of every whole chunk, and the segment it lies in. points: whole states by chunk. broken: segments in
-    which a chunk is damaged, or that cannot be read.
+    which a chunk is damaged, or that cannot be read. cipher: what opens them, where they are encrypted.
     """
 
     about: dict[str, JSON]
@@ -99,6 +101,7 @@ class Found:
     places: tuple[Path, ...] = ()
     points: tuple[Point, ...] = ()
     broken: frozenset[Path] = frozenset()
+    cipher: Cipher | None = None
 
     def newest(self, model: Model, until: float = math.inf) -> Resumed:
         """The newest whole state of this model that had seen no more than `until` seconds of the video.
@@ -118,7 +121,7 @@ class Found:
         return Resumed(model.start(), None, LOST.format(mmss(0)) if self.broken else "")
 
     def _restored(self, point: Point, model: Model) -> Resumed:
-        with closing(Segment.open(point.segment)) as segment:
+        with closing(Segment.open(point.segment, self.cipher)) as segment:
             record = segment.record("state", point.slot)
         document = record.about.get("document")
         try:
@@ -151,12 +154,13 @@ class Found:
     def _chunks(self, last: int) -> Iterator[Record]:
         """The records of the chunks up to that number."""
         for path, numbers in itertools.groupby(range(last + 1), lambda number: self.places[number]):
-            with closing(Segment.open(path)) as segment:
+            with closing(Segment.open(path, self.cipher)) as segment:
                 yield from (segment.record("chunk", number) for number in numbers)
 
 
-def find(folder: Path) -> Found:
-    """Reads all of a folder and checks it. Raises UserError where there is nothing, or of another version."""
+def find(folder: Path, cipher: Cipher | None = None) -> Found:
+    """Reads all of a folder and checks it; of what its segments say about it, the newest counts. Raises UserError where
+    there is nothing, or of another version, or no key to it."""
     about: dict[str, JSON] = {}
     cuts: list[Cut] = []
     places: list[Path] = []
@@ -164,14 +168,16 @@ def find(folder: Path) -> Found:
     broken = set()
     for path in segments(folder):
         try:
-            with closing(Segment.open(path)) as segment:
-                about = about or segment.record("about", 0).about
+            with closing(Segment.open(path, cipher)) as segment:
+                about = _about(segment, about)
                 whole = _add_cuts(segment, cuts)
                 places += [path] * (len(cuts) - len(places))
                 points += _points(segment, len(cuts))
             broken |= set() if whole else {path}
         except OtherVersion as error:
             raise UserError(VERSION) from error
+        except Locked as error:
+            raise UserError(LOCKED) from error
         except Empty:
             continue
         except Damaged as error:
@@ -179,7 +185,17 @@ def find(folder: Path) -> Found:
             broken.add(path)
     if not about:
         raise UserError(DAMAGED if broken else NOTHING)
-    return Found(about, tuple(cuts), tuple(places), tuple(sorted(points)), frozenset(broken))
+    return Found(about, tuple(cuts), tuple(places), tuple(sorted(points)), frozenset(broken), cipher)
+
+
+def _about(segment: Segment, before: dict[str, JSON]) -> dict[str, JSON]:
+    """What a segment says of the stream; where that is damaged, what one before it said. Raises Damaged."""
+    try:
+        return segment.record("about", 0).about
+    except Damaged:
+        if not before:
+            raise
+        return before
 
 
 def _add_cuts(segment: Segment, cuts: list[Cut]) -> bool:
@@ -208,18 +224,18 @@ def _points(segment: Segment, chunks: int) -> Iterator[Point]:
                 yield Point(chunk, segment.path, slot)
 
 
-def notes(folder: Path, kind: str) -> dict[int, Record]:
+def notes(folder: Path, kind: str, cipher: Cipher | None = None) -> dict[int, Record]:
     """Whole records of a kind from all segments by number; newer ones replace older ones, or say they are forgotten."""
     found: dict[int, Record] = {}
     for path in segments(folder):
-        found.update((record.number, record) for record in readable(path, kind))
+        found.update((record.number, record) for record in readable(path, kind, cipher))
     return {number: record for number, record in sorted(found.items()) if not record.about.get("forgotten")}
 
 
-def readable(path: Path, kind: str | None = None) -> Iterator[Record]:
+def readable(path: Path, kind: str | None = None, cipher: Cipher | None = None) -> Iterator[Record]:
     """Every whole record of a segment, or those of a kind; none where it cannot be read."""
     try:
-        with closing(Segment.open(path)) as segment:
+        with closing(Segment.open(path, cipher)) as segment:
             for key in segment.listed():
                 if kind in (None, key[0]):
                     with contextlib.suppress(Damaged):
@@ -230,11 +246,20 @@ def readable(path: Path, kind: str | None = None) -> Iterator[Record]:
 
 def segments(folder: Path) -> list[Path]:
     """A stream's segments, oldest first; never what only points elsewhere."""
+    return sorted(_named(folder, NAME), key=lambda path: int(path.stem))
+
+
+def videos(folder: Path) -> list[Path]:
+    """The files that were watched; never what only points elsewhere."""
+    return sorted(_named(folder, VIDEO))
+
+
+def _named(folder: Path, name: re.Pattern[str]) -> list[Path]:
     try:
-        named = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+        named = [path for path in folder.iterdir() if name.fullmatch(path.name)]
     except OSError:
         return []
-    return sorted((path for path in named if path.is_file() and not path.is_symlink()), key=lambda path: int(path.stem))
+    return [path for path in named if path.is_file() and not path.is_symlink()]
 
 
 def tensors_of(record: Record) -> dict[str, Tensor]:

@@ -88,18 +88,20 @@ class Keeper:
         """Other records, see `KeptStream.note`."""
         self._put(partial(self.kept.note, tuple(records), forget))
 
-    def fork(self, there: Path) -> None:
+    def fork(self, there: Path, secret: str = "") -> None:
         """All that was watched until now, in a folder of its own (see `KeptStream.fork`). Waits for that. Raises
         UserError where it did not work."""
-        done = threading.Event()
-
-        def copy() -> None:
-            self.kept.fork(there)
-            done.set()
-
-        self._put(copy)
-        if not done.wait(PATIENCE_S) or self.error:
+        self._put(partial(self.kept.fork, there, secret))
+        if not self.wait():
             raise UserError("What is kept could not be copied, so nothing was begun; try again in a moment.")
+
+    def wait(self) -> bool:
+        """Until all that was told is written; whether it was."""
+        done, end = threading.Event(), time.monotonic() + PATIENCE_S
+        self._put(done.set)
+        while not (done.wait(0.05) or self.error or self._closed or time.monotonic() > end):
+            pass
+        return done.is_set() and not self.error
 
     def do(self, job: Callable[[], None]) -> None:
         """Something else that belongs between two chunks, such as taking the file over. May raise OSError."""

@@ -2,15 +2,17 @@
 
     0000.sqlite, 0001.sqlite ...   segments (segment.py) of five minutes of video; all but the newest are sealed
     video, video.1 ...             the files that are watched one after the other, where they are files
+    key                            where all of it is encrypted: its key, encrypted by the visitor's (cipher.py)
     lock                           held by whoever has the stream open
 
 What is in them, by kind and number:
 
-    about 0     of the stream: model, backend, where its pictures come from; the same in every segment
+    about 0     of the stream: model, backend, where its pictures come from; in every segment, the newest counts
     chunk i     how many frames, and how many of the source's were taken up to there; body: what grew by it
     state 0, 1  the model's state without what grows, after an even and after an odd chunk: the newest two, overwritten.
                 Those of a sealed segment are points to go back to; the older, the fewer are kept
-    reel n      a later source of the same stream: what `about` says of the first one, and where it begins
+    reel n      a later source of the same stream: what `about` says of the first one, and where it begins. Written
+                before any of it is watched, so that whatever ends the process does not forget it
     frame i     the i-th picture as the camera sent it
     others      what a page keeps with it: pictures, turns, and so on. `time`: the second of the stream that one belongs
                 to; going back to before it leaves it out
@@ -37,8 +39,9 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.keeping import packing
-from pipeline.keeping.found import NOTHING, Cut, Found, Resumed, find, notes, readable, segments
-from pipeline.keeping.reels import Reel, Shown, Stretch, shown_in, stretches
+from pipeline.keeping.cipher import Cipher
+from pipeline.keeping.found import DAMAGED, NOTHING, Cut, Found, Resumed, find, notes, readable, segments, videos
+from pipeline.keeping.reels import LATER, Reel, Shown, Stretch, shown_in, stretches
 from pipeline.keeping.segment import Damaged, Record, Segment
 from pipeline.stream import JSON, Model, Packed, UserError
 
@@ -54,8 +57,8 @@ class KeptStream:
     Writing may raise sqlite3.Error or OSError; what was written before is whole all the same.
     """
 
-    def __init__(self, folder: Path, about: dict[str, JSON], lock: int) -> None:
-        self.folder, self.about, self._lock = folder, about, lock
+    def __init__(self, folder: Path, about: dict[str, JSON], lock: int, cipher: Cipher | None = None) -> None:
+        self.folder, self.about, self.cipher, self._lock = folder, about, cipher, lock
         self._open: Segment | None = None  # the newest segment, while it is written
         self._last: Cut | None = None  # written
         self.ends: dict[str, int] = {}  # how far what grows was written
@@ -64,24 +67,29 @@ class KeptStream:
         self.found = Found(about)
 
     @classmethod
-    def create(cls, folder: Path, about: dict[str, JSON]) -> KeptStream:
-        """A new one. about: at least "model" and "backend". Raises UserError where one is there already, OSError."""
+    def create(cls, folder: Path, about: dict[str, JSON], secret: str = "") -> KeptStream:
+        """A new one. about: at least "model" and "backend". secret: by which all of it is encrypted, "": nothing is.
+        Raises UserError where one is there already, OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
-        if segments(folder):
+        try:
+            if segments(folder):
+                raise UserError(TAKEN.format(folder.name))
+            return cls(folder, about, lock, Cipher.create(folder, secret) if secret else None)
+        except BaseException:
             os.close(lock)
-            raise UserError(TAKEN.format(folder.name))
-        return cls(folder, about, lock)
+            raise
 
     @classmethod
-    def open(cls, folder: Path) -> KeptStream:
+    def open(cls, folder: Path, secret: str = "") -> KeptStream:
         """An existing one, checked; `found` is what lies in it, and `resume` goes on. Raises UserError, OSError."""
         if not segments(folder):
             raise UserError(NOTHING)
         lock = _locked(folder)
         try:
-            found = find(folder)
-            kept = cls(folder, found.about, lock)
+            cipher = Cipher.of(folder, secret)
+            found = find(folder, cipher)
+            kept = cls(folder, found.about, lock, cipher)
         except BaseException:
             os.close(lock)
             raise
@@ -96,11 +104,22 @@ class KeptStream:
 
     def go_on_from(self, resumed: Resumed, model: Model, until: float = math.inf) -> None:
         """What is written comes after a state that was found, and what came after it goes. until: so do notes of what
-        came after that second."""
+        came after that second, and later sources."""
         _cut_off(self.folder, self.found, resumed.cut.number if resumed.cut else -1, until)
         self._last = resumed.cut
         self.ends = packing.grown_to(model.pack(resumed.state)) if resumed.cut else {}
+        later = [reel for reel in self.reels[1:] if reel.chunk > self.next_number or reel.begins > until]
+        if later:
+            stay = [replace(reel, chunk=LATER).record for reel in later if reel.begins <= until]
+            self.note(stay, [("reel", reel.number) for reel in later if reel.begins > until])
         self._sealed = _bytes(self.folder.iterdir())
+
+    def watch_again(self, about: dict[str, JSON], model: Model) -> None:
+        """All of it by another model, from the start: what was watched, said and noticed stays, what was seen goes.
+        about: in place of what was said of the stream."""
+        self.about = self.about | about
+        self.go_on_from(Resumed(model.start()), model)
+        self.note()
 
     @property
     def nbytes(self) -> int:
@@ -112,13 +131,16 @@ class KeptStream:
         """Of the next chunk."""
         return self._last.number + 1 if self._last else 0
 
-    def fork(self, there: Path) -> None:
+    def fork(self, there: Path, secret: str = "") -> None:
         """The same once more in a folder of its own, which goes on by itself. What is not being written is shared by
-        links and costs nothing. Raises OSError, and UserError where there is a stream already."""
+        links and costs nothing. secret: of an encrypted one, who else may open that; "": nobody. Raises OSError, and
+        UserError where there is a stream already."""
         self._seal()
         if segments(there):
             raise UserError(TAKEN.format(there.name))
         there.mkdir(parents=True, exist_ok=True)
+        if self.cipher and secret:
+            self.cipher.lock(there, secret)
         for path in (*segments(self.folder), *(self.folder / reel.file for reel in self.reels)):
             if path.exists():
                 link_or_copy(path, there / path.name)
@@ -141,25 +163,49 @@ class KeptStream:
 
     def take_video(self, path: Path) -> None:
         """A file becomes the one that is watched, by a link where that works, else as a copy. Before any chunk."""
-        link_or_copy(path, self.video)
-        self.about = self.about | {"video": seal_of(self.video)}
-        self._sealed = _bytes(self.folder.iterdir())
+        self.about = self.about | {"video": self._taken(path, self.video)}
+        self.note()
 
-    def go_on_with(self, about: dict[str, JSON], begins: float, path: Path | None) -> None:
-        """Another source from here on. about: as of the first one. begins: second of the stream at its start."""
-        reel = Reel(self.reels[-1].number + 1, about, begins, self.next_number)
+    def go_on_with(self, about: dict[str, JSON], begins: float, over: float, path: Path | None) -> None:
+        """Another source is to come. about: as of the first one. begins: second of the stream at its start. over:
+        second to which the one before it is watched."""
+        reel = Reel(self.reels[-1].number + 1, about, begins, LATER, over)
         if path:
-            link_or_copy(path, self.folder / reel.file)
-            reel = replace(reel, about=about | {"video": seal_of(self.folder / reel.file)})
+            reel = replace(reel, about=about | {"video": self._taken(path, self.folder / reel.file)})
         self.note([reel.record])
+
+    def turn_to(self, number: int) -> None:
+        """The next chunk is the first of that source."""
+        here = [reel for reel in self.reels if reel.number == number and reel.chunk == LATER]
+        if here:
+            self.note([replace(reel, chunk=self.next_number).record for reel in here])
+
+    def give_video(self, reel: Reel, there: Path) -> None:
+        """A source's file, to be watched: by a link or as a copy. Raises UserError, OSError."""
+        path = self.folder / reel.file
+        if not self.cipher:
+            return link_or_copy(path, there)
+        try:
+            return self.cipher.decrypt_file(path, there)
+        except ValueError as error:
+            raise UserError(DAMAGED) from error
+
+    def _taken(self, path: Path, there: Path) -> JSON:
+        seal = seal_of(path)
+        if self.cipher:
+            self.cipher.encrypt_file(path, there)
+        else:
+            link_or_copy(path, there)
         self._sealed = _bytes(self.folder.iterdir())
+        return seal
 
     def check_video(self) -> None:
-        """Whether the files are still those that were watched; UserError if not."""
+        """Whether the files are still those that were watched; UserError if not. One that is encrypted tells as it is
+        given."""
         for reel in self.reels:
             path, seal = self.folder / reel.file, reel.about.get("video")
             file = path.is_file() and not path.is_symlink()
-            if (file or seal) and not (file and seal_of(path) == seal):
+            if (file or seal) and not (file and (self.cipher or seal_of(path) == seal)):
                 raise UserError(
                     "The video in this folder is missing or is not the one that was watched, so it cannot go on; put "
                     f"it back as {reel.file!r}, or start the video again."
@@ -190,7 +236,7 @@ class KeptStream:
         self._last, self.ends = cut, ends
         if cut.until - self._began >= SEGMENT_S or _bytes(_files(segment.path)) >= SEGMENT_BYTES:
             self._seal()
-            thin(self.folder)
+            thin(self.folder, self.cipher)
 
     def note(self, records: Iterable[Record] = (), forget: Iterable[tuple[str, int]] = ()) -> None:
         """Other records, which replace those of the same kind and number; and some that are to be forgotten."""
@@ -199,7 +245,7 @@ class KeptStream:
 
     def notes(self, kind: str) -> dict[int, Record]:
         """Records of a kind by number, as they were last written; those that are damaged are left out."""
-        return notes(self.folder, kind)
+        return notes(self.folder, kind, self.cipher)
 
     def close(self) -> None:
         """Seals what is open and lets others have it. May be called twice."""
@@ -213,7 +259,7 @@ class KeptStream:
         if self._open is None:
             names = segments(self.folder)
             number = int(names[-1].stem) + 1 if names else 0
-            segment = Segment.create(self.folder / f"{number:04}.sqlite")
+            segment = Segment.create(self.folder / f"{number:04}.sqlite", self.cipher)
             segment.put([Record("about", 0, self.about)])
             self._open, self._began = segment, self._last.until if self._last else 0.0
         return self._open
@@ -240,14 +286,14 @@ def _chunk(cut: Cut, rows: dict[str, dict[str, Tensor]], ends: dict[str, int]) -
 # --- what becomes of older segments ----------------------------------------------------------------------------------
 
 
-def thin(folder: Path) -> None:
+def thin(folder: Path, cipher: Cipher | None = None) -> None:
     """A stream's points become fewer as they grow old: each time they are twice as old, every other one goes."""
     paths = segments(folder)
     for path in paths:
         number, age = int(path.stem), int(paths[-1].stem) - int(path.stem)
         step = 2 * age // POINTS
         if age and age % POINTS == 0 and step & (step - 1) == 0 and number % step:
-            rewrite(path, lambda record: record.kind != "state")
+            rewrite(path, lambda record: record.kind != "state", cipher)
 
 
 def _cut_off(folder: Path, found: Found, last: int, until: float) -> None:
@@ -258,14 +304,12 @@ def _cut_off(folder: Path, found: Found, last: int, until: float) -> None:
     for path in segments(folder):
         noted = until < math.inf and (newest is None or int(path.stem) >= int(newest.stem))
         if noted or path in later or path not in found.places:
-            rewrite(path, lambda record: _number(record) <= last and _second(record) <= until)
+            rewrite(path, lambda record: _number(record) <= last and _second(record) <= until, found.cipher)
 
 
 def _number(record: Record) -> int:
-    """The chunk that a record belongs to; -1 for the page's own. A reel belongs to the chunk before its first."""
-    about = record.about.get("chunk")
-    number = {"chunk": record.number, "state": about, "reel": about - 1 if isinstance(about, int) else -1}
-    of = number.get(record.kind, -1)
+    """The chunk that a record belongs to; -1 for the page's own, and for sources."""
+    of = {"chunk": record.number, "state": record.about.get("chunk")}.get(record.kind, -1)
     return of if isinstance(of, int) else -1
 
 
@@ -275,14 +319,14 @@ def _second(record: Record) -> float:
     return float(time) if isinstance(time, (int, float)) else 0.0
 
 
-def rewrite(path: Path, wanted: Callable[[Record], bool]) -> None:
+def rewrite(path: Path, wanted: Callable[[Record], bool], cipher: Cipher | None = None) -> None:
     """Puts a sealed segment with its wanted records in its place: whoever has the old one by a link keeps it."""
-    records = [record for record in readable(path) if wanted(record)]
+    records = [record for record in readable(path, cipher=cipher) if wanted(record)]
     new = path.with_suffix(".new")
     for file in _files(new):
         file.unlink(missing_ok=True)
     if any(record.kind != "about" for record in records):
-        segment = Segment.create(new)
+        segment = Segment.create(new, cipher)
         try:
             segment.put(records)
             segment.seal()
@@ -294,6 +338,27 @@ def rewrite(path: Path, wanted: Callable[[Record], bool]) -> None:
         os.replace(new, path)
     else:
         path.unlink()
+
+
+def decrypted(folder: Path, there: Path, secret: str) -> Path:
+    """Where what lies in a folder that nobody writes can be read by anybody: there, or `there` as copies of what is
+    encrypted. Raises OSError, UserError."""
+    cipher = Cipher.of(folder, secret)
+    if not cipher:
+        return folder
+    for path in segments(folder):
+        segment = Segment.create(there / path.name)
+        try:
+            segment.put(readable(path, cipher=cipher))
+            segment.seal()
+        finally:
+            segment.close()
+    for path in videos(folder):
+        try:
+            cipher.decrypt_file(path, there / path.name)
+        except ValueError as error:
+            raise UserError(DAMAGED) from error
+    return there
 
 
 def link_or_copy(path: Path, there: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.keeping.segment import Damaged, Record
 from pipeline.sources.camera import decode_jpeg, shrink
 from pipeline.stream import JSON, Frame, Packed, UserError
 
+LATER = 1 << 40  # the number of a chunk that is still to come
 UNSEEN = (
     "What the camera showed until {} was not kept picture by picture, so the stream cannot go back to before that; "
     "choose a later moment."
@@ -24,12 +25,14 @@ UNSEEN = (
 @dataclass(frozen=True)
 class Reel:
     """One source of a stream. number: from 0. about: "source" (what kind it is), "name", "fps", and of a file its seal,
-    "video". begins: second of the stream at its first picture. chunk: number of the first chunk that shows it."""
+    "video". begins: second of the stream at its first picture. chunk: number of the first chunk that shows it, LATER
+    before there is one. over: second to which the source before it is watched."""
 
     number: int
     about: dict[str, JSON]
     begins: float = 0.0
     chunk: int = 0
+    over: float = math.inf
 
     @property
     def file(self) -> str:
@@ -38,14 +41,17 @@ class Reel:
 
     @property
     def record(self) -> Record:
-        return Record("reel", self.number, self.about | {"begins": self.begins, "chunk": self.chunk})
+        over: dict[str, JSON] = {"over": self.over} if self.over < math.inf else {}
+        return Record("reel", self.number, self.about | {"begins": self.begins, "chunk": self.chunk} | over)
 
     @classmethod
     def of(cls, record: Record) -> Reel:
         """Raises Damaged for what is none."""
         here = Packed({}, record.about)
         try:
-            return cls(record.number, record.about, packing.seconds(here, "begins"), packing.count(here, "chunk"))
+            begins, chunk = packing.seconds(here, "begins"), packing.count(here, "chunk")
+            over = packing.seconds(here, "over") if "over" in record.about else math.inf
+            return cls(record.number, record.about, begins, chunk, over)
         except (KeyError, ValueError) as error:
             raise Damaged(f"reel {record.number}: {error}") from error
 
@@ -77,11 +83,11 @@ def stretches(cut: Cut | None, cuts: Sequence[Cut], reels: Sequence[Reel], until
     for reel, after in zip_longest(reels[begun:], reels[begun + 1 :]):
         start = max(first, reel.chunk)
         position = cut.position if cut and cut.number >= reel.chunk else 0
-        over = math.nextafter(after.begins, 0) if after else math.inf
+        over = min(after.over, math.nextafter(after.begins, 0)) if after else math.inf
         watched = tuple(cuts[start : after.chunk if after else None])
         number = sum(one.frames for one in cuts[:start])
         found.append(Stretch(reel, position, min(until, over), watched, number))
-        if until < over:
+        if after and until < after.begins:
             break
     return found
 

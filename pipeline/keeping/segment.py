@@ -4,6 +4,8 @@ A record is (kind, number, about, body): what it is of, JSON for people and prog
 transaction whole or nothing, whatever ends the process in the middle; the digests tell what changed afterwards. Files
 may come from strangers: version, schema, sizes and digests are checked before a byte is believed.
 
+Of a stream that is encrypted (cipher.py) `about` is empty and the body holds both, so the digests need no key.
+
 While a segment is written it has a log beside it (`-wal`); `seal` folds that in, and a sealed one never changes.
 """
 
@@ -16,9 +18,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.keeping.cipher import Cipher
 from pipeline.stream import JSON
 
 APPLICATION, VERSION = 0x56616D62, 1  # "Vamb"
+ENCRYPTED = 0x10000 + VERSION  # the version of one whose records are encrypted
+LENGTH = 4  # bytes that say in an encrypted body how long `about` is
 PAGE, LOG = 16 << 10, 8 << 20  # bytes: for records of kilobytes to megabytes, written twice as quickly as in pages of 4
 LARGEST = 1 << 30  # bytes of one record; SQLite itself ends a little above
 SCHEMA = (
@@ -40,6 +45,10 @@ class OtherVersion(Damaged):
     """Written by a newer or older version of this program."""
 
 
+class Locked(Damaged):
+    """Encrypted, and whoever opens it has no key."""
+
+
 @dataclass(frozen=True)
 class Record:
     """kind, number: which one, unique in its segment. about: JSON. body: bytes, may be empty."""
@@ -53,13 +62,13 @@ class Record:
 class Segment:
     """An open database. One thread at a time."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._db = path, connection
+    def __init__(self, path: Path, connection: sqlite3.Connection, cipher: Cipher | None) -> None:
+        self.path, self._db, self._cipher = path, connection, cipher
 
     @classmethod
-    def create(cls, path: Path) -> Segment:
+    def create(cls, path: Path, cipher: Cipher | None = None) -> Segment:
         """A new, empty one. Raises sqlite3.Error or OSError where it cannot be written."""
-        segment = cls(path, sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+        segment = cls(path, sqlite3.connect(path, isolation_level=None, check_same_thread=False), cipher)
         segment._db.execute(f"PRAGMA page_size = {PAGE}")
         segment._db.execute("PRAGMA journal_mode = WAL")
         segment._db.execute(f"PRAGMA wal_autocheckpoint = {LOG // PAGE}")
@@ -67,17 +76,18 @@ class Segment:
         segment._db.execute("BEGIN IMMEDIATE")
         segment._db.execute(SCHEMA)
         segment._db.execute(f"PRAGMA application_id = {APPLICATION}")
-        segment._db.execute(f"PRAGMA user_version = {VERSION}")
+        segment._db.execute(f"PRAGMA user_version = {ENCRYPTED if cipher else VERSION}")
         segment._db.execute("COMMIT")
         return segment
 
     @classmethod
-    def open(cls, path: Path) -> Segment:
+    def open(cls, path: Path, cipher: Cipher | None = None) -> Segment:
         """An existing one to read, checked as a whole but for its records. Raises Damaged."""
         try:
             mode = "rw" if _has_log(path) else "ro"
             address = f"{path.absolute().as_uri()}?mode={mode}"
-            segment = cls(path, sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False))
+            database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+            segment = cls(path, database, cipher)
             try:
                 segment._check()
             except BaseException:
@@ -95,7 +105,10 @@ class Segment:
         schema = self._db.execute("SELECT type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
         if self._one("PRAGMA application_id") != APPLICATION:
             raise Damaged(f"{self.path.name} is no kept stream") if schema else Empty(f"{self.path.name} is empty")
-        if (version := self._one("PRAGMA user_version")) != VERSION:
+        version = self._one("PRAGMA user_version")
+        if version == ENCRYPTED and not self._cipher:
+            raise Locked(f"{self.path.name} is encrypted")
+        if version != (ENCRYPTED if self._cipher else VERSION):
             raise OtherVersion(f"{self.path.name} is of version {version}, not {VERSION}")
         if schema != [("table", SCHEMA)]:
             raise Damaged(f"{self.path.name} has another schema")
@@ -108,9 +121,9 @@ class Segment:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for record in records:
-                about = json.dumps(record.about, allow_nan=False)
-                row = record.kind, record.number, about, record.body, _digest(record, about)
-                self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)", row)
+                about, body = self._closed(record)
+                row = record.kind, record.number, about, body
+                self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)", (*row, _digest(*row)))
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -139,13 +152,36 @@ class Segment:
         if row is None or [type(value) for value in row] != [str, bytes, bytes]:
             raise Damaged(f"{self.path.name} has no whole {kind} {number}")
         about, body, digest = row
-        try:
-            record = Record(kind, number, json.loads(about), body)
-        except ValueError as error:
-            raise Damaged(f"{self.path.name}: {kind} {number} is no JSON") from error
-        if not isinstance(record.about, dict) or _digest(record, about) != digest:
+        if _digest(kind, number, about, body) != digest:
             raise Damaged(f"{self.path.name}: {kind} {number} is not what was written")
-        return record
+        try:
+            return self._opened(kind, number, about, body)
+        except ValueError as error:
+            raise Damaged(f"{self.path.name}: {kind} {number} is no record") from error
+
+    def _closed(self, record: Record) -> tuple[str, bytes]:
+        """`about` and body as they are written."""
+        about = json.dumps(record.about, allow_nan=False)
+        if not self._cipher:
+            return about, record.body
+        head = about.encode()
+        plain = len(head).to_bytes(LENGTH, "big") + head + record.body
+        return "", self._cipher.encrypt(plain, self._place(record.kind, record.number))
+
+    def _opened(self, kind: str, number: int, about: str, body: bytes) -> Record:
+        """Raises ValueError."""
+        if self._cipher:
+            plain = self._cipher.decrypt(body, self._place(kind, number))
+            start = LENGTH + int.from_bytes(plain[:LENGTH], "big")
+            about, body = plain[LENGTH:start].decode(), plain[start:]
+        told = json.loads(about)
+        if not isinstance(told, dict):
+            raise ValueError("no document")
+        return Record(kind, number, told, body)
+
+    def _place(self, kind: str, number: int) -> str:
+        """What a record is bound to: it opens in no other segment and as no other one."""
+        return f"{self.path.stem} {kind} {number}"
 
     def seal(self) -> None:
         """Folds the log in and closes: one file that no longer changes."""
@@ -157,10 +193,10 @@ class Segment:
         self._db.close()
 
 
-def _digest(record: Record, about: str) -> bytes:
-    """SHA-256 over all of a record; `about` as it is written."""
-    digest = hashlib.sha256(f"{record.kind} {record.number} {len(about)} {about}".encode("utf-8", "surrogatepass"))
-    digest.update(record.body)
+def _digest(kind: str, number: int, about: str, body: bytes) -> bytes:
+    """SHA-256 over all of a record as it is written."""
+    digest = hashlib.sha256(f"{kind} {number} {len(about)} {about}".encode("utf-8", "surrogatepass"))
+    digest.update(body)
     return digest.digest()
 
 

@@ -1,6 +1,7 @@
 """What the embedded model costs beside answers: the bounds of what ships, and that the senses are really taken out."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ def test_a_picture_is_measured_with_the_senses_and_without(model, monkeypatch):
     found = with_and_without(model, frames)
     assert model.senses is own
     assert found["senses_over_none"] == found["picture_cpu_ms"] / found["picture_cpu_ms_without_senses"] > 0
+
+
+def test_keeping_is_measured_plain_and_encrypted(model, monkeypatch):
+    """What it costs is processor time of the keeper's: without one nothing, and one that works longer costs more."""
+    frames = list(itertools.islice(pictures((416, 234)), 8))
+    assert set(upkeep.keeping(model, frames)) == {"kept_over_watched", "encrypted_over_watched"}
+    put = upkeep.KeptStream.add
+    monkeypatch.setattr(upkeep.KeptStream, "add", lambda *given: (busy(), put(*given))[1])
+    assert 0.02 < upkeep.kept_over_watched(model, frames) < 5
+
+
+def busy():
+    end = time.thread_time() + 0.1
+    while time.thread_time() < end:
+        pass
 
 
 def test_without_senses_nothing_is_kept_of_a_picture():

@@ -7,6 +7,7 @@ in a folder and a process of its own, which ends itself there by SIGKILL.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import resource
 import signal
@@ -29,6 +30,8 @@ from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
 from tests.conftest import TINY, Letters, PairEyes
 
 CHUNKS = 20
+SOME = range(0, CHUNKS, 5)  # of the chunks, where the same is done to an encrypted stream
+SECRET = "a visitor's key"  # for streams that are encrypted
 ROOM = (0, 20_000, 60_000, 150_000, 300_000, 600_000)  # bytes a file may have, on a disk that is full beyond
 
 
@@ -75,9 +78,9 @@ def about(engine: Engine) -> dict:
     return {"model": "tiny", "backend": engine.backend}
 
 
-def keep(folder: Path, engine: Engine) -> Keeper:
+def keep(folder: Path, engine: Engine, secret: str = "") -> Keeper:
     """All of the stream kept there, its keeper still open."""
-    keeper = Keeper(engine, KeptStream.create(folder, about(engine)))
+    keeper = Keeper(engine, KeptStream.create(folder, about(engine), secret))
     for frames, position, state in states(engine):
         keeper.watched(frames, position, state, [Record("picture", position, {"time": 0.5}, b"jpeg" * 50)])
     return keeper
@@ -118,14 +121,14 @@ def fill_disk(room: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
 
 
-def in_child(deed: Callable[[int], None], number: int, folder: Path, engine: Engine) -> int:
+def in_child(deed: Callable[[int], None], number: int, folder: Path, engine: Engine, secret: str = "") -> int:
     """The wait status of a process that keeps the stream in `folder` after `deed`; 0: it came to its end."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
     try:
         deed(number)
-        keeper = keep(folder, engine)
+        keeper = keep(folder, engine, secret)
         keeper.close()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         (folder / "error").write_text(keeper.error)
@@ -137,9 +140,9 @@ def in_child(deed: Callable[[int], None], number: int, folder: Path, engine: Eng
 
 def main(root: Path) -> None:
     engine = tiny()
-    for deed in (kill_in, kill_after):
-        for chunk in range(CHUNKS):
-            status = in_child(deed, chunk, root / f"{deed.__name__}-{chunk}", engine)
+    for deed, secret in itertools.product((kill_in, kill_after), ("", SECRET)):
+        for chunk in range(CHUNKS) if not secret else SOME:
+            status = in_child(deed, chunk, root / f"{deed.__name__}-{chunk}-{secret}", engine, secret)
             assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
     for room in ROOM:
         assert in_child(fill_disk, room, root / f"full-{room}", engine) == 0

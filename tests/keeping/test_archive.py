@@ -2,7 +2,12 @@
 sentence and leave nothing behind."""
 
 import io
+import itertools
 import json
+import os
+import shutil
+import signal
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +17,7 @@ import pytest
 import pipeline
 from pipeline.__main__ import main
 from pipeline.engine import Engine
-from pipeline.keeping.archive import CONTENTS, archived, unpacked
+from pipeline.keeping.archive import CONTENTS, _alone, archived, unpacked
 from pipeline.keeping.found import find
 from pipeline.stream import UserError
 from tests.keeping.streams import digest, keep, states, tiny
@@ -73,6 +78,46 @@ def test_flipped_anywhere_that_counts_it_is_refused(whole, opened, tmp_path) -> 
     for start, size in bodies:
         for at in range(start, start + size, max(1, size // 12)):
             refused(opened, tmp_path, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+
+
+def killed_at(number: int, archive: Path) -> bool:
+    """Whether a process that unpacks it was ended at its so-manieth deed on the disk; False: it had come to its end."""
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    try:
+        deeds = itertools.count()
+
+        def before(event: str, _: object) -> None:
+            if event in ("open", "os.mkdir", "os.rename", "os.remove", "fcntl.flock") and next(deeds) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(before)
+        unpacked(archive)
+    finally:
+        os._exit(0)
+
+
+def test_killed_anywhere_nothing_is_half_believed_and_nothing_stays(whole, tmp_path) -> None:
+    """Before every deed on the disk, and again on what the one before left."""
+    archive, number = tmp_path / "taken.tar", 0
+    archive.write_bytes(whole)
+    while killed_at(number, archive):
+        there = {path.name for path in (tmp_path / "taken").glob("*")}
+        assert there in (set(), {"0000.sqlite", "video"}), number
+        if there:
+            shutil.rmtree(tmp_path / "taken")
+        number += 1
+    assert number > 8
+    assert {path.name for path in tmp_path.iterdir()} == {"taken.tar", "taken"}
+    assert (tmp_path / "taken" / "video").read_bytes() == b"a video" * 1000 and find(tmp_path / "taken").points
+
+
+def test_one_unpacks_it_at_a_time(whole, opened, tmp_path) -> None:
+    (tmp_path / ".taken.unpacking").mkdir()
+    with _alone(tmp_path / ".taken.unpacking"), pytest.raises(UserError, match="opened by somebody else"):
+        opened(whole)
+    assert opened(whole).is_dir()
 
 
 def forged(*entries: tuple[tarfile.TarInfo, bytes], files: list[dict] | None = None, form: int = 1) -> bytes:

@@ -1,6 +1,6 @@
 """Going back: a fork is the stream as it was at a second, bit for bit, and goes on by itself; the original stays.
 
-A camera's stream of twenty chunks in several segments, whose pictures were kept as they were sent.
+A camera's stream of twenty chunks in several segments, whose pictures were kept as they were sent; encrypted or not.
 """
 
 import io
@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from pipeline.engine import Engine
-from pipeline.keeping.found import notes
 from pipeline.keeping.keeper import Keeper
 from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.reels import Reel, frame_records, stretches
 from pipeline.keeping.segment import Record
 from pipeline.sources.camera import decode_jpeg
 from pipeline.stream import Frame, StreamState, UserError, VideoChunk
-from tests.keeping.streams import CHUNKS, about, chunks, digest, tiny
+from tests.keeping.streams import CHUNKS, SECRET, about, chunks, digest, tiny
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,11 @@ def watched(engine: Engine, until: float = 1e9) -> StreamState:
     return state
 
 
-def keep(folder: Path, engine: Engine, pictures: bool = True) -> None:
-    keeper = Keeper(engine, KeptStream.create(folder, about(engine) | {"source": "Webcam"}))
+FORKS = "another visitor's key"
+
+
+def keep(folder: Path, engine: Engine, pictures: bool = True, secret: str = "") -> None:
+    keeper = Keeper(engine, KeptStream.create(folder, about(engine) | {"source": "Webcam"}, secret))
     state, position = engine.start(), 0
     for chunk in sent():
         state = engine.watch(chunk, state)
@@ -60,25 +62,25 @@ def keep(folder: Path, engine: Engine, pictures: bool = True) -> None:
     keeper.close()
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory, engine) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["", SECRET], ids=["plain", "encrypted"])
+def kept(request, tmp_path_factory, engine) -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setattr("pipeline.keeping.kept.SEGMENT_S", 7.0)
     folder = tmp_path_factory.mktemp("rewinding") / "stream"
-    keep(folder, engine)
+    keep(folder, engine, secret=request.param)
     patch.undo()
     assert len(list(folder.glob("*.sqlite"))) > 3
     yield folder
 
 
-def gone_back(kept: Path, fork: Path, engine: Engine, at: float) -> StreamState:
+def gone_back(kept: Path, fork: Path, engine: Engine, at: float, secret: str = SECRET) -> StreamState:
     """A fork's state at that second, watched on from the nearest point and kept."""
-    with closing(KeptStream.open(kept)) as original:
+    with closing(KeptStream.open(kept, secret)) as original:
         resumed = original.found.newest(engine.model, at)
         (stretch,) = original.stretches(resumed, at)
         shown = original.shown(stretch)
-        original.fork(fork)
-    stream = KeptStream.open(fork)
+        original.fork(fork, FORKS)
+    stream = KeptStream.open(fork, FORKS)
     stream.go_on_from(resumed, engine.model, at)
     keeper, state, position = Keeper(engine, stream), resumed.state, resumed.position
     for chunk in shown:
@@ -98,10 +100,10 @@ def test_every_second_can_be_gone_back_to_bit_for_bit(kept, engine, tmp_path) ->
         state = gone_back(kept, tmp_path / "fork", engine, at)
         want = digest(engine, watched(engine, at))
         assert digest(engine, state) == want
-        fork = KeptStream.open(tmp_path / "fork")
+        fork = KeptStream.open(tmp_path / "fork", FORKS)
         assert digest(engine, fork.resume(engine.model).state) == want and fork.found.cuts[-1].until == at
-        assert all(record.about["time"] <= at for record in notes(tmp_path / "fork", "picture").values())
-        assert sorted(notes(tmp_path / "fork", "frame")) == list(range(at + 1))
+        assert all(record.about["time"] <= at for record in fork.notes("picture").values())
+        assert sorted(fork.notes("frame")) == list(range(at + 1))
         fork.close()
         shutil.rmtree(tmp_path / "fork")
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == was
@@ -111,10 +113,10 @@ def test_a_fork_goes_on_by_itself(kept, engine, tmp_path) -> None:
     """To the end of the same stream; the fork of a fork, too; and the original may go."""
     shutil.copytree(kept, tmp_path / "original")
     gone_back(tmp_path / "original", tmp_path / "fork", engine, 12)
-    gone_back(tmp_path / "fork", tmp_path / "second", engine, 12)
+    gone_back(tmp_path / "fork", tmp_path / "second", engine, 12, FORKS)
     shutil.rmtree(tmp_path / "original")
     shutil.rmtree(tmp_path / "fork")
-    second = KeptStream.open(tmp_path / "second")
+    second = KeptStream.open(tmp_path / "second", FORKS)
     state = second.resume(engine.model).state
     for chunk in sent():
         frames = tuple(frame for frame in chunk.frames if frame.time > 12)
@@ -140,7 +142,7 @@ def test_a_stream_is_not_forked_over_another(kept, engine, tmp_path) -> None:
 
 def test_reels_follow_each_other(kept, engine, tmp_path) -> None:
     """What is still to be watched of each, in the chunks in which it was watched."""
-    stream = KeptStream.open(kept)
+    stream = KeptStream.open(kept, SECRET)
     stream.close()
     cuts = stream.found.cuts
     reels = (Reel(0, {}), Reel(1, {}, cuts[9].until + 1, 10))

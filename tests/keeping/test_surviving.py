@@ -1,7 +1,7 @@
 """A kept stream survives what ends or spoils it: at most the chunk in work is lost, and what goes on is bit-identical.
 
 Killed at every commit, writes torn at every 512th byte, a full disk, flipped bits: see streams.py, whose stream of
-twenty chunks is watched without interruption beside.
+twenty chunks is watched without interruption beside. All of it also where what is kept is encrypted.
 """
 
 import shutil
@@ -15,12 +15,13 @@ import pytest
 
 from pipeline.engine import Engine
 from pipeline.keeping import kept as keeping
+from pipeline.keeping.cipher import Cipher, is_encrypted
 from pipeline.keeping.found import find
 from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.packing import newer
 from pipeline.keeping.segment import Segment
 from pipeline.stream import UserError
-from tests.keeping.streams import CHUNKS, ROOM, chunks, digest, keep, states, tiny
+from tests.keeping.streams import CHUNKS, ROOM, SECRET, SOME, about, chunks, digest, keep, states, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def dead(tmp_path_factory) -> Path:
 
 def gone_on(folder: Path, engine: Engine, whole: list[str]) -> int:
     """The chunk after which the stream goes on; its state, and that at the end, are those of the whole one."""
-    kept = KeptStream.open(folder)
+    kept = KeptStream.open(folder, SECRET)
     try:
         resumed = kept.resume(engine.model)
         number = resumed.cut.number if resumed.cut else -1
@@ -61,14 +62,19 @@ def gone_on(folder: Path, engine: Engine, whole: list[str]) -> int:
         kept.close()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_killed_within_a_transaction_only_that_chunk_is_lost(chunk, dead, engine, whole) -> None:
-    assert gone_on(dead / f"kill_in-{chunk}", engine, whole) == chunk - 1
+KILLED = [(chunk, "") for chunk in range(CHUNKS)] + [(chunk, SECRET) for chunk in SOME]
+killed = pytest.mark.parametrize(("chunk", "secret"), KILLED, ids=[f"{n}-{'encrypted' * bool(s)}" for n, s in KILLED])
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_killed_after_a_transaction_nothing_is_lost(chunk, dead, engine, whole) -> None:
-    assert gone_on(dead / f"kill_after-{chunk}", engine, whole) == chunk
+@killed
+def test_killed_within_a_transaction_only_that_chunk_is_lost(chunk, secret, dead, engine, whole) -> None:
+    folder = dead / f"kill_in-{chunk}-{secret}"
+    assert is_encrypted(folder) == bool(secret) and gone_on(folder, engine, whole) == chunk - 1
+
+
+@killed
+def test_killed_after_a_transaction_nothing_is_lost(chunk, secret, dead, engine, whole) -> None:
+    assert gone_on(dead / f"kill_after-{chunk}-{secret}", engine, whole) == chunk
 
 
 @pytest.mark.parametrize("room", ROOM)
@@ -89,7 +95,7 @@ def test_a_full_disk_stops_keeping_in_a_sentence_and_watching_goes_on(room, dead
 def test_a_disk_that_is_full_for_sqlite_is_called_so(pages, tmp_path, engine, whole, monkeypatch) -> None:
     create = Segment.create.__func__
 
-    def small(cls, path: Path) -> Segment:
+    def small(cls, path: Path, cipher: None) -> Segment:
         segment = create(cls, path)
         segment._db.execute(f"PRAGMA max_page_count = {pages}")
         return segment
@@ -101,10 +107,10 @@ def test_a_disk_that_is_full_for_sqlite_is_called_so(pages, tmp_path, engine, wh
     assert gone_on(tmp_path / "stream", engine, whole) == keeper.written - 1 < CHUNKS - 1
 
 
-@pytest.fixture
-def torn(tmp_path, engine) -> tuple[Path, int]:
+@pytest.fixture(params=["", SECRET], ids=["plain", "encrypted"])
+def torn(request, tmp_path, engine) -> tuple[Path, int]:
     """A stream as a process leaves it that ends without a word, and where in its log the last chunk begins."""
-    kept, before = KeptStream.create(tmp_path / "live", {"model": "tiny", "backend": engine.backend}), 0
+    kept, before = KeptStream.create(tmp_path / "live", about(engine), request.param), 0
     for number, (frames, position, state) in enumerate(states(engine)):
         before = log_of(kept.folder).stat().st_size if number else 0
         packed = engine.model.pack(state)
@@ -131,7 +137,7 @@ def resumed_at(folder: Path, engine: Engine, whole: list[str]) -> int | None:
     """The chunk after which it goes on, rightly; None: it was refused in a sentence."""
     kept = None
     try:
-        kept = KeptStream.open(folder)
+        kept = KeptStream.open(folder, SECRET)
         resumed = kept.resume(engine.model)
     except UserError as error:
         assert "cannot go on" in str(error) or "no kept stream" in str(error)
@@ -145,23 +151,25 @@ def resumed_at(folder: Path, engine: Engine, whole: list[str]) -> int | None:
 
 
 def test_a_last_write_torn_anywhere_costs_that_chunk_alone(torn, engine, whole) -> None:
-    """At every 512th byte of it. The log before it is read, too, torn at some of its bytes."""
+    """At every 512th byte of it, of an encrypted one at every eighth of those. The log before it is read, too, torn at
+    some of its bytes."""
     folder, before = torn
     size = log_of(folder).stat().st_size
     assert size - before > 10_000
-    for end in [*range(before, size, 512), size]:
+    step = 512 if not is_encrypted(folder) else 8 * 512
+    for end in [*range(before, size, step), size]:
         at = resumed_at(spoilt(folder, log_of(folder).name, lambda data, end=end: data[:end]), engine, whole)
         assert at == (CHUNKS - 1 if end == size else CHUNKS - 2), end
-    for end in range(0, before, before // 24 // 512 * 512):
+    for end in range(0, before, before // (12_288 // step) // 512 * 512):
         at = resumed_at(spoilt(folder, log_of(folder).name, lambda data, end=end: data[:end]), engine, whole)
         assert at is None or at < CHUNKS - 1
 
 
-@pytest.fixture
-def sealed(tmp_path, engine, monkeypatch) -> Path:
+@pytest.fixture(params=["", SECRET], ids=["plain", "encrypted"])
+def sealed(request, tmp_path, engine, monkeypatch) -> Path:
     """A stream of several sealed segments."""
     monkeypatch.setattr(keeping, "SEGMENT_S", 12.0)
-    keep(tmp_path / "sealed", engine).close()
+    keep(tmp_path / "sealed", engine, request.param).close()
     assert len(list((tmp_path / "sealed").glob("*.sqlite"))) > 3
     return tmp_path / "sealed"
 
@@ -176,8 +184,8 @@ def test_a_segment_torn_anywhere_is_refused_or_goes_on_rightly(sealed, engine, w
 def test_a_flipped_bit_is_noticed_wherever_it_is(sealed, engine, whole) -> None:
     """What goes on is never wrong, and something always goes on, but where the stream says who may."""
     rng, found = np.random.default_rng(5), []
-    for file in sorted(sealed.glob("*.sqlite")):
-        for place in rng.integers(0, file.stat().st_size, 24):
+    for file in [*sorted(sealed.glob("*.sqlite")), *sealed.glob("key")]:
+        for place in rng.integers(0, file.stat().st_size, 8 if is_encrypted(sealed) else 24):
             flip = lambda data, at=int(place): data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]  # noqa: E731
             found.append(resumed_at(spoilt(sealed, file.name, flip), engine, whole))
     assert found.count(None) < len(found) / 10 and CHUNKS - 1 in found and any(n is not None and n < 9 for n in found)
@@ -195,11 +203,12 @@ def test_a_damaged_newest_state_costs_one_chunk_and_is_told(sealed, engine, whol
 
 def test_a_damaged_chunk_takes_what_came_after_it_along_and_the_rest_is_told(sealed, engine, whole) -> None:
     second = sorted(sealed.glob("*.sqlite"))[1]
-    first = len(find(sealed).places) - len([p for p in find(sealed).places if p >= second])
+    places = find(sealed, Cipher.of(sealed, SECRET)).places
+    first = len(places) - len([path for path in places if path >= second])
     with sqlite3.connect(second) as db:
-        db.execute("UPDATE record SET about = replace(about, '1', '2') WHERE kind = 'chunk' AND number = ?", [first])
+        db.execute("UPDATE record SET about = about || ' ' WHERE kind = 'chunk' AND number = ?", [first])
     db.close()
-    kept = KeptStream.open(sealed)
+    kept = KeptStream.open(sealed, SECRET)
     resumed = kept.resume(engine.model)
     kept.close()
     assert resumed.cut.number == first - 1 and "damaged, so the stream goes on from there" in resumed.note

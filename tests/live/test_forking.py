@@ -18,13 +18,9 @@ from app.live.view import WEBCAM, Phase
 from pipeline import UserError, VideoChunk, decode_jpeg
 from pipeline.__main__ import main
 from tests.keeping.streams import digest, slow
-from tests.live.test_keeping import CLIP, newest, quick, served, until, upload
+from tests.live.kept import CLIP, ended, killed, newest, quick, served, stands, until, upload, visit
 
-__all__ = ["quick", "served", "upload"]  # fixtures
-
-
-def stands(session: LiveSession) -> bool:
-    return session.view().phase is Phase.PAUSED
+__all__ = ["quick", "served", "upload", "visit"]  # fixtures
 
 
 def watched_until(at: float) -> str:
@@ -39,18 +35,14 @@ def watched_until(at: float) -> str:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_stream_goes_back_to_any_second_and_on_from_there(kept, served, upload) -> None:
+def test_a_stream_goes_back_to_any_second_and_on_from_there(kept, served, visit) -> None:
     """Bit for bit; its words are those of by then, and the original stays, with its own."""
-    table = served(slow(0))
-    key, session = table.ensure(None)
-    session.keep(kept)
-    session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED)
+    table, key, session = visit(keep=kept)
     asked = session.ask("What is it?")
     until(lambda: session.view().turn(asked).over)
     was, before = digest(session.engine, newest(session)), session.view().frames
     other, fork = table.fork(key, 1.3)
-    until(lambda: stands(fork))
+    stands(fork)
     view = fork.view()
     assert digest(fork.engine, newest(fork)) == watched_until(1.3)
     assert (
@@ -63,7 +55,7 @@ def test_a_stream_goes_back_to_any_second_and_on_from_there(kept, served, upload
     what_if = fork.ask("What if it went on?")
     until(lambda: fork.view().turn(what_if).over)
     fork.resume()
-    until(lambda: fork.view().phase is Phase.ENDED)
+    ended(fork)
     assert fork.view().frames == before
     assert digest(session.engine, newest(session)) == was and len(session.view().conversations[0]) == 1
     assert session.view().phase is Phase.ENDED and fork.view().keeping == kept
@@ -71,53 +63,73 @@ def test_a_stream_goes_back_to_any_second_and_on_from_there(kept, served, upload
         until(lambda: fork.switch.keep.keeper.written)
         table.shut()
         again = served(slow(0)).bring_back(other)
-        until(lambda: again.view().phase is Phase.ENDED)
+        ended(again)
         assert again.view().frames == before and again.view().turn(what_if).over
 
 
-def test_a_fork_stands_after_a_restart_too(served, upload) -> None:
-    table = served(slow(0))
-    key, session = table.ensure(None)
-    session.keep(True)
-    session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED)
+def test_a_fork_stands_after_a_restart_too(served, visit) -> None:
+    table, key, _ = visit()
     other, fork = table.fork(key, 2.0)
-    until(lambda: stands(fork))
+    stands(fork)
     was = digest(fork.engine, newest(fork))
     table.shut()
     back = served(slow(0)).bring_back(other)
-    until(lambda: stands(back))
+    stands(back)
     assert digest(back.engine, newest(back)) == was
 
 
-def test_another_file_is_watched_on_in_the_same_stream_and_after_a_restart(served, upload) -> None:
-    table = served(slow(0))
-    key, session = table.ensure(None)
-    session.keep(True)
-    session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED)
+def test_another_file_is_watched_on_in_the_same_stream_and_after_a_restart(served, visit) -> None:
+    table, key, session = visit()
     first = session.view()
     other, fork = table.join(key, "Example", CLIP)
-    until(lambda: fork.view().phase is Phase.ENDED)
+    ended(fork)
     view = fork.view()
     assert view.frames == 2 * first.frames and view.begins == pytest.approx(first.seen_until + 1 / 12)
     assert view.seen_until == pytest.approx(view.begins + first.seen_until)
     was = digest(fork.engine, newest(fork))
     earlier_key, earlier = table.fork(other, first.seen_until - 1)  # in the first file
-    until(lambda: stands(earlier))
+    stands(earlier)
     assert digest(earlier.engine, newest(earlier)) == watched_until(first.seen_until - 1)
     assert earlier.view().begins == 0
     frames = earlier.view().frames
     table.shut()
     back = served(slow(0)).bring_back(other)
-    until(lambda: back.view().phase is Phase.ENDED)
+    ended(back)
     assert digest(back.engine, newest(back)) == was and back.view().begins == view.begins
     other_model = slow(0)
     other_model.model.net.model.norm.weight += 0.25
     table = served(other_model)
     anew = table.bring_back(earlier_key)
-    until(lambda: stands(anew))
+    stands(anew)
     assert anew.view().frames == frames
+
+
+WAYS = {"over": (None, False), "going on": (6, False), "encrypted": (None, True)}
+
+
+@pytest.mark.parametrize(("frames", "encrypt"), WAYS.values(), ids=WAYS)
+def test_a_second_file_is_not_forgotten_when_the_server_is_killed(frames, encrypt, visit, served, tmp_path) -> None:
+    """Before any picture of it was watched."""
+    table, key, _ = visit(frames=frames, seconds=0.1, encrypt=encrypt)
+    other, fork = table.join(key, "Example", CLIP)
+    begins = fork.view().begins
+    killed(tmp_path / "shelf")
+    alone = LiveSession(slow(0))
+    alone.open_file(CLIP, "Example")
+    ended(alone)
+    again = served(slow(0))
+    if encrypt:
+        again.bring_back(other)
+    until(lambda: again.peek(other) and again.peek(other).frames)
+    back = again.get(other)
+    ended(back)
+    view = back.view()
+    assert (
+        view.begins == begins
+        and view.frames == round(12 * begins) + alone.view().frames
+        and view.file_name != "clip.mp4"
+    )
+    assert view.seen_until == pytest.approx(begins + alone.view().seen_until)
 
 
 def jpeg(shade: int) -> bytes:
@@ -141,7 +153,7 @@ def test_a_camera_goes_back_and_goes_on_with_an_honest_gap(kept, served) -> None
         until(lambda: session.switch.keep.keeper.written)
     at = session.view().seen_until - 0.08
     _, fork = table.fork(key, at)
-    until(lambda: stands(fork))
+    stands(fork)
     assert fork.view().seen_until <= at and fork.view().source == WEBCAM
     assert (fork.view().frames >= 3) if kept else ("nearest moment" in fork.view().forked or fork.view().frames < 6)
     fork.resume()
@@ -152,22 +164,18 @@ def test_a_camera_goes_back_and_goes_on_with_an_honest_gap(kept, served) -> None
     assert fork.view().seen_until >= session.view().seen_until + 0.25 and session.view().frames == 6
 
 
-def test_deleting_a_kept_stream_deletes_its_forks(served, upload, tmp_path) -> None:
-    table = served(slow(0))
-    key, session = table.ensure(None)
-    session.keep(True)
-    session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED)
+def test_deleting_a_kept_stream_deletes_its_forks(tmp_path, visit) -> None:
+    table, key, session = visit()
     other, fork = table.fork(key, 1.0)
-    until(lambda: stands(fork))
+    stands(fork)
     third, second = table.fork(other, 0.5)
-    until(lambda: stands(second))
+    stands(second)
     assert {path.name for path in (tmp_path / "shelf").iterdir()} == {name_of(one) for one in (key, other, third)}
     session.delete_kept()
     assert list((tmp_path / "shelf").iterdir()) == []
     assert "deleted together" in fork.view().kept.told and fork.view().phase is Phase.PAUSED
     fork.resume()
-    until(lambda: fork.view().phase is Phase.ENDED)
+    ended(fork)
     assert list((tmp_path / "shelf").iterdir()) == []
 
 
@@ -179,7 +187,7 @@ def test_a_fork_of_nothing_and_too_many_are_refused_in_sentences(served, upload)
     with pytest.raises(UserError, match="nothing to go on from"):
         table.fork(key)
     session.open_file(upload)
-    until(lambda: session.view().phase is Phase.ENDED)
+    ended(session)
     for _ in range(3):
         table.fork(key, 0.5)
     with pytest.raises(UserError, match="3 forks of this stream"):
@@ -214,7 +222,7 @@ def test_a_stream_is_taken_along_and_goes_on_elsewhere(served, upload, tmp_path,
     until(lambda: session.view().frames >= 8 and session.switch.keep.keeper.written)
     (tmp_path / "stream.tar").write_bytes(b"".join(session.take_along()))
     assert [path.name for path in (tmp_path / "shelf").iterdir()] == [session.name]
-    until(lambda: session.view().phase is Phase.ENDED)
+    ended(session)
     monkeypatch.setattr(pipeline, "load", lambda name, **options: slow(0).model)
     assert main(["resume", str(tmp_path / "stream.tar"), "--model", "tiny", "--fork", str(tmp_path / "fork"), ""]) == 0
     assert "pictures" in capsys.readouterr().out
