@@ -9,7 +9,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -250,7 +250,7 @@ class LiveSession:
             if watch := self.watch:
                 keep.noticed(watch.noticing.events, watch.noticing.rules)
 
-    def take_along(self) -> Iterator[bytes]:
+    def take_along(self) -> Generator[bytes, None, None]:
         """An archive of what is kept, piece by piece. Raises UserError, where nothing is kept too."""
         if self.shelf is None or not self.shelf.has(self.name):
             raise UserError("Nothing is kept of this stream, so nothing was taken along; switch keeping on first.")

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +100,7 @@ class Shelf:
                 raise UserError("The disk cannot be written, so the fork is not kept.") from None
             raise
 
-    def taken(self, name: str, keep: Writer | None, secret: str) -> Iterator[bytes]:
+    def taken(self, name: str, keep: Writer | None, secret: str) -> Generator[bytes, None, None]:
         """An archive of what is kept under a name, piece by piece, for anybody to read. keep: who writes it. Raises
         UserError at first."""
         there = self.folder / f"{TAKEN}{secrets.token_hex(8)}"  # links, which cost nothing

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.live.conversation import number
 from app.live.session import LiveSession
@@ -37,6 +38,20 @@ CUTTERS = 2  # clips that are cut at once, for everybody
 STREAMS = 20  # of one browser
 KEY = "x-vamba-key"
 QUIET = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy may wait for more
+
+
+class Closing(StreamingResponse):
+    """Pieces that end with whoever reads them, also in the middle: what they hold is let go of then, not some day."""
+
+    def __init__(self, first: bytes, pieces: Generator[bytes, None, None], headers: dict[str, str]) -> None:
+        super().__init__(itertools.chain([first], pieces), media_type="application/x-tar", headers=headers)
+        self.pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.pieces.close()
 
 
 class Channel:
@@ -134,7 +149,7 @@ class Channel:
         except UserError as error:
             return PlainTextResponse(str(error), 400)
         named = {"content-disposition": 'attachment; filename="stream.tar"', "cache-control": "no-store"}
-        return StreamingResponse(itertools.chain([first], pieces), media_type="application/x-tar", headers=named)
+        return Closing(first, pieces, named)
 
     async def captions(self, request: Request) -> Response:
         """What was seen so far of the file that plays as WebVTT, on the player's clock."""

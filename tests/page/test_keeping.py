@@ -1,10 +1,13 @@
-"""Keeping in a real browser: the server is killed in the middle of an upload, and it is as if nothing had happened."""
+"""Keeping in a real browser: the server is killed while a file arrives and in the middle of watching one, and it is as
+if nothing had happened."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,10 +19,13 @@ import pytest
 
 from app.live.shelf import Shelf
 from app.live.table import Sessions
-from app.page.keeping import PRIVACY
-from app.page.ui import build
+from app.live.view import Phase
+from app.page.keeping import privacy
+from app.page.ui import build, launch_options
+from pipeline.keeping.archive import unpacked
 from pipeline.keeping.found import notes
 from tests.fake_model import fake_engine
+from tests.keeping.streams import slow
 from tests.page.conftest import ask, state, upload
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +44,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def start(self, seconds: float) -> None:
-        uploads = self.folder / f"uploads {time.monotonic_ns()}"  # as on a Space: gone with the process
+        uploads = self.uploads = self.folder / f"uploads {time.monotonic_ns()}"  # as on a Space: gone with the process
         command = [sys.executable, "-m", "tests.page.serving", str(self.port), str(self.folder / "shelf"), str(seconds)]
         self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "GRADIO_TEMP_DIR": str(uploads)})
         end = time.monotonic() + 120
@@ -91,10 +97,32 @@ def browser_error() -> type[Exception]:
     return Error
 
 
+def cut_upload(server, page) -> None:
+    """Kills the server while a file arrives; the page says so, and nothing of it is on the shelf."""
+    line = page.context.new_cdp_session(page)
+    line.send("Network.enable")
+    slowly = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 300_000}
+    line.send("Network.emulateNetworkConditions", slowly)
+    upload(page, longer(server.folder / "arriving.mp4", 6 << 20))
+    arriving = lambda: [path.stat().st_size for path in server.uploads.rglob("tmp*") if path.is_file()]  # noqa: E731
+    while not any(arriving()):
+        time.sleep(0.1)
+    server.kill()
+    assert max(arriving()) < 6 << 20 and list((server.folder / "shelf").iterdir()) == []
+    page.wait_for_selector("#notice.gone:has-text('does not answer'), .toast-body")
+    line.send("Network.emulateNetworkConditions", slowly | {"uploadThroughput": -1})
+    line.detach()
+
+
 @pytest.mark.browser
 def test_a_server_killed_in_the_middle_of_an_upload_goes_on_to_the_same_answer(server, come):
     server.start(1.0)
     page = come(server.url)
+    cut_upload(server, page)
+    server.start(1.0)
+    with contextlib.suppress(browser_error()):
+        page.reload()
+    page.wait_for_selector("#go")
     page.click("#keep input")
     upload(page, CLIP)
     page.wait_for_selector("#kept:has-text('MB, until')")
@@ -139,5 +167,52 @@ def test_the_panel_is_there_only_where_streams_can_be_kept(tmp_path):
     for shelf in (None, Shelf(tmp_path)):
         sessions = Sessions(fake_engine(), None, shelf=shelf)
         page = build(sessions, CLIP)
-        assert (PRIVACY in str(page.get_config_file())) == (shelf is not None)
+        assert (privacy(True) in str(page.get_config_file())) == (shelf is not None)
+        sessions.shut()
+
+
+@pytest.mark.parametrize("encrypts", [True, False])
+def test_who_can_read_it_is_told_in_two_sentences(encrypts):
+    told = privacy(encrypts)
+    assert len(re.findall(r"\. [A-Z]|\.$", told)) == 2
+    assert ("choose “Encrypt”" in told) == encrypts and ("library that this server lacks" in told) == (not encrypts)
+
+
+def longer(path: Path, more: int) -> Path:
+    """The clip with so many more bytes, which mean nothing."""
+    path.write_bytes(CLIP.read_bytes() + struct.pack(">I4s", 8 + more, b"free") + bytes(more))
+    return path
+
+
+def test_a_download_that_is_cut_leaves_nothing_and_the_next_one_is_whole(tmp_path, monkeypatch):
+    """Encrypted, so that there are copies that could stay."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    sessions = Sessions(slow(0), None, 4, Shelf(tmp_path / "shelf"))
+    key, session = sessions.ensure(None)
+    session.keep(True, encrypt=True)
+    session.open_file(longer(tmp_path / "clip.mp4", 60 << 20), "Example")
+    while session.view().phase is not Phase.ENDED:
+        time.sleep(0.05)
+    page = build(sessions)
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(sessions))
+    try:
+        body = f"key={key}".encode()
+        with socket.create_connection(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))) as line:
+            line.sendall(
+                b"POST /live/take HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            assert b"200 OK" in line.recv(1000)
+            assert {path.name for path in (tmp_path / "shelf").iterdir()} > {session.name}
+        end = time.monotonic() + 30
+        while {path.name for path in (tmp_path / "shelf").iterdir()} != {session.name}:
+            assert time.monotonic() < end, "what was being taken along stays"
+            time.sleep(0.1)
+        assert list((tmp_path / "temporary").iterdir()) == []
+        with urllib.request.urlopen(urllib.request.Request(f"{url}live/take", body)) as answer:
+            (tmp_path / "stream.tar").write_bytes(answer.read())
+        assert (unpacked(tmp_path / "stream.tar") / "video").stat().st_size > 60 << 20
+    finally:
+        page.close(verbose=False)
         sessions.shut()
