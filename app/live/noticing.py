@@ -17,13 +17,15 @@ log = logging.getLogger(__name__)
 
 LOW = 10  # niceness of what nobody waits for
 FAR_BEHIND = 16  # chunks that wait, beyond which the model is asked for no captions: pictures must not pile up
+CANNOT_JUDGE = "This model cannot judge “{}”, so you are not told of it; say it in other words."
 
 
 class Noticing:
     """Takes chunks and the settled states after them. Its thread begins with the first and ends with `close`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._timeline = engine, Timeline(engine)
+    def __init__(self, engine: Engine, live: bool = False) -> None:
+        """live: whether a camera or a screen is watched."""
+        self._engine, self._timeline = engine, Timeline(engine, live=live)
         self._gleaner = Gleaner(engine.model.late_senses)
         self._gleaning: threading.Thread | None = None
         self._stop = threading.Event()
@@ -32,12 +34,16 @@ class Noticing:
         self._newest: StreamState | None = None
         self._closed = False
 
-    def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> None:
-        """With what was noticed of a stream before; at the beginning."""
-        late = [event for event in events if event.kind in self._gleaner.kinds]
-        self._gleaner = Gleaner(self._engine.model.late_senses, late)
-        self._timeline.go_on([event for event in events if event not in late], rules, state.seen_until)
-        self._newest = state
+    def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> tuple[str, ...]:
+        """With what was noticed of a stream before, and what was to be told; at the beginning. Returns sentences on
+        what cannot go on."""
+        if state.frames:
+            late = [event for event in events if event.kind in self._gleaner.kinds]
+            self._gleaner = Gleaner(self._engine.model.late_senses, late)
+            self._timeline.go_on([event for event in events if event not in late], state.seen_until)
+            self._newest = state
+        left_out = self._timeline.take_rules(rules, state)
+        return tuple(CANNOT_JUDGE.format(rule.text) for rule in left_out)
 
     @property
     def events(self) -> tuple[Event, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 from app.live import forking, uploads
 from app.live.comeback import Back
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
+from app.live.legs import Leg, Start
 from app.live.shelf import Shelf
 from app.live.switch import Switch
 from app.live.undoable import Undoable
@@ -143,12 +144,12 @@ class LiveSession:
             watch.resume()
 
     def again(self) -> None:
-        """The same source from its start, with nothing seen; what was said stays."""
+        """The same source from its start, with nothing seen; what was said and what is to be told stay."""
         with self._commands:
             self._check_open()
             if watch := self.watch:
                 self._end_watch()
-                self._start(watch.source)
+                self._start(watch.source, watch.noticing.rules)
 
     def reset(self) -> None:
         """Forgets what was seen, the conversation and the file; `undo` brings them back for a while."""
@@ -199,8 +200,9 @@ class LiveSession:
         self._stream += 1
         self._start(source)
 
-    def _start(self, source: Source) -> None:
-        self.watch, self.forked = Watch(source, self.engine, self.rival if self._comparing else None), ""
+    def _start(self, source: Source, rules: tuple[Rule, ...] = ()) -> None:
+        start = Start(self.engine.start(), (Leg(source),), rules=rules)
+        self.watch, self.forked = Watch(source, self.engine, self.rival if self._comparing else None, start), ""
         self.switch.follow(self.watch)
 
     def _end_watch(self, file: Source | None = None) -> None:

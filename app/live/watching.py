@@ -10,8 +10,8 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, View
 from app.live.viewing import Viewing
-from app.live.work import attempted, later, take
-from pipeline import Engine, Frame, FrameQueue, StreamState, UserError, open_video
+from app.live.work import Videos, attempted, later, take
+from pipeline import Engine, Frame, FrameQueue, StreamState, UserError
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
 FILM = 12  # pictures of a film strip
@@ -69,7 +69,7 @@ class Watch:
         fresh = not (start.state.frames or start.before or start.legs[1:])
         self.viewings: tuple[Viewing, ...] = (first, Viewing(rival)) if rival and fresh else (first,)
         self.points = Points(Point(start.state, start.legs[0].position, self._leg))
-        self.noticing = Noticing(engine)
+        self.noticing = Noticing(engine, live=source.path is None)
         self.camera = None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since)
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._phase, self._error = Phase.WATCHING, ""
@@ -77,15 +77,15 @@ class Watch:
         self._duration: float | None = None
         self._progress = 0.0
         self._skipped = 0  # damaged pictures the file's reader left out
-        self._found = self._notes = (start.note,) if start.note else ()  # what was mended or left out, in sentences
+        lost = self.noticing.go_on(start.events, start.rules, start.state)
+        self._found = self._notes = (*filter(None, (start.note, *lost)),)  # what was mended or left out, in sentences
         self._shown = start.state.frames  # frames given to the models
         self._offered_at = time.monotonic()
-        self._videos: list[Any] = []  # open files, so that `close` can end a read that waits
+        self._videos = Videos()
         self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them
         if start.state.frames:
             self.thumbnails.put_back(start.pictures)
             self.film.put_back(start.pictures)
-            self.noticing.go_on(start.events, start.rules, start.state)
         self._worker = threading.Thread(target=self._work, name="watch", daemon=True)
         self._worker.start()
 
@@ -185,8 +185,7 @@ class Watch:
         self.noticing.close()
         if self.camera:
             self.camera.close()
-        for video in list(self._videos):
-            video.close()
+        self._videos.close()
 
     def clip(self, at: float, out: str | Path) -> None:
         """Writes the seconds around a moment as an MP4. Raises UserError."""
@@ -428,15 +427,9 @@ class Watch:
 
     # The source
 
-    @contextmanager
-    def _open(self, leg: Leg) -> Iterator[Any]:
+    def _open(self, leg: Leg) -> AbstractContextManager[Any]:
         assert leg.source.path is not None
-        with open_video(leg.source.path, fps=FPS, long_side=self._long_side()) as video:
-            self._videos.append(video)
-            try:
-                yield video
-            finally:
-                self._videos.remove(video)
+        return self._videos.open(leg.source.path, FPS, self._long_side())
 
     def _long_side(self) -> int:
         return max(viewing.engine.long_side for viewing in self.viewings)

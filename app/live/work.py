@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from pipeline import Frame, UserError, mmss
+from pipeline import Frame, UserError, mmss, open_video
 
 log = logging.getLogger(__name__)
 
@@ -40,3 +43,23 @@ def take(frames: Iterator[Frame], count: int) -> tuple[list[Frame], UserError | 
     except UserError as error:
         return taken, error
     return taken, None
+
+
+class Videos:
+    """The files that are being read, so that another thread can end a read that waits."""
+
+    def __init__(self) -> None:
+        self._open: list[Any] = []
+
+    @contextmanager
+    def open(self, path: Path, fps: float, long_side: int) -> Iterator[Any]:
+        with open_video(path, fps=fps, long_side=long_side) as video:
+            self._open.append(video)
+            try:
+                yield video
+            finally:
+                self._open.remove(video)
+
+    def close(self) -> None:
+        for video in list(self._open):
+            video.close()

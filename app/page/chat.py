@@ -158,16 +158,17 @@ def _copy(turn: Turn, answer: Answer, here: bool) -> str:
     """Takes the answer along, or a link to its question, or to the moment it rests on most."""
     text = html.escape(f"{turn.question}\n{plain(answer.text)}")
     buttons = [f'<button type="button" data-copy="{text}">Copy</button>']
-    buttons += [f'<button type="button" data-link="q={turn.id}">Link to question</button>']
+    buttons += [f'<button type="button" data-link="q={turn.id}" aria-label="Link to this question">Link</button>']
     if here and answer.evidence:
         at = mmss(max(answer.evidence, key=lambda one: one.weight).time)
-        buttons.append(f'<button type="button" data-link="t={at}">Link to {at}</button>')
+        buttons.append(f'<button type="button" data-link="t={at}" aria-label="Link {at}: to this moment">Link {at}</button>')
     return "".join(buttons)
 
 
 def _judge(turn: Turn, model: int) -> str:
     """The visitor's own mark. Pressed once more it is taken back."""
-    words = "Marked as wrong" if turn.wrong else "This answer is wrong"
+    words = "Marked as wrong" if turn.wrong else "Wrong?"
     pressed = "true" if turn.wrong else "false"
     deed = f"{'right' if turn.wrong else 'wrong'} {turn.id} {model}"
-    return f'<button type="button" class="judge" data-deed="{deed}" aria-pressed="{pressed}">{words}</button>'
+    about = f'class="judge" data-deed="{deed}" aria-pressed="{pressed}" title="This answer is wrong"'
+    return f'<button type="button" {about}>{words}</button>'

@@ -59,11 +59,13 @@
   const paint = () => {
     const bar = track();
     if (!bar) return;
-    const at = Math.min(window.vambaPlayerTime(), length());
+    const at = player() ? Math.min(window.vambaPlayerTime(), length()) : length(); // a camera is where it is now
     bar.querySelector(".playhead").style.left = `${(100 * at) / length()}%`;
     const words = said(at);
-    bar.setAttribute("aria-valuenow", Math.round(at));
-    bar.setAttribute("aria-valuetext", words ? `${mmss(at)}, ${words}` : mmss(at));
+    if (bar.getAttribute("role") === "slider") {
+      bar.setAttribute("aria-valuenow", Math.round(at));
+      bar.setAttribute("aria-valuetext", words ? `${mmss(at)}, ${words}` : mmss(at));
+    }
     const shown = pointed ?? at;
     const caption = document.querySelector("#film .caption");
     const line = `${mmss(shown)} ${said(shown)}`.trim();

@@ -12,7 +12,14 @@ from pipeline import Event, mmss
 
 SHOTS = 300  # on the track; of more, those that differ most from what came before
 LINES = 500  # of the list, the newest
-MARKS = {"chapter": "Chapter", "alert": "Alert", "speech": "Speech", "answer": "An answer rests on this"}
+MARKS = {
+    "chapter": "Chapter",
+    "alert": "Alert",
+    "speech": "Speech",
+    "text": "Writing",
+    "answer": "An answer rests on this",
+}
+SUBTITLES = ("caption", "speech")
 CAPTION = '<p class="caption" aria-hidden="true"></p>'  # of the moment; the slider's own words say it to screen readers
 CLIP = '<button type="button" data-clip="now">Clip</button>'
 ZOOM = (
@@ -40,6 +47,7 @@ def track(view: View) -> str:
     length = length_of(view)
     shots = sorted((event for event in view.events if event.kind == "shot"), key=lambda event: -event.weight)[:SHOTS]
     scenes = "".join(_span("shot", shot, view, length) for shot in sorted(shots, key=lambda shot: shot.time))
+    scenes += "".join(_span("gap", event, view, length) for event in view.events if event.kind == "gap")
     marks = "".join(_mark(kind, at, text, length) for kind, at, text in marked(view))
     seen = f'<i class="seen" style="width:{_share(view.seen_until, length)}"></i>'
     slider = (
@@ -56,12 +64,12 @@ def _subtitled(view: View) -> str:
     """Whose player shows the captions as subtitles (subtitles.js), and how far they are; nothing for a camera."""
     if view.live:
         return ""
-    count = sum(event.kind == "caption" for event in view.events)
+    count = sum(event.kind in SUBTITLES for event in view.events)
     return f'data-source="{html.escape(view.source)}" data-captions="{view.stream} {view.phase} {count}" '
 
 
 def marked(view: View) -> Iterable[tuple[str, float, str]]:
-    """(kind, second, words) of what has a mark: alerts and speech, and the moments whole answers rest on."""
+    """(kind, second, words) of what has a mark: alerts, speech and writing, and the moments whole answers rest on."""
     for event in view.events:
         if event.kind in MARKS:
             yield event.kind, event.time, event.text
@@ -71,13 +79,14 @@ def marked(view: View) -> Iterable[tuple[str, float, str]]:
 
 
 def listed(view: View) -> str:
-    """Captions and alerts with their seconds: what was seen, to read."""
+    """All that has words, with its seconds: what was seen, to read."""
     events = [event for event in view.events if event.text and event.kind != "shot"]
     events = sorted(events, key=lambda event: (event.time, event.kind != "chapter"))[-LINES:]
     lines = "".join(_line(event, view) for event in events)
     title = f"What was seen ({len(events):,})" if events else "What was seen"
     nothing = "<li>Nothing was surely seen so far.</li>"
-    return f'<details class="events"><summary>{title}</summary><ol>{lines or nothing}</ol></details>'
+    scrolls = 'tabindex="0" aria-label="What was seen"' if view.live else ""  # by keyboard, where no time in it is a button
+    return f'<details class="events"><summary>{title}</summary><ol {scrolls}>{lines or nothing}</ol></details>'
 
 
 def _line(event: Event, view: View) -> str:

@@ -58,9 +58,9 @@ def chapters(events: Sequence[Event], end: float) -> tuple[Event, ...]:
 
 def _parts(events: Sequence[Event], end: float) -> list[Part]:
     """The stream between all its cuts and changes of caption."""
-    told = [event for event in events if event.kind in ("shot", "caption") and event.time < end]
+    told = [event for event in events if event.kind in ("shot", "caption", "gap") and event.time < end]
     edges = sorted({0.0, end, *(event.time for event in told), *(e.until for e in told if e.until and e.until < end)})
-    captions = [event for event in told if event.kind == "caption"]
+    captions = sorted((event for event in told if event.kind != "shot"), key=lambda event: event.time)
     parts, i = [], 0
     for start, stop in itertools.pairwise(edges):
         while i + 1 < len(captions) and captions[i + 1].time <= start:

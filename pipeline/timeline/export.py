@@ -17,7 +17,14 @@ SPOKEN = ("caption", "speech")  # kinds that are subtitles
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")  # what Markdown would read as markup
 LONGEST = 10.0  # seconds that a subtitle stays on the picture, however long it is true
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula to spreadsheets
-TITLES = {"chapter": "Chapters", "alert": "Alerts", "caption": "Captions", "speech": "Speech", "text": "Writing"}
+TITLES = {
+    "chapter": "Chapters",
+    "alert": "Alerts",
+    "caption": "Captions",
+    "speech": "Speech",
+    "text": "Writing",
+    "gap": "Gaps",
+}
 
 
 def vtt(events: Iterable[Event], end: float) -> str:
@@ -69,7 +76,7 @@ def in_order(events: Iterable[Event]) -> list[Event]:
 
 
 def markdown(events: Sequence[Event], title: str, end: float) -> str:
-    """To be read: chapters, alerts and captions, with their times."""
+    """To be read: chapters, alerts, captions and all else that was noticed, with their times."""
     parts = [f"# {markdown_text(title)}", f"{mmss(end)} seen."]
     for kind, heading in TITLES.items():
         lines = [_told(event) for event in in_order(events) if event.kind == kind]

@@ -20,6 +20,8 @@ from pipeline.timeline.captions import Captions
 from pipeline.timeline.chapters import chapters
 
 KEPT = 5_000  # events of a stream
+GAP = 10.0  # seconds without a picture of a live stream from which on nothing was seen
+UNSEEN = "Nothing was seen."
 RULES = 20  # of a stream
 RULE_CHARACTERS = 300
 PIECE = 4  # pictures of a caption's piece, where an index tells them
@@ -31,10 +33,11 @@ class Timeline:
     """One thread feeds it, any may look at `events`: what has ended never changes, and more is only appended.
 
     limit: events kept. Of more, the oldest of the commonest kind goes, so that a rare alert outlives a thousand shots.
+    live: whether pictures come as they are taken, so that where none came nothing was seen; a file's last one stands.
     """
 
-    def __init__(self, engine: Engine, limit: int = KEPT) -> None:
-        self.engine, self.limit = engine, limit
+    def __init__(self, engine: Engine, limit: int = KEPT, live: bool = False) -> None:
+        self.engine, self.limit, self.live = engine, limit, live
         self.events: tuple[Event, ...] = ()  # those that have ended, then those that go on (`until` None)
         self._armed: tuple[Armed, ...] = ()
         self._rules_taken = 0
@@ -44,18 +47,33 @@ class Timeline:
         self._pictures = 0
         self._whole = 0.0  # newest second whose pictures the tower has encoded, however the chunks were cut
 
-    def go_on(self, events: Sequence[Event], rules: Sequence[Rule], at: float) -> None:
-        """With what was noticed before of a stream that was seen until that second. The shot that went on goes on; a
-        caption begins anew, and a rule looks at what comes. Before anything is watched."""
+    def go_on(self, events: Sequence[Event], at: float) -> None:
+        """With what was noticed before of a stream that was seen until that second. The shot that went on goes on, a
+        caption begins anew. Before anything is watched."""
         self._ended = [e for e in events if e.until is not None and e.until <= at and e.kind != "chapter"]
         self._shots.go_on(max((e.until or 0.0 for e in self._ended if e.kind == "shot"), default=0.0))
         self._captions.go_on(at)
         self._newest = at
-        for rule in rules:
-            spotter = self.engine.model.spotter(rule.text) or AskedSpotter(rule.text, self.engine)
-            self._armed = (*self._armed, Armed(rule, spotter, at))
-            self._rules_taken = max(self._rules_taken, rule.number)
         self._show()
+
+    def take_rules(self, rules: Sequence[Rule], state: StreamState) -> tuple[Rule, ...]:
+        """Rules that were there before: judged as if they had been all along, and what they told is not told twice.
+        Before anything else is watched. Returns those that this model cannot judge, which are left out."""
+        left_out: list[Rule] = []
+        for rule in rules:
+            self._rules_taken = max(self._rules_taken, rule.number)
+            try:
+                index = self.engine.model.spotter(rule.text)
+            except UserError:
+                left_out.append(rule)
+                continue
+            armed = Armed(rule, index or AskedSpotter(rule.text, self.engine), -math.inf if index else self._newest)
+            if index and state.frames:
+                told = {(event.text, event.until) for event in self._ended}
+                self._keep([event for event in armed.judge(state) if (event.text, event.until) not in told])
+            self._armed = (*self._armed, armed)
+        self._show()
+        return tuple(left_out)
 
     def watched(self, frames: Sequence[Frame], state: StreamState, hurry: bool = False) -> None:
         """What is to be noticed of the pictures of a chunk. state: after it. hurry: asks the model nothing."""
@@ -109,6 +127,8 @@ class Timeline:
         self._show()
 
     def _see(self, frame: Frame, state: StreamState, hurry: bool) -> None:
+        if self.live and frame.time - self._newest > GAP and self._newest >= 0:
+            self._miss(frame.time, state, hurry)
         first = self._shots.going is None
         shot = self._shots.add(frame)
         cut = first or shot is not None
@@ -117,6 +137,15 @@ class Timeline:
         self._newest, self._pictures = frame.time, self._pictures + 1
         if self._pictures % self.engine.unit_frames == 0:
             self._whole = frame.time
+
+    def _miss(self, until: float, state: StreamState, hurry: bool) -> None:
+        """No picture came until that second: what was seen ends before, and begins anew after."""
+        said = self._captions.end(self._newest, lambda start, _: self._words(state, start, until, hurry))
+        shot = self._shots.end(self._newest)
+        self._keep([*said, *([shot] if shot else []), Event(self._newest, "gap", UNSEEN, until=until)])
+        self._shots = Shots()
+        self._shots.go_on(until)
+        self._captions.go_on(until)
 
     def _words(self, state: StreamState, start: float, end: float, hurry: bool) -> str:
         """What is surely seen: by the model's index, else in its own words."""

@@ -27,7 +27,7 @@ def watched_until(at: float) -> str:
     """The digest of a stream that was watched until a second and no further."""
     engine = slow(0)
     state = engine.start()
-    with watching.open_video(CLIP, fps=12.0, long_side=engine.long_side) as video:
+    with pipeline.open_video(CLIP, fps=12.0, long_side=engine.long_side) as video:
         frames = [frame for frame in video if frame.time <= at]
     for first in range(0, len(frames), 2):
         state = engine.watch(VideoChunk(tuple(frames[first : first + 2])), state)

@@ -302,3 +302,16 @@ def test_pieces_of_aborted_uploads_are_swept(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     assert uploads.sweep() == 0 and uploads.sweep(older_than=-1) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
+
+
+def test_watching_again_keeps_what_is_to_be_told_and_another_file_does_not(made, clip):
+    session = made()
+    session.open_file(clip)
+    rule = session.add_rule("tell me when it is over", 30)
+    until(lambda: ended(session))
+    session.again()
+    assert session.view().rules == (rule,)
+    until(lambda: ended(session))
+    assert session.view().rules == (rule,) and len(seen(session)) == 12
+    session.open_file(clip)
+    assert session.view().rules == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.engine import Engine
 from pipeline.sources.shots import Shots
-from pipeline.stream import Frame, VideoChunk
+from pipeline.stream import Frame, UserError, VideoChunk
 from pipeline.timeline.captions import Captions
-from pipeline.timeline.timeline import Timeline
+from pipeline.timeline.timeline import UNSEEN, Timeline
 from tests.timeline.made import COLOURS, Colours, noticed, of, scenes
 
 WHOLE = [slice(None)]
@@ -122,7 +124,7 @@ def test_a_stream_that_goes_on_later_keeps_what_it_had(at):
     first, state = Timeline(Engine(model)), model.watch(VideoChunk(frames[:at]), model.start())
     first.watched(frames[:at], state)
     again = Timeline(Engine(model))
-    again.go_on(first.events, (), state.seen_until)
+    again.go_on(first.events, state.seen_until)
     state = model.watch(VideoChunk(frames[at:]), state)
     again.watched(frames[at:], state)
     again.finish(state)
@@ -130,3 +132,56 @@ def test_a_stream_that_goes_on_later_keeps_what_it_had(at):
     shots = {(event.time, event.until) for event in whole if event.kind == "shot"}
     assert {(e.time, e.until) for e in again.events if e.kind == "shot"} == (shots if at != 9 else {(0, 19), (19, 24)})
     assert [e.text for e in again.events if e.kind == "caption"][-1] == "blue"
+
+
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_where_a_camera_sent_nothing_there_is_a_gap_and_no_caption(size):
+    """However the stream is cut. What was seen ends with its last picture, and begins anew after the gap."""
+    frames = scenes([("red", 9), ("blue", 10)])
+    frames = tuple(frame if frame.time < 6 else frame.later(60.0) for frame in frames)
+    slices = [slice(at, at + size) for at in range(0, len(frames), size)]
+    events = noticed(Colours(), frames, slices, Timeline(Engine(Colours()), live=True))
+    assert of("gap", events) == [(5, 66, UNSEEN)]
+    assert of("caption", events) == [(0, 5, "red"), (66, 69, "red"), (69, 78, "blue")]
+    assert [(start, end) for start, end, _ in of("shot", events)] == [(0, 5), (66, 69), (69, 78)]
+    assert "Nothing was seen" in "".join(text for *_, text in of("chapter", events))
+    still = noticed(Colours(), frames, slices)
+    assert not of("gap", still), "the last picture of a file stands until the next one"
+
+
+def test_rules_go_on_with_their_stream():
+    """As if they had been there all along: nothing is told twice, and who is still there has come before."""
+    frames, model = scenes([("red", 6), ("blue", 10), ("red", 6), ("blue", 6)]), Seeing()
+    whole, state = Timeline(Engine(model)), model.start()
+    rule = whole.add_rule("blue", 0.0)
+    for at in range(0, len(frames), 4):
+        state = model.watch(VideoChunk(frames[at : at + 4]), state)
+        whole.watched(frames[at : at + 4], state)
+        if at == 8:
+            again, half = Timeline(Engine(model)), state
+            again.go_on(whole.events, state.seen_until)
+            assert again.take_rules((rule, replace(rule, text="what no model judges", number=9)), state)[0].number == 9
+        elif at > 8:
+            half = model.watch(VideoChunk(frames[at : at + 4]), half)
+            again.watched(frames[at : at + 4], half)
+    assert of("alert", again.events) == of("alert", whole.events) and len(of("alert", whole.events)) == 2
+    assert again.rules == (rule,) and again.add_rule("red").number == 10, "numbers are not given twice"
+
+
+class Seeing(Colours):
+    """Judges rules of one colour by its index."""
+
+    def spotter(self, rule):
+        if rule not in COLOURS:
+            raise UserError("No.")
+        return Looking(rule)
+
+
+class Looking:
+    gone = False
+
+    def __init__(self, colour: str) -> None:
+        self.colour, self.says = colour, f"{colour} came into view."
+
+    def seen(self, state, since):
+        return [(at, float(name == self.colour)) for at, name in state.inner if at > since]
