@@ -161,7 +161,8 @@ def _copy(turn: Turn, answer: Answer, here: bool) -> str:
     buttons += [f'<button type="button" data-link="q={turn.id}" aria-label="Link to this question">Link</button>']
     if here and answer.evidence:
         at = mmss(max(answer.evidence, key=lambda one: one.weight).time)
-        buttons.append(f'<button type="button" data-link="t={at}" aria-label="Link {at}: to this moment">Link {at}</button>')
+        named = f'data-link="t={at}" aria-label="Link {at}: to this moment"'
+        buttons.append(f'<button type="button" {named}>Link {at}</button>')
     return "".join(buttons)
 
 

@@ -85,7 +85,8 @@ def listed(view: View) -> str:
     lines = "".join(_line(event, view) for event in events)
     title = f"What was seen ({len(events):,})" if events else "What was seen"
     nothing = "<li>Nothing was surely seen so far.</li>"
-    scrolls = 'tabindex="0" aria-label="What was seen"' if view.live else ""  # by keyboard, where no time in it is a button
+    # By keyboard too, where no time in it is a button.
+    scrolls = 'tabindex="0" aria-label="What was seen"' if view.live else ""
     return f'<details class="events"><summary>{title}</summary><ol {scrolls}>{lines or nothing}</ol></details>'
 
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import pipeline
-from app.live import watching
 from app.live.session import LiveSession
 from app.live.shelf import name_of
 from app.live.view import WEBCAM, Phase
