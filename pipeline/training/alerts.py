@@ -27,7 +27,7 @@ import torch
 from pipeline.sources.file import open_video
 from pipeline.stream import Rule, StreamState
 from pipeline.timeline.alerts import COOL_DOWN, Armed
-from pipeline.timeline.indexed import seen_surely
+from pipeline.timeline.indexed import scores_of
 from pipeline.timeline.rules import read_rule
 from pipeline.towers.frame_tower import FrameFeatures, FrameTower
 from pipeline.training.data import Picture, pictures, read_all
@@ -203,7 +203,7 @@ def judged(tower: FrameTower, footage: Iterable[Made], most: int) -> Tally:
         parts = [tower(made.frames[i : i + TOGETHER]) for i in range(0, len(made.frames), TOGETHER)]
         features = FrameFeatures(*(torch.cat(columns).cpu().float() for columns in zip(*parts)))
         features = features._replace(classes=features.classes.long(), det_ids=features.det_ids.long())
-        tally.add(made, {word: seen_surely(of, 1, features).tolist() for word, of in things.items()})
+        tally.add(made, {word: scores_of(of, 1, features).tolist() for word, of in things.items()})
         print(f"{tally.pictures} pictures", end="\r", file=sys.stderr, flush=True)
         if tally.pictures >= most:
             break

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fake_model import until
 from tests.page.conftest import ask, hide, state
+from tests.page.test_camera import film
 
 pytestmark = pytest.mark.browser
 
@@ -64,6 +65,7 @@ def test_nothing_is_hard_to_read_or_to_hit_in_any_state(visitor, device):
     page.wait_for_selector("#chat .facts:has-text('tokens a second')")
     ask(page, "And at 0:01?")
     page.wait_for_selector("#chat button.time")
+    assert page.evaluate("[...document.querySelectorAll('#chat .foot')].at(-1).offsetHeight") < 36, "one row"
     page.click("#film .events summary")
     clean(page)  # answered, with a time to go to, and how fast
     page.click("#compare input")
@@ -75,6 +77,17 @@ def test_nothing_is_hard_to_read_or_to_hit_in_any_state(visitor, device):
     page.wait_for_selector("#second", state="detached")
     page.wait_for_timeout(500)
     assert complaints == [], "what is drawn says nothing in the console, also when it is put away"
+
+
+def test_what_a_camera_shows_is_as_easy_to_read_and_stands_at_now(visitor):
+    page = visitor(**DEVICES["desk"], **STILL)
+    film(page)
+    page.wait_for_selector("#film .chip")
+    page.click("#film .events summary")
+    page.click("#go")
+    state(page, "Paused")
+    clean(page)
+    assert page.evaluate("document.querySelector('#film .playhead').style.left") == "100%"
 
 
 DENIED = """() => { navigator.mediaDevices.getUserMedia = async () => {

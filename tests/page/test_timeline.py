@@ -54,6 +54,18 @@ def test_a_camera_cannot_be_sought():
     assert "data-seek" not in listed(replace(SEEN, live=True))
 
 
+@pytest.mark.parametrize("kind, named", [("speech", "Speech"), ("text", "Writing"), ("gap", "")])
+def test_what_is_heard_read_or_missed_shows_too(kind, named):
+    """Whoever notices it; whatever its words are, they are words."""
+    event = Event(10.0, kind, "<i>EXIT</i>", until=20.0)
+    html, lines = track(replace(SEEN, events=(event,))), listed(replace(SEEN, events=(event,)))
+    place = f'class="mark {kind}" style="left:10.00%"' if named else 'class="gap" style="left:10.00%;width:10.00%"'
+    assert place in html and "<i>EXIT" not in html
+    assert f"{named}: </strong>&lt;i&gt;EXIT&lt;/i&gt;" in lines if named else "&lt;i&gt;EXIT&lt;/i&gt;" in lines
+    heard = f'data-captions="0 {SEEN.phase} {int(kind == "speech")}"'
+    assert heard in html, "speech is among the subtitles"
+
+
 def test_a_day_of_shots_stays_a_track():
     shots = tuple(Event(float(at), "shot", weight=at % 7 / 7, until=at + 1.0) for at in range(5_000))
     assert track(View(duration=5_000.0, events=shots)).count('class="shot"') == 300

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.questions.things import named_things
-from pipeline.timeline.alerts import CLEAR, LASTS
-from pipeline.timeline.indexed import no_more_than_doubts, seen_surely
+from pipeline.timeline.alerts import CLEAR, LASTS, SURE
+from pipeline.timeline.indexed import calibrated, no_more_than_doubts, scores_of, seen_surely
 from pipeline.towers.frame_tower import FrameFeatures, labels
 
 COCO = {word: number for number, word in enumerate(labels()["coco"])}
@@ -52,3 +52,15 @@ def test_of_what_was_never_measured_a_lasting_doubt_is_none():
     pressed = no_more_than_doubts(scores)
     assert (pressed[[0, 1, 5, 6]] == scores[[0, 1, 5, 6]]).all() and (np.diff(pressed) > 0).all()
     assert pressed[2] == CLEAR and pressed[4] < LASTS
+
+
+def test_a_kind_that_is_named_too_readily_needs_more():
+    """Of a bird .8 is not sure, of a dog it is. Nothing changes its order, and nothing and all stay what they are."""
+    scores = np.array([0.0, 0.2, 0.5, 0.8, 0.85, 0.9, 1.0])
+    on_scale = calibrated(scores, 0.85)
+    assert (
+        on_scale[4] == pytest.approx(SURE) and (np.diff(on_scale) > 0).all() and on_scale[0] == 0 and on_scale[-1] == 1
+    )
+    assert calibrated(scores, SURE) == pytest.approx(scores)
+    bird, dog = (scores_of(named_things(word), 1, frame([(word, 0.8)]))[0] for word in ("bird", "dog"))
+    assert bird < SURE <= dog <= scores_of(named_things("animal"), 1, frame([("dog", 0.8)]))[0]
