@@ -47,7 +47,7 @@ class Noticing:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        return (*self._gleaner.events, *self._timeline.events)
+        return (*self._timeline.events, *self._gleaner.events)  # as they came
 
     @property
     def reaches(self) -> tuple[Reach, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from app.live.view import Turn, View
 from pipeline import csv_table, in_order, markdown_text, mmss, srt, vtt
 
-TOLD = ("chapter", "alert", "caption")  # kinds of event for who reads
+TOLD = ("chapter", "alert", "caption", "speech", "text", "sound")  # kinds of event for who reads
 COSTS = ("model", "at_s", "ms_per_frame", "state_bytes", "memory_bytes")
 
 

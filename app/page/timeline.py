@@ -20,6 +20,7 @@ MARKS = {
     "answer": "An answer rests on this",
 }
 SUBTITLES = ("caption", "speech")
+LABELS = MARKS | {"sound": "Heard"}
 CAPTION = '<p class="caption" aria-hidden="true"></p>'  # of the moment; the slider's own words say it to screen readers
 CLIP = '<button type="button" data-clip="now">Clip</button>'
 ZOOM = (
@@ -94,7 +95,7 @@ def _line(event: Event, view: View) -> str:
     until = "" if event.until is None else f' data-until="{event.until:.3f}"'
     moment = f'<button type="button" class="time" data-seek="{event.time:.3f}">{mmss(event.time)}</button>'
     said = html.escape(event.text)
-    kind = f"<strong>{MARKS[event.kind]}: </strong>" if event.kind in MARKS else ""
+    kind = f"<strong>{LABELS[event.kind]}: </strong>" if event.kind in LABELS else ""
     return f'<li data-from="{event.time:.3f}"{until}>{mmss(event.time) if view.live else moment} {kind}{said}</li>'
 
 

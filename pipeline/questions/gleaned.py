@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.clock import mmss
 from pipeline.questions.asked import Asked
+from pipeline.questions.facts import joined
 from pipeline.questions.sought import has
 from pipeline.stream import Event, Question, Reach
 
@@ -98,6 +99,54 @@ def on_screen(asked: Asked, known: Gleanings) -> Reply:
     return quoted("Yes, at" if "yes or no" in asked.cues else "At", "I read", events)
 
 
+def said(asked: Asked, known: Gleanings) -> Reply:
+    """What was said: at a second, in a stretch, with the words that are asked for, or first of all."""
+    if SAID not in known.reaches:
+        return NOTHING
+    events, at = known.of(SAID), at_asked(asked)
+    whether = "yes or no" in asked.cues
+    words = [word for word in asked.words if word not in SPEECH_WORDS]
+    if words and not at and not asked.when.stretch:
+        with_words = [event for event in events if has(event.text, words)]
+        if with_words:
+            return quoted("Yes, at" if whether else "At", "I heard", with_words)
+        if whether or asked.spelt or "when or where" in asked.cues:
+            never = joined(words, "or") if len(words) < 3 else "that"
+            return Reply(known.unfinished(SAID) or f"I have not heard {never}.")
+    if events:
+        return quoted("Yes, at" if whether else "At", "I heard", events)
+    return Reply(known.unfinished(SAID) or f"I heard nobody speak{at}.")
+
+
+def sounds(asked: Asked, known: Gleanings) -> Reply:
+    """Whether there is sound, music or speech; what makes another sound is not known."""
+    if SOUND not in known.reaches:
+        return NOTHING
+    speech = known.of(SAID) if SAID in known.reaches else []
+    music = [event for event in known.of(SOUND) if event.text == MUSIC]
+    other = [event for event in known.of(SOUND) if event.text != MUSIC]
+    heard = [(name, found[0]) for name, found in (("speech", speech), ("music", music), ("a sound", other)) if found]
+    if not heard:
+        waits = known.unfinished(SOUND) or (known.unfinished(SAID) if SAID in known.reaches else "")
+        return Reply(waits or f"I hear nothing; the sound is silent{at_asked(asked)}.")
+    told_of = joined([f"{name} at {mmss(event.time)}" for name, event in heard])
+    times = tuple(event.time for _, event in heard)
+    wanted = {"speech": SPEECH_WORDS, "music": MUSIC_WORDS} if asked.words else {}
+    for name, words in wanted.items():
+        if words & set(asked.words):
+            first = next((event for one, event in heard if one == name), None)
+            if first and {"yes or no", "when or where"} & asked.cues:
+                yes = "Yes, " + name if "yes or no" in asked.cues else name.capitalize()
+                return Reply(f"{yes} at {mmss(first.time)}.", (first.time,))
+            if not first:
+                return Reply(
+                    known.unfinished(SOUND) or f"I am not sure whether there is {name}; I hear {told_of}.", times
+                )
+    if set(asked.words) - SPEECH_WORDS - MUSIC_WORDS - ANY_SOUND:
+        return Reply(f"I hear {told_of}, but I cannot tell what makes it.", times)
+    return Reply(f"{'Yes, ' if 'yes or no' in asked.cues else 'I hear '}{told_of}.", times)
+
+
 def quoted(begins: str, does: str, events: Sequence[Event]) -> Reply:
     """ "At 0:12 I read "EXIT"; at 0:20 "ROOM 5"." """
     firsts: dict[str, Event] = {}
@@ -137,5 +186,30 @@ def _end(event: Event) -> float:
     return event.time if event.until is None else event.until
 
 
-NEEDED = {"text": (SEEN_TEXT,)}
-TELLERS: dict[str, Callable[[Asked, Gleanings], Reply]] = {"text": on_screen}
+MUSIC = "music"  # the text of its events
+SPEECH_WORDS = frozenset(
+    ["speech", "talk", "talking", "speaking", "voice", "voices", "conversation", "narration", "narrator", "people"]
+)
+MUSIC_WORDS = frozenset(["music", "song", "songs", "musical", "soundtrack", "tune", "melody", "singing", "score"])
+ANY_SOUND = frozenset(
+    [
+        "sound",
+        "sounds",
+        "audio",
+        "audible",
+        "noise",
+        "noises",
+        "silent",
+        "quiet",
+        "mute",
+        "muted",
+        "track",
+        "background",
+        "start",
+        "starts",
+        "playing",
+        "play",
+    ]
+)
+NEEDED = {"text": (SEEN_TEXT,), "said": (SAID,), "sound": (SOUND, SAID)}
+TELLERS: dict[str, Callable[[Asked, Gleanings], Reply]] = {"text": on_screen, "said": said, "sound": sounds}

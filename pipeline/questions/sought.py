@@ -33,7 +33,9 @@ _FRAME = frozenset(
 def sought(text: str) -> tuple[str, ...]:
     """In small letters, in the question's order."""
     quoted = " ".join(a or b for a, b in _QUOTED.findall(text))
-    return tuple(words_of(quoted)) or tuple(word for word in words_of(plain(text)) if word not in _FRAME)
+    return tuple(words_of(quoted)) or tuple(
+        word for word in words_of(plain(text)) if not (word in _FRAME or word.isdigit())
+    )
 
 
 def spelt(text: str) -> bool:

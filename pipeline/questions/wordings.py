@@ -94,7 +94,7 @@ CUES = {
     "counts": r"\b(how many|count|number of)\b",
     "who": r"^\W*who\b",
     "yes or no": r"^\W*((is|are|was|were|did|do|does|has|have|had|any)\b|(can|could) (you|we|i|one|anyone) "
-    r"((still|also) )?(see|spot|find|notice|recogni[sz]e|identify|make out)\b"
+    r"((still|also) )?(see|hear|spot|find|notice|recogni[sz]e|identify|make out)\b"
     r"(?!.*\b(what|which|who|where|when|how)\b))",
     "when or where": r"^\W*(when|at what time|where)\b",
 }

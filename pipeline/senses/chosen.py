@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.senses.sound import Sounds
+from pipeline.senses.speech import Speech
 from pipeline.senses.text import Text
 from pipeline.stream import LateSense, UserError
 
 OF_PICTURES = ("places", "bodies", "colours", "light")  # in the order in which the index keeps their numbers
-OF_FILES = ("text",)  # in the order in which they go through a file
+OF_FILES = ("sound", "text", "speech")  # in the order in which they go through a file: the quickest first
 SENSES = (*OF_PICTURES, *OF_FILES)
-ABLE: tuple[str, ...] = ()  # those that take another model than their own
+ABLE = ("speech",)  # those that take another model than their own
 ALL, NONE = "all", "none"
 
 
@@ -33,5 +35,5 @@ def chosen(told: str | None) -> Mapping[str, str]:
 
 def late_senses(wanted: Mapping[str, str]) -> tuple[LateSense, ...]:
     """Those of files, which load what they need when they are first used."""
-    makes = {"text": lambda model: Text()}
-    return tuple(makes[name](wanted[name]) for name in OF_FILES if name in wanted)
+    senses: dict[str, LateSense] = {"sound": Sounds(), "text": Text(), "speech": Speech(wanted.get("speech", ""))}
+    return tuple(senses[name] for name in OF_FILES if name in wanted)

@@ -23,6 +23,7 @@ TITLES = {
     "caption": "Captions",
     "speech": "Speech",
     "text": "Writing",
+    "sound": "Sounds",
     "gap": "Gaps",
 }
 

@@ -23,6 +23,7 @@ from pipeline.models.load import load
 from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
+from pipeline.timeline.gleaner import Gleaner, Played
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.training.metrics import binomial_error, judge, outcome
 from pipeline.weights.shipped import lm_weights
@@ -46,6 +47,8 @@ class Watcher(Protocol):
 
     def see(self, frames: Sequence[Frame]) -> None: ...
 
+    def listen(self, path: Path) -> None: ...
+
     def answer(self, question: str) -> tuple[str, list[float]]:
         """The text, and the seconds it rests on, heaviest first (empty where the watcher cannot say)."""
         ...
@@ -58,7 +61,12 @@ class EngineWatcher:
         self.engine, self.long_side = engine, engine.long_side
 
     def begin(self) -> None:
-        self.state = self.engine.start()
+        self.state, self.gleaner = self.engine.start(), Gleaner(())
+
+    def listen(self, path: Path) -> None:
+        """What the late senses find in the clip, for the questions put at its end."""
+        self.gleaner = Gleaner(self.engine.model.late_senses)
+        self.gleaner.go_through([Played(str(path))])
 
     def see(self, frames: Sequence[Frame]) -> None:
         while frames:
@@ -67,7 +75,8 @@ class EngineWatcher:
             frames = frames[count:]
 
     def answer(self, question: str) -> tuple[str, list[float]]:
-        *_, last = self.engine.ask(Question(question), self.state, Sampling(max_tokens=MOST_TOKENS))
+        asked = Question(question, events=self.gleaner.events, reaches=self.gleaner.reaches)
+        *_, last = self.engine.ask(asked, self.state, Sampling(max_tokens=MOST_TOKENS))
         return last.text, [moment.time for moment in last.evidence]
 
 
@@ -81,6 +90,9 @@ class WordsAlone:
 
     def begin(self) -> None:
         self.seen: list[tuple[float, str]] = []
+
+    def listen(self, path: Path) -> None:
+        """Nothing: the towers only see."""
 
     def see(self, frames: Sequence[Frame]) -> None:
         for i in range(0, len(frames), TOWER_FRAMES):
@@ -183,6 +195,8 @@ def ask_clip(watcher: Watcher, path: Path, records: Sequence[dict]) -> Iterator[
         for frames, asked in parts(video, records):
             watcher.see(frames)
             newest = frames[-1].time if frames else newest
+            if any(record["ask_at"] is None for record in asked):
+                watcher.listen(path)
             for record in asked:
                 yield judged(record, newest, *watcher.answer(record["question"]))
 

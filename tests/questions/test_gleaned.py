@@ -99,3 +99,64 @@ def test_words_are_the_same_in_another_number_or_tense():
         "dogs",
     )
     assert sought("What was said at the end?") in ((), ("end",))
+
+
+SPEECH = (
+    Event(2.0, "speech", "The children are playing in the garden.", 0.8, 4.2),
+    Event(9.1, "speech", "Today we will talk about rockets and cats.", 0.8, 12.2),
+)
+TUNE, NOISE = Event(14.0, "sound", "music", 1.0, 20.0), Event(30.0, "sound", "sound", 1.0, 34.0)
+HEARD = (Reach("sound", "Hearing sounds", 60.0, True), Reach("speech", "Listening", 60.0, True))
+
+
+def hear(text, events=(*SPEECH, TUNE), reaches=HEARD, at=None):
+    question = Question(text, at=at, events=tuple(events), reaches=tuple(reaches))
+    return gleaned_reply(parse(text, 60.0), question, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "times"),
+    [
+        ("What was said at 0:03?", 'At 0:02 I heard "The children are playing in the garden."', (2.0,)),
+        ("What is said?", 'At 0:02 I heard "The children', (2.0, 9.1)),
+        ("Did anyone mention cats?", 'Yes, at 0:09 I heard "Today we', (9.1,)),
+        ("When is the rocket mentioned?", 'At 0:09 I heard "Today we', (9.1,)),
+        ("Did anyone mention dogs?", "I have not heard dogs.", ()),
+        ("What was said at 0:40?", "I heard nobody speak at 0:40.", ()),
+        ("Is there music?", "Yes, music at 0:14.", (14.0,)),
+        ("When does the music start?", "Music at 0:14.", (14.0,)),
+        ("Can you hear anything?", "Yes, speech at 0:02 and music at 0:14.", (2.0, 14.0)),
+        (
+            "Can you hear a dog barking?",
+            "I hear speech at 0:02 and music at 0:14, but I cannot tell what makes it.",
+            (2.0, 14.0),
+        ),
+    ],
+)
+def test_what_was_heard_is_told_with_its_seconds(text, said, times):
+    reply = hear(text)
+    assert reply.text.startswith(said) and reply.times == times
+    assert needed(parse(text, 60.0))[-1] == "speech"
+
+
+@pytest.mark.parametrize(
+    ("text", "events", "said"),
+    [
+        ("Is there music?", (), "I hear nothing; the sound is silent."),
+        ("Can you hear anything?", (), "I hear nothing; the sound is silent."),
+        ("Is there music?", SPEECH, "I am not sure whether there is music; I hear speech at 0:02."),
+        ("Is there music?", (NOISE,), "I am not sure whether there is music; I hear a sound at 0:30."),
+        ("What was said at 0:03?", (TUNE,), "I heard nobody speak at 0:03."),
+        ("Did anyone mention cats?", (), "I have not heard cats."),
+    ],
+)
+def test_of_a_silent_a_musical_and_a_spoken_clip_nothing_is_made_up(text, events, said):
+    assert hear(text, events).text == said
+
+
+@pytest.mark.parametrize("text", ["What was said at 0:03?", "Is there music?", "Can you hear anything?"])
+def test_without_sound_or_before_it_was_heard_it_says_so(text):
+    mute = tuple(Reach(one.sense, one.doing, 0.0, True, "The video has no sound.") for one in HEARD)
+    assert hear(text, (), mute).text == "The video has no sound."
+    early = tuple(Reach(one.sense, one.doing, 1.0) for one in HEARD)
+    assert hear(text, (), early).text.startswith("I cannot say yet; ") and hear(text, (), ()).text == ""

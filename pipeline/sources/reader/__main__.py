@@ -34,6 +34,7 @@ from .container import check_size
 from .reader import CannotSkim, Reader
 from .segments import Segment, SegmentReader, Strayed, Ticket
 from .sniff import Refused
+from .sound import BLOCK, RATE, Block, Listener
 
 
 def send(header: dict, payload: bytes = b"") -> None:
@@ -170,13 +171,37 @@ def help_out(job: dict) -> None:
         send({"type": "done"})
 
 
+def listen(job: dict) -> None:
+    """The sound and the subtitles, one after the other."""
+    spoke = [time.monotonic()]
+
+    def report(listener: Listener) -> None:
+        if time.monotonic() - spoke[0] > 0.5:
+            send({"type": "tick", "skipped": listener.skipped, "progress": listener.progress()})
+            spoke[0] = time.monotonic()
+
+    listener = Listener(job["fd"], job, report)
+    tracks = {"sound": listener.audio is not None, "subtitles": listener.words is not None}
+    send({"type": "info", "unread": listener.unread} | tracks)
+    for heard in listener.heard():
+        if isinstance(heard, Block):
+            samples = np.concatenate(heard.parts).astype("<f4")
+            for first in range(0, len(samples), BLOCK):  # one packet may hold many seconds
+                head = {"type": "block", "time": heard.time + first / RATE, "progress": listener.progress()}
+                send(head, samples[first : first + BLOCK].tobytes())
+        else:
+            send({"type": "cue"} | dict(zip(("time", "until", "text"), heard)))
+    send({"type": "end", "skipped": listener.skipped, "progress": 1.0})
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
     cv2.setNumThreads(1)
     confine(job)
     gc.freeze()  # collections look at our few objects only, not at the libraries'
     try:
-        help_out(job) if job["helps"] else watch(job)
+        work = listen if job.get("sound") else help_out if job["helps"] else watch
+        work(job)
     except Refused as refused:
         send({"type": "error", "kind": refused.kind, "facts": refused.facts})
     except MemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -45,11 +46,13 @@ def refuse_nested(url: str, flags: int, options: dict) -> None:
     raise PermissionError("a video may not open anything else")
 
 
-def open_container(source: Source, demuxer: str, job: dict) -> av.container.InputContainer:
-    """The file, opened with `demuxer` and nothing else. Raises Refused."""
+def open_container(
+    source: Source, demuxer: str, job: dict, codecs: Sequence[str] = CODECS
+) -> av.container.InputContainer:
+    """The file, opened with `demuxer` and nothing else. codecs: that may run. Raises Refused."""
     options = {
         "format_whitelist": FORMAT_NAMES.get(demuxer, demuxer),
-        "codec_whitelist": ",".join(CODECS),
+        "codec_whitelist": ",".join(codecs),
         "protocol_whitelist": "none",
         "max_pixels": str(job["pixels"]),
         "max_streams": str(job["streams"]),
@@ -87,7 +90,7 @@ def choose_stream(container: av.container.InputContainer, pixels: int) -> av.Vid
     return stream
 
 
-def codec_name(stream: av.VideoStream) -> str:
+def codec_name(stream: av.VideoStream | av.AudioStream | av.subtitles.stream.SubtitleStream) -> str:
     return stream.codec_context.name if stream.codec_context else "unknown"
 
 
