@@ -169,4 +169,4 @@ def _named(name: str) -> Transcriber:
         raise UserError(
             f"{name} holds no Whisper model that can be read, so nothing is heard with it; name one such as {EXAMPLE}."
         ) from error
-    return Transcriber(model.requires_grad_(False), hears, words.decode)
+    return Transcriber(model.requires_grad_(False), hears, lambda ids: str(words.decode(list(ids))))
