@@ -32,7 +32,7 @@ def measured(sense: LateSense, path: str) -> dict[str, object]:
     for gleaned in sense.glean(path, threading.Event()):
         found += gleaned.events
         lacks = lacks or gleaned.lacks
-    seconds = probe(path)["duration"] or 0.0
+    cost, seconds = spent() - began, probe(path).get("seconds", 0.0)
     return {
         "file": path.rpartition("/")[2],
         "sense": sense.name,
