@@ -34,8 +34,8 @@ class OptionText:
 
 
 class ModelOptions(BaseModel):
-    """What a Vamba checkpoint may be told when it is loaded; `kernels`, `mode` and `senses` are for every model,
-    and `kernels` is for the whole process.
+    """What a Vamba checkpoint may be told when it is loaded; `endless` is for the embedded model, too; `kernels`,
+    `mode` and `senses` are for every model, and `kernels` is for the whole process.
 
     An option at its default is one that was not given.
 
@@ -98,6 +98,21 @@ class ModelOptions(BaseModel):
             costs="an approximation, and the page says so; a first word 75 ms instead of 44",
             metavar="N",
             example="64",
+        ),
+    ] = None
+    endless: Annotated[
+        float | None,
+        Field(gt=0),
+        OptionText(
+            help="for streams without an end: the newest so many minutes stay in memory, older ones go to a file and "
+            "are read back where a question points to",
+            must="a number of minutes, more than 0",
+            does="what is older than 10 minutes lies in a nameless file (in `TMPDIR`) for a day. The embedded model "
+            "takes it, too, and reads back what its question is about, exactly; a Vamba 64 frames (or `--retrieve N`)",
+            costs="disk: as much as memory otherwise, 141 MB an hour or 30.9 GB; what the published model says about "
+            "older minutes is an approximation, and the page says so",
+            metavar="MINUTES",
+            example="10",
         ),
     ] = None
     kernels: Annotated[
@@ -197,7 +212,7 @@ class ModelOptions(BaseModel):
 
     def saving(self) -> dict[str, Any]:
         """What a Vamba's memory is told."""
-        return self.model_dump(include={"eight_bit", "retrieve", "gpu_memory"})
+        return self.model_dump(include={"eight_bit", "retrieve", "gpu_memory", "endless"})
 
     @property
     def rounding(self) -> Literal["int8", "fp8"] | None:

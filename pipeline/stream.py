@@ -192,7 +192,7 @@ class StreamState(Generic[B]):
 
     inner: what one system carries from chunk to chunk and what its decoder may look at; a frozen value of its own.
     held: frames that wait for a partner (Qwen2-VL's tower encodes pairs); they count as seen: a question flushes them.
-    host_bytes: of `memory_bytes`, those that lie in the computer's memory instead of the GPU's.
+    host_bytes: of `memory_bytes`, those that lie in the computer's memory instead of the GPU's. disk_bytes: in a file.
     dropped: memory slots or tokens that a limit has evicted or merged so far, and `dropped_note` says it in words.
     """
 
@@ -203,6 +203,7 @@ class StreamState(Generic[B]):
     state_bytes: int = 0  # constant for a recurrent backbone
     memory_bytes: int = 0  # grows with the video unless a policy bounds it
     host_bytes: int = 0
+    disk_bytes: int = 0
     dropped: int = 0
     dropped_note: str = ""
 

@@ -271,6 +271,7 @@ def _costs(viewer: Viewer, answer: Answer) -> str:
     """What two models are compared by."""
     state, timings = viewer.state, _timings(viewer, answer)
     said = [f"state {state.state_bytes / 1e6:,.1f} MB", f"memory {state.memory_bytes / 1e6:,.1f} MB"]
+    said += [f"{state.disk_bytes / 1e6:,.1f} MB of it on the disk"] if state.disk_bytes else []
     said += [f"{ms:,.1f} ms a picture"] if (ms := timings["picture_ms"]) else []
     said += [f"first word after {first:.2f} s"] if (first := timings["first_token_s"]) else []
     return ", ".join(said)
@@ -311,6 +312,7 @@ def document_of(viewer: Viewer, answer: Answer) -> dict[str, Any]:
             "state": state.state_bytes,
             "memory": state.memory_bytes,
             "memory_on_host": state.host_bytes,
+            "memory_on_disk": state.disk_bytes,
             **peak_memory(),
         },
     }

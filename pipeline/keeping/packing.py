@@ -202,8 +202,8 @@ def pack_log(log: Log) -> Packed:
 
 
 def unpack_log(packed: Packed, start: Log, settle: Callable[[Log], Log] = lambda log: log) -> Log:
-    """start: the model's own log before the first frame. settle: what moves old blocks to the host, asked block by
-    block, so that a memory larger than the GPU's comes back, too."""
+    """start: the model's own log before the first frame. settle: what moves old blocks to the host or a file, asked
+    block by block, so that a memory larger than the GPU's comes back, too."""
     first, length, gone, block_slots = (count(packed, name) for name in ("first", "length", "gone", "block_slots"))
     if not 0 < block_slots <= LARGEST_BLOCK or first > block_slots or set(packed.tensors) != set(start.fields):
         raise ValueError("no log of this kind")
@@ -222,8 +222,9 @@ def unpack_log(packed: Packed, start: Log, settle: Callable[[Log], Log] = lambda
 
 def pack_memory(memory: Memory) -> Packed:
     policy, amount = memory.policy, memory.policy.amount
+    coarse = {} if memory.coarse is None else {"coarse": pack_log(memory.coarse.log)}
     return join(
-        {"log": pack_log(memory.log)},
+        {"log": pack_log(memory.log), **coarse},
         policy=[policy.kind, None if math.isinf(amount) else amount],  # JSON has no infinity
         dropped=memory.dropped,
     )
@@ -235,9 +236,17 @@ def unpack_memory(packed: Packed, start: Memory) -> Memory:
     if not isinstance(kind, str):
         raise TypeError(f"{kind!r} is no kind of policy")
     policy = Policy(kind, math.inf if amount is None else _seconds(amount))
-    settle = start.tier.settle if start.tier else lambda log: log
-    log = unpack_log(part(packed, "log"), start.log, settle)
-    return replace(start, log=log, policy=policy, dropped=count(packed, "dropped"))
+    kept = part(packed, "log")
+    log = unpack_log(kept, start.log, start.settled)
+    coarse = start.coarse
+    if coarse is not None:
+        if "coarse" not in packed.document:
+            raise UserError(
+                "This stream was kept without --endless, so it cannot go on with it; go on without, or start it again."
+            )
+        coarse = replace(coarse, log=unpack_log(part(packed, "coarse"), coarse.log))
+    lost = log.gone - count(kept, "gone")  # where the disk is full
+    return replace(start, log=log, policy=policy, dropped=count(packed, "dropped") + lost, coarse=coarse)
 
 
 def _seconds(value: JSON) -> float:

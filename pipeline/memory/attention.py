@@ -8,6 +8,7 @@ head, M = Q H / K rows of one key head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,6 +43,13 @@ def keys_values(log: Log, layer: int, dtype: torch.dtype) -> Iterator[tuple[Tens
 # --- by kernels where they run ---------------------------------------------------------------------------------------
 
 
+def _kernels(q_HQP: Tensor, log: Log) -> ModuleType | None:
+    """Kernels find blocks by their addresses: one that lies in a file has none."""
+    if any(block.away for block in log.blocks):
+        return None
+    return attention_kernels(q_HQP, len(log), log.block_slots)
+
+
 def attend(log: Log, layer: int, q_HQP: Tensor, want_weights: bool = False) -> tuple[Tensor, Tensor | None]:
     """Attention of queries (H, Q, P) over all visible slots: output (H, Q, P) and, if wanted, weights (slots,).
 
@@ -49,7 +57,7 @@ def attend(log: Log, layer: int, q_HQP: Tensor, want_weights: bool = False) -> t
     """
     outputs, weights = [], None
     for q in q_HQP.split(QUERIES_PER_PASS, dim=1):
-        if kernels := attention_kernels(q, len(log), log.block_slots):
+        if kernels := _kernels(q, log):
             out, looked = kernels.attend(log.slots, layer, q, want_weights)
         else:
             out, looked = plain_attend(log, layer, q, want_weights)
@@ -65,7 +73,7 @@ def attend_each(log: Log, layer: int, q_HQP: Tensor, want_weights: bool) -> tupl
 
     The keys are read once for all of them.
     """
-    if kernels := attention_kernels(q_HQP, len(log), log.block_slots):
+    if kernels := _kernels(q_HQP, log):
         return kernels.attend(log.slots, layer, q_HQP, want_weights, each=want_weights)
     if not len(log):
         return torch.zeros_like(q_HQP), None
@@ -75,7 +83,7 @@ def attend_each(log: Log, layer: int, q_HQP: Tensor, want_weights: bool) -> tupl
 
 def scan(log: Log, layer: int, q_HQP: Tensor, keep_scores: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weighted values (H, Q, P), their log-sum-exp (H, Q) and, if kept, scores (H, Q, slots), in fp32 or fp64."""
-    if (kernels := attention_kernels(q_HQP, len(log), log.block_slots)) is None:
+    if (kernels := _kernels(q_HQP, log)) is None:
         return plain_scan(log, layer, q_HQP, keep_scores)
     parts, sums, scores = kernels.scan(log.slots, layer, q_HQP, keep_scores)
     values, total = kernels.merge(parts, sums, parts.new_empty(parts.shape[1:]))  # in fp32, not yet rounded
@@ -92,7 +100,7 @@ def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def weights_given(log: Log, layer: int, q_HQP: Tensor, total_HQ: Tensor) -> Tensor:
     """(slots,) weights, the mean over all rows, from the keys and a log-sum-exp over these slots and others."""
-    if (kernels := attention_kernels(q_HQP, len(log), log.block_slots)) is None:
+    if (kernels := _kernels(q_HQP, log)) is None:
         return plain_weights(log, layer, q_HQP, total_HQ)
     return kernels.slot_weights(log.slots, layer, q_HQP, total_HQ.contiguous(), None)
 

@@ -9,11 +9,12 @@ hour of memory is never copied, and blocks nobody sees any more are freed by Pyt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,8 +41,18 @@ class Field(NamedTuple):
         return math.prod(n for n in self.shape if n is not None) * self.dtype.itemsize
 
 
+class Away(Protocol):
+    """A whole block's tensors somewhere slower than memory (disk.py)."""
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """So many slots of a field from `start` on, on the log's device, slots in the field's slot dimension."""
+
+
 class Block:
-    """Preallocated room for `slots` slots. `used` marks how far somebody has written; it only grows."""
+    """Preallocated room for `slots` slots. `used` marks how far somebody has written; it only grows.
+
+    away: where its tensors are, or are about to be; `tensors` then lack what is there.
+    """
 
     def __init__(self, fields: dict[str, Field], slots: int, device: torch.device | str):
         self.tensors = {name: torch.empty(c.sized(slots), dtype=c.dtype, device=device) for name, c in fields.items()}
@@ -49,6 +60,7 @@ class Block:
         self.on_host = False
         self.arrived: torch.cuda.Event | None = None  # None: at once
         self.twin: Block | None = None  # this block on the host, if it was moved
+        self.away: Away | None = None
 
     def moved(self, tensors: dict[str, Tensor], arrived: torch.cuda.Event | None) -> Block:
         """This block, written to its end, as it will be on the host once `arrived` has happened."""
@@ -56,11 +68,34 @@ class Block:
         twin.tensors, twin.used, twin.on_host, twin.arrived = tensors, self.slots, True, arrived
         return twin
 
-    def ready(self) -> dict[str, Tensor]:
-        """The tensors, fit for a processor to read."""
+    def ready(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of these fields at least, fit for a processor to read."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.tensors
+        tensors, away = self.tensors, self.away
+        if away is None:
+            return tensors
+        return tensors | {name: away.rows(name, 0, self.slots) for name in names if name not in tensors}
+
+    def chosen(self, name: str, dim: int, rows: Tensor) -> Tensor:
+        """Copies of some slots (int64, ascending) of a field; from what is away no others are read."""
+        tensors, away = self.tensors, self.away
+        if name in tensors or away is None:
+            tensor = self.ready((name,))[name]
+            return tensor.index_select(dim, rows.to(tensor.device))
+        return torch.cat([away.rows(name, run.start, len(run)) for run in runs(rows)], dim=dim)
+
+    def held(self, names: Iterable[str]) -> Block:
+        """The same block for one who reads it for a while: what is sent away meanwhile stays with it, and what is away
+        is read back."""
+        same = Block({}, self.slots, "cpu")
+        same.tensors, same.used = self.ready(names), self.slots
+        return same
+
+    @cached_property
+    def ended(self) -> float:
+        """The second of the last slot; of a block that is written to its end. On a GPU it waits, once."""
+        return float(self.tensors["time"][-1])
 
     def claim(self, start: int, n: int) -> bool:
         """True if slots start..start+n were free and are now the caller's."""
@@ -153,7 +188,7 @@ class Log:
         new = Block(self.fields, block.slots, self.device)
         for name, field in self.fields.items():
             dim = field.slot_dim
-            new.tensors[name].narrow(dim, 0, upto).copy_(block.ready()[name].narrow(dim, 0, upto))
+            new.tensors[name].narrow(dim, 0, upto).copy_(block.ready((name,))[name].narrow(dim, 0, upto))
         new.claim(0, upto + more)
         return new
 
@@ -198,13 +233,18 @@ class Log:
 
     def views(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
         """The visible part of each block, in order, where it lies, uncopied; slots in each field's slot dimension."""
+        for block, seen in self.seen():
+            tensors = block.ready(names)
+            yield tuple(tensors[n].narrow(self.fields[n].slot_dim, seen.start, len(seen)) for n in names)
+
+    def seen(self) -> Iterator[tuple[Block, range]]:
+        """Every block with its visible slots, in order."""
         skip, left = self.first, self.length
         for block in self.blocks:
             if left <= 0:
                 return
             count = min(block.slots - skip, left)
-            tensors = block.ready()
-            yield tuple(tensors[n].narrow(self.fields[n].slot_dim, skip, count) for n in names)
+            yield block, range(skip, skip + count)
             skip, left = 0, left - count
 
     def tensor(self, name: str) -> Tensor:
@@ -212,21 +252,40 @@ class Log:
         dim = self.fields[name].slot_dim
         parts = [view.to(self.device) for (view,) in self.views(name)]
         if not parts:
-            c = self.fields[name]
-            return torch.empty(c.sized(0), dtype=c.dtype, device=self.device)
+            return self._none(name)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
     def gather(self, slots: Tensor, *names: str) -> tuple[Tensor, ...]:
         """Copies of the given visible slots (int64, ascending), one tensor per name."""
-        if not self.length:
-            return tuple(self.tensor(n) for n in names)
         out: dict[str, list[Tensor]] = {n: [] for n in names}
-        base = 0
-        for views in self.views(*names):
-            count = views[0].shape[self.fields[names[0]].slot_dim]
-            here = slots[(slots >= base) & (slots < base + count)] - base
-            for name, view in zip(names, views):
-                chosen = view.index_select(self.fields[name].slot_dim, here.to(view.device))
-                out[name].append(chosen.to(self.device))
-            base += count
-        return tuple(torch.cat(out[n], dim=self.fields[n].slot_dim) for n in names)
+        slots, base = slots.cpu(), 0
+        for block, seen in self.seen():
+            start, stop = (int(n) for n in torch.searchsorted(slots, torch.tensor([base, base + len(seen)])))
+            here = slots[start:stop] - base + seen.start
+            base += len(seen)
+            if len(here):
+                for name in names:
+                    out[name].append(block.chosen(name, self.fields[name].slot_dim, here).to(self.device))
+        return tuple(torch.cat(out[n], dim=self.fields[n].slot_dim) if out[n] else self._none(n) for n in names)
+
+    def brought_back(self, slots: Tensor, far: int) -> Log:
+        """Some of the slots of its `far` oldest blocks (int64, ascending), copied to the device, and before nothing of
+        the rest: all newer ones where they lie. Not for going on."""
+        pad, rows = -len(slots) % self.block_slots, dict(zip(self.fields, self.gather(slots, *self.fields)))
+        chosen = Log(self.fields, self.block_slots, self.device).reserve(pad)[0].append(**rows).drop_oldest(pad)
+        near = self.blocks[far:]
+        seen = max(0, self.first + self.length - far * self.block_slots)
+        if not len(slots):
+            chosen = replace(chosen, blocks=(), first=0 if far else self.first)
+        blocks = (*chosen.blocks, *(block.held(self.fields) for block in near))
+        return replace(chosen, blocks=blocks, length=len(slots) + min(seen, self.length), gone=0)
+
+    def _none(self, name: str) -> Tensor:
+        return torch.empty(self.fields[name].sized(0), dtype=self.fields[name].dtype, device=self.device)
+
+
+def runs(rows: Tensor) -> Iterator[range]:
+    """Ascending numbers, at least one, as stretches without a gap."""
+    breaks = ((rows.diff() != 1).nonzero()[:, 0] + 1).tolist()
+    for start, stop in pairwise([0, *breaks, len(rows)]):
+        yield range(int(rows[start]), int(rows[stop - 1]) + 1)

@@ -1,7 +1,8 @@
 """What a decoder may look at: keys and values of every cross-attention layer, with a time for every slot.
 
 `Memory` is a Log (see log.py) in the model's type or in 8 bits, with a policy (`all`, `window`, `budget`) and exact
-attention over its blocks. Its older blocks may lie in the computer's memory instead of the GPU's (tiers.py).
+attention over its blocks. Its older blocks may lie in the computer's memory instead of the GPU's (tiers.py), or in a
+file (disk.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from pipeline.gpu.device import sent
 from pipeline.memory import attention, tiers
+from pipeline.memory.disk import Disk, disk_nbytes
 from pipeline.memory.log import Field, Log
 from pipeline.memory.tiers import Tier
+
+COARSE_SLOTS = 512  # of a block
+Write = Callable[[int | slice, Tensor, Tensor], None]  # (layer, k_KTP, v_KTP)
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,14 @@ class Policy:
         if self.kind == "budget":
             return max(0, len(log) - int(self.amount))
         if self.kind == "window" and len(log):
-            times = log.tensor("time")
-            return int((times < times[-1] - 60 * self.amount).sum())
+            newest = log.drop_oldest(len(log) - 1).tensor("time")
+            old = 0
+            for (times,) in log.views("time"):  # as far as there are old ones: of a day, not all of it
+                here = int((times < newest - 60 * self.amount).sum())
+                old += here
+                if here < len(times):
+                    break
+            return old
         return 0
 
 
@@ -50,13 +61,17 @@ class Memory:
     """Keys and values of every cross-attention layer for every video token, with a time per slot.
 
     log fields: `k`, `v` (layers, K heads, slots, P) in the model's type or int8 with `k_scale`, `v_scale`
-    (layers, K heads, slots, 1); `time` (slots,) fp64 seconds. tier: what may lie on the host; None: nothing.
+    (layers, K heads, slots, 1); `time` (slots,) fp64 seconds. tier: what may lie on the host; None: nothing. disk: what
+    goes to a file; None: nothing. coarse: a slot for every instant, its mean key and value: by it a question finds what
+    it must read back; None: it is told otherwise.
     """
 
     log: Log
     policy: Policy = field(default_factory=Policy)
     dropped: int = 0
     tier: Tier | None = None
+    disk: Disk | None = None
+    coarse: Memory | None = None
 
     @classmethod
     def empty(
@@ -71,13 +86,17 @@ class Memory:
         policy: Policy | None = None,
         block_slots: int = 4096,
         tier: Tier | None = None,
+        disk: Disk | None = None,
+        ranked: bool = False,
     ) -> Memory:
+        """ranked: with a coarse memory."""
         shape, scale = (layers, heads, None, head_dim), (layers, heads, None, 1)
         stored = torch.int8 if eight_bit else dtype
         fields = {"k": Field(shape, stored), "v": Field(shape, stored), "time": Field((None,), torch.float64)}
         if eight_bit:
             fields |= {"k_scale": Field(scale, dtype), "v_scale": Field(scale, dtype)}
-        return cls(Log(fields, block_slots, device), policy or Policy(), tier=tier)
+        coarse = cls(Log(fields, COARSE_SLOTS, device)) if ranked else None
+        return cls(Log(fields, block_slots, device), policy or Policy(), tier=tier, disk=disk, coarse=coarse)
 
     def __len__(self) -> int:
         return len(self.log)
@@ -88,7 +107,7 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        return self.log.nbytes
+        return self.log.nbytes + (self.coarse.nbytes if self.coarse else 0)
 
     @property
     def host_slots(self) -> int:
@@ -101,16 +120,22 @@ class Memory:
         return self.host_slots * (self.log.slot_nbytes - self.log.fields["time"].bytes_per_slot())
 
     @property
+    def disk_nbytes(self) -> int:
+        """Bytes of `nbytes` that lie in a file."""
+        return disk_nbytes(self.log)
+
+    @property
     def times(self) -> np.ndarray:
         """Seconds of every visible slot, ascending."""
         return self.log.tensor("time").cpu().numpy()
 
-    def append(self, times: Tensor) -> tuple[Memory, Callable[[int | slice, Tensor, Tensor], None]]:
+    def append(self, times: Tensor) -> tuple[Memory, Write]:
         """Room for len(times) more slots: the new Memory and `write(layer, k_KTP, v_KTP)`, to be called per layer.
 
         Keys and values go straight into their place: the chunk's K/V exist once.
         """
         log, spans = self.log.reserve(len(times))
+        coarse, add_means = (None, None) if self.coarse is None else self.coarse._append_means(times)
         times = sent(times, log.device)
         for block, there, here in spans:
             block.tensors["time"][there] = times[here].to(block.tensors["time"])
@@ -124,21 +149,52 @@ class Memory:
                     block.tensors[name][layer, :, there] = rows[..., here, :]
                     if scale is not None:
                         block.tensors[name + "_scale"][layer, :, there] = scale[..., here, :]
+            if add_means is not None:
+                add_means(layer, k, v)
 
-        return replace(self, log=log), write
+        return replace(self, log=log, coarse=coarse), write
+
+    def _append_means(self, times: Tensor) -> tuple[Memory, Write]:
+        """A slot for every instant of these times (ascending; on a GPU it waits for them), and what writes the means of
+        the keys and values given to it."""
+        counts = [len([*same]) for _, same in groupby(times.tolist())]
+        ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+        memory, write = self.append(times[ends.to(times.device) - 1])
+        return memory, lambda layer, k, v: write(layer, _means(k, counts), _means(v, counts))
 
     def applied(self) -> Memory:
-        """After its policy: the oldest slots beyond it are dropped and counted; then what its tier moves has moved."""
+        """After its policy: the oldest slots beyond it are dropped and counted; then what is to move has moved."""
         n = self.policy.excess(self.log)
-        log = self.log.drop_oldest(n) if n else self.log
+        log, coarse = self.settled(self.log.drop_oldest(n) if n else self.log), self.coarse
+        if coarse and self.disk:
+            coarse = replace(coarse, log=self.disk.forget(coarse.log))
+        if log is self.log and coarse is self.coarse:
+            return self
+        return replace(self, log=log, coarse=coarse, dropped=self.dropped + log.gone - self.log.gone)
+
+    def settled(self, log: Log) -> Log:
+        """The log with its older blocks on the host or in a file, where they belong there."""
         log = log if self.tier is None else self.tier.settle(log)
-        return self if log is self.log else replace(self, log=log, dropped=self.dropped + n)
+        return log if self.disk is None else self.disk.settle(log)
 
     def select(self, slots: Tensor) -> Memory:
         """A small Memory on the device, of copies of the given slots (int64, ascending): what a `retrieve` reads."""
         names = tuple(self.log.fields)
         log = Log(self.log.fields, -(-max(1, len(slots)) // 64) * 64, self.log.device)  # whole tiles of the kernels
         return Memory(log.append(**dict(zip(names, self.log.gather(slots, *names)))))
+
+    @property
+    def near_from(self) -> int:
+        """The number of the first slot that does not belong in the file: told by the times alone."""
+        far = 0 if self.disk is None else self.disk.far_blocks(self.log)
+        return self.log.gone + max(0, far * self.log.block_slots - self.log.first)
+
+    def brought_back(self, slots: Tensor, near_from: int) -> Memory:
+        """A Memory on the device for one answer: the given slots before the number `near_from`, copied, and all from
+        there on, uncopied."""
+        far = min(max(0, near_from - self.log.gone), len(self))
+        blocks = -(-(self.log.first + far) // self.log.block_slots) if far else 0
+        return Memory(self.log.brought_back(slots, blocks))
 
     def blocks(self, layer: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         """Visible keys and values (K, slots, P) of one layer, block by block, in `dtype`."""
@@ -174,6 +230,13 @@ class Memory:
             found += [] if weights is None else [weights]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return out, torch.stack(found) if found else None
+
+
+def _means(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """(..., T, P) -> (..., instants, P): over each instant's slots."""
+    if len(set(counts)) == 1:
+        return rows.unflatten(-2, (len(counts), counts[0])).mean(-2)
+    return torch.stack([part.mean(-2) for part in rows.split(list(counts), -2)], -2)
 
 
 def _to_eight_bit(rows: Tensor) -> tuple[Tensor, Tensor]:

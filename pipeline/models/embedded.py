@@ -27,6 +27,7 @@ from pipeline.keeping import packing
 from pipeline.layers.decoding import TextStream, generator, sample
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextCache
+from pipeline.memory.disk import HOURS, Disk, disk_nbytes
 from pipeline.memory.log import Log
 from pipeline.memory.memory import Memory, Policy
 from pipeline.models.answering import SteppedModel, passed_by_readings
@@ -93,7 +94,10 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         tokenizer: Any,
         policy: Policy | None = None,
         senses: Senses | None = None,
+        endless: float | None = None,
     ):
+        """endless: minutes that stay in memory; older ones go to a file and fall out after a day. None: all stay."""
+        self.disk = None if endless is None else Disk(endless, TOKENS)
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
         self.senses = senses or Senses()
         self.eyes: NamingEyes | None = None  # better ones, which name things and places
@@ -116,9 +120,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
 
     def start(self) -> StreamState[EmbeddedInner]:
         cfg, device = self.cfg.vamba, self.device
-        memory = Memory.empty(
-            self._memory_layers, cfg.n_kv_heads, cfg.head_dim, self._text_dtype, device, policy=self.policy
-        )
+        shape = self._memory_layers, cfg.n_kv_heads, cfg.head_dim
+        memory = Memory.empty(*shape, self._text_dtype, device, policy=self.policy, disk=self.disk)
         states = () if self.cfg.twin else self.net.vamba.start()
         inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, self.senses.widths))
         return self._counted(StreamState(inner), inner)
@@ -155,6 +158,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         )
         before, memory = memory.dropped, memory.applied()
         index = index.drop_oldest((memory.dropped - before) // TOKENS)
+        if self.disk:
+            self.disk.send(index)
         state = self._counted(state, EmbeddedInner(states, newest, memory, index))
         return replace(state, frames=state.frames + len(chunk.frames), seen_until=chunk.seen_until)
 
@@ -166,6 +171,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
             inner=inner,
             state_bytes=sum(s.nbytes for s in inner.states) + FEATURES * 4,
             memory_bytes=inner.memory.nbytes + inner.index.nbytes,
+            disk_bytes=inner.memory.disk_nbytes + disk_nbytes(inner.index) if self.disk else 0,
             dropped=dropped,
             dropped_note=self._dropped_note(dropped),
         )
@@ -189,6 +195,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         states = packing.unpack_mixers(packing.part(kept, "states"), start.states)
         memory = packing.unpack_memory(packing.part(kept, "memory"), start.memory)
         index = packing.unpack_log(packing.part(kept, "index"), start.index)
+        if self.disk:  # it may have had no room for all of the memory
+            index = index.drop_oldest(memory.dropped // TOKENS - index.gone)
+            self.disk.send(index)
         if len(memory) != TOKENS * len(index):
             raise ValueError("memory and index are not of the same frames")
         like, newest = torch.empty(FEATURES, device=self.device), None
@@ -204,7 +213,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         return packing.fingerprint(kind, self.net, self.tower, *self.senses.nets, *eyes)
 
     def _dropped_note(self, frames: int) -> str:
-        return f"The memory is full: the oldest {frames:,} frames are no longer in it." if frames else ""
+        full = f"Older than {HOURS} hours, or the disk is full" if self.disk else "The memory is full"
+        return f"{full}: the oldest {frames:,} frames are no longer in it." if frames else ""
 
     def _see(self, tokens_1TD: Tensor, times: Tensor, state: StreamState[EmbeddedInner]):
         """Run the video column: the memory with the new keys and values, the new states, and the locate keys."""

@@ -64,8 +64,7 @@ def _loaded(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
-        _checked(own, options)
-        model = own.shipped(device, dtype, senses)
+        model = own.shipped(device, dtype, senses, _checked(own, options))
         return _with_eyes(model, eyes, device) if eyes else model
     if eyes:
         raise UserError("Only the embedded model takes other eyes, so nothing was loaded; leave out --eyes.")
@@ -190,14 +189,13 @@ def _folder(name: str) -> Path:
 
 
 def _checked(system: System, options: dict[str, Any]) -> ModelOptions:
-    if system.options is not None:
-        return system.options.checked(options)
-    if options:
-        takers = " or a ".join(other.name for other in systems() if other.options)
+    given = ModelOptions.checked(options)
+    if refused := [name for name in options if name not in system.options and name in given.given()]:
+        takers = " or a ".join(other.name for other in systems() if set(refused) <= set(other.options))
         raise UserError(
-            f"Only a {takers} checkpoint takes {', '.join(options)}, so this model was not loaded; leave that out."
+            f"Only a {takers} checkpoint takes {', '.join(refused)}, so this model was not loaded; leave that out."
         )
-    return ModelOptions()
+    return given
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
 from pipeline.models.embedded_twin import EmbeddedTwin
 from pipeline.models.system import Row, System
+from pipeline.options import ModelOptions
 from pipeline.questions.router import Router
 from pipeline.senses.chosen import OF_PICTURES
 from pipeline.senses.sensed import Senses
@@ -28,6 +29,7 @@ def load_embedded(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     senses: Collection[str] = OF_PICTURES,
+    options: ModelOptions | None = None,
     assets: Path = ASSETS,
 ) -> EmbeddedModel:
     """The shipped small Vamba or its twin. dtype is the text column's: by default bf16 where the machine computes in
@@ -47,7 +49,11 @@ def load_embedded(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     del trained, weights
     give_back()
-    model = (EmbeddedTwin if twin else EmbeddedModel)(net, tower, tokenizer, None, Senses.load(assets, device, senses))
+    looking = Senses.load(assets, device, senses)
+    if twin:
+        model: EmbeddedModel = EmbeddedTwin(net, tower, tokenizer, None, looking)
+    else:
+        model = EmbeddedModel(net, tower, tokenizer, None, looking, None if options is None else options.endless)
     model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
     return model
 
@@ -87,6 +93,7 @@ EMBEDDED = System(
     name="embedded",
     shipped=partial(load_embedded, False),
     partner=lambda config: "embedded-twin",
+    options=("endless",),
     rows=(
         Row(
             "`embedded`: Vamba, 135 M language model, 5 layers cross-attend",
@@ -95,6 +102,14 @@ EMBEDDED = System(
             state="1.2 MB",
             minute="2.4 MB",
             hour="141 MB",
+        ),
+        Row(
+            "`--endless 10`",
+            runs_on="and disk",
+            weights="same",
+            state="1.2 MB",
+            minute="2.4 MB",
+            hour="at most 43 MB",
         ),
     ),
 )

@@ -13,12 +13,12 @@ in models/__init__.py, `SYSTEMS`. Nothing else asks which system a checkpoint is
                     used, and may be missing from a checkpoint; `verify` computes them where they are there
     finish          what is left to do once the weights are in: tables that no checkpoint holds
     wrap            (network with its weights, Checkpoint) -> the Model that watches and answers
-    options         the record of options it takes, or None
+    options         names of the options it takes, besides those for every model
     partner         config -> the name of the model that it is naturally compared with, or None
     golden          (network, tensors of expected.safetensors) -> a Golden, which `verify` compares, or None
 
-A system that comes with the code has `shipped` instead: (device, dtype, names of the wanted senses) -> its Model,
-found by `name`.
+A system that comes with the code has `shipped` instead: (device, dtype, names of the wanted senses, options) -> its
+Model, found by `name`.
 
 Errors: `build` may raise KeyError, TypeError or ValueError for what a config lacks or garbles; the loader says so in a
 sentence. What else can be wrong with a checkpoint is told by whoever finds it, as a UserError. `golden` raises KeyError
@@ -142,10 +142,10 @@ class System:
     unused: Callable[[Config], tuple[str, ...]] = _none
     finish: Callable[[Any], None] = _nothing
     wrap: Callable[[Any, Checkpoint], Model[Any]] | None = None
-    options: type[ModelOptions] | None = None
+    options: tuple[str, ...] = ()
     partner: Callable[[Config], str | None] = _nobody
     golden: Callable[[Any, Mapping[str, Tensor]], Golden] | None = None
-    shipped: Callable[[torch.device, torch.dtype | None, Collection[str]], Model[Any]] | None = None
+    shipped: Callable[[torch.device, torch.dtype | None, Collection[str], ModelOptions], Model[Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.shipped is None and not (self.recognises and self.build and self.wrap):

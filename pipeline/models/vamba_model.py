@@ -21,9 +21,11 @@ from pipeline.layers.fp8 import rounding_told
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import MOST_READS, Opening, TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
+from pipeline.memory.disk import HOURS, Disk
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
 from pipeline.models.answering import TOGETHER, DecoderModel
+from pipeline.models.vamba_endless import READ_BACK, Far, note_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
 from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
@@ -49,6 +51,8 @@ class VambaModel(DecoderModel[VambaInner]):
     It costs one more pass of the question over the whole memory; each token of the answer then costs the same
     however long the video is.
     gpu_memory: GB of a video's memory that stay on the GPU; older slots move to the computer's. None: all stay.
+    endless: minutes that stay on the GPU. Older ones go to a file, and an answer reads `retrieve` of their frames (64)
+    beside all of the newest (vamba_endless.py). None: all stay.
     """
 
     trained_frames = 1024  # of a video in the authors' longest evaluation, LVBench
@@ -65,6 +69,7 @@ class VambaModel(DecoderModel[VambaInner]):
         block_slots: int = 4096,
         retrieve: int | None = None,
         gpu_memory: float | None = None,
+        endless: float | None = None,
     ):
         self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
         self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
@@ -73,7 +78,10 @@ class VambaModel(DecoderModel[VambaInner]):
         self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
         if self.tier:
             self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
-        if retrieve:
+        self.disk = None if endless is None else Disk(endless)
+        if self.disk:
+            self.about += f" The newest {endless:g} minutes stay at hand; older ones lie in a file for {HOURS} hours."
+        elif retrieve:
             self.about += f" An answer reads the {retrieve:,} frames that fit its question best."
         self._rounding = rounding_told(net)
         self._prompt = ChatPrompt(tokenizer) if tokenizer is not None else None
@@ -115,6 +123,8 @@ class VambaModel(DecoderModel[VambaInner]):
             policy=self.policy,
             block_slots=self.block_slots,
             tier=self.tier,
+            disk=self.disk,
+            ranked=self.disk is not None,
         )
         self._shared.prepare(memory)
         inner = VambaInner(self.net.start(), memory)
@@ -152,7 +162,7 @@ class VambaModel(DecoderModel[VambaInner]):
         positions = seen.positions
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
             positions = positions + sent(torch.tensor([[inner.units], [0], [0]]), positions.device)
-        memory, write = inner.memory.append(sent(seen.times, seen.tokens.device))
+        memory, write = inner.memory.append(seen.times)
         states = self._live.watch(seen.tokens, inner.states, write, positions)
         return self._counted(state, VambaInner(states, memory.applied(), inner.units + len(frames) // self.unit_frames))
 
@@ -165,6 +175,7 @@ class VambaModel(DecoderModel[VambaInner]):
             state_bytes=sum(s.nbytes for s in inner.states),
             memory_bytes=memory.nbytes,
             host_bytes=memory.host_nbytes,
+            disk_bytes=memory.disk_nbytes if self.disk else 0,
             dropped=memory.dropped,
             dropped_note=self._note(memory, inner.units * self.unit_frames),
         )
@@ -173,7 +184,9 @@ class VambaModel(DecoderModel[VambaInner]):
         notes = [f"{memory.dropped:,} oldest memory slots dropped"] if memory.dropped else []
         if memory.host_slots:
             notes.append(f"{memory.host_slots / len(memory):.0%} of it in the computer's memory: answers take longer")
-        if self.retrieve and frames > self.retrieve:
+        if self.disk:
+            notes += note_of(memory, self.read_back)
+        elif self.retrieve and frames > self.retrieve:
             notes.append(f"an answer reads {self.retrieve:,} of {frames:,} frames")
         return "; ".join(notes)
 
@@ -207,9 +220,10 @@ class VambaModel(DecoderModel[VambaInner]):
         if self._prompt is None:
             raise UserError("This checkpoint has no tokenizer, so questions cannot be put; add its tokenizer files.")
         memory = self._flushed(state).inner.memory
+        near_from = memory.near_from
         if question.at is not None and len(memory):
             memory = until(memory, question.at)
-        decoder, logits = yield from self._reading(question, memory)
+        decoder, logits = yield from self._reading(question, memory, near_from)
         drawing, stream = Drawing(decoder, sampling), TextStream(self.tokenizer)
         for _ in range(sampling.max_tokens):
             token, looked = drawing.take(logits)
@@ -252,22 +266,44 @@ class VambaModel(DecoderModel[VambaInner]):
         """`_reading` by itself."""
         return served(self._reading(question, memory))
 
-    def _reading(self, question: Question, memory: Memory) -> Generator[Pass, Tensor, tuple[TextDecoder, Tensor]]:
+    @property
+    def read_back(self) -> int:
+        """Frames of an endless stream's file that an answer reads."""
+        return self.retrieve or READ_BACK
+
+    def _reading(
+        self, question: Question, memory: Memory, near_from: int | None = None
+    ) -> Generator[Pass, Tensor, tuple[TextDecoder, Tensor]]:
         """The question read over the memory, or over the moments of it that it asks for, and the logits after it."""
         assert self._prompt is not None  # or `ask` has refused
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
-        known = self._openings.get(memory)
-        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings, known)
-        logits = yield from decoder.question_in_pieces(opening, ids)
-        if known is None:
-            self._openings[memory] = decoder.opened(len(opening))
-        instants, count = decoder.instants, None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        count = None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
+        if self.disk:
+            near_from = memory.near_from if near_from is None else near_from
+            far = Far(memory, near_from, -(-self.read_back // self.unit_frames))
+            if ranking := far.ranking:
+                finder, _ = yield from self._read_over(ranking, opening, ids)
+                far.found(finder)
+            memory, count = far.brought_back(), None
+        decoder, logits = yield from self._read_over(memory, opening, ids)
+        instants = decoder.instants
         if count is not None and instants is not None and count < len(instants):
             looked = decoder.looked
             assert looked is not None  # a question was just read
             memory = memory.select(instants.best(looked, count))
             decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
             logits = yield from decoder.question_in_pieces(opening, ids)
+        return decoder, logits
+
+    def _read_over(
+        self, memory: Memory, opening: Sequence[int], ids: Sequence[int]
+    ) -> Generator[Pass, Tensor, tuple[TextDecoder, Tensor]]:
+        """A prompt read over one memory; its opening once for all questions about it."""
+        known = self._openings.get(memory)
+        decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings, known)
+        logits = yield from decoder.question_in_pieces(opening, ids)
+        if known is None:
+            self._openings[memory] = decoder.opened(len(opening))
         return decoder, logits
 
     def _flushed(self, state: StreamState[VambaInner]) -> StreamState[VambaInner]:

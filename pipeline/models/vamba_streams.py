@@ -111,7 +111,7 @@ def _watch(net: Vamba, group: Sequence[Stream]) -> list[tuple[Stream, tuple[Mixe
     found = []
     for row, stream in enumerate(group):
         assert stream.times is not None  # `_see` has set it
-        memory, write = stream.memory.append(sent(stream.times, v_BTD.device))
+        memory, write = stream.memory.append(stream.times)
         write(slice(None), keys[:, row, :, : stream.length], values[:, row, :, : stream.length])
         found.append((stream, after[row], memory.applied()))
     return found
