@@ -1,4 +1,5 @@
-"""The page for programs: watch a file, look how far it is, ask, be told, close. A session is its secret key.
+"""The page for programs: watch a file or sit down at a shared camera, look how far it is, ask, be told, close. A
+session is its secret key.
 
 from gradio_client import Client, handle_file
 client = Client("http://127.0.0.1:7860")
@@ -53,6 +54,23 @@ def add_api(sessions: Sessions) -> None:
             raise refused(str(error)) from None
         return key
 
+    def sources() -> list[str]:
+        """Names of the cameras that this server watches for everybody."""
+        return list(sessions.shared)
+
+    def open_source(name: str) -> str:
+        """Takes a seat at one of /sources; gives its key. Its name alone opens one: addresses are the operator's."""
+        key = None
+        try:
+            if name not in sessions.shared:
+                raise UserError("There is no source of this name, so none was opened; /sources tells those there are.")
+            key, session = sessions.ensure(None, program=True)
+            session.open_shared(sessions.shared[name])
+        except UserError as error:
+            sessions.close(key)
+            raise refused(str(error)) from None
+        return key
+
     def status(key: str) -> dict[str, Any]:
         """How far a session is: state word, seconds and frames seen, bytes held, and an error sentence if any."""
         return standing(found(key).view())
@@ -80,6 +98,19 @@ def add_api(sessions: Sessions) -> None:
             raise refused(str(error)) from None
         return told(session.view())
 
+    def recall(key: str) -> dict[str, Any]:
+        """What is still remembered of 1, 5, 15 and 60 minutes ago; waits until all was asked, which takes a while."""
+        session = found(key)
+        try:
+            session.prober.start(session.watch)
+            while (probe := session.view().recalled) and not probe.over:
+                time.sleep(0.2)
+            if probe and probe.error:
+                raise UserError(probe.error)
+        except UserError as error:
+            raise refused(str(error)) from None
+        return remembered(session.view())
+
     def close(key: str) -> bool:
         """Ends a session and deletes its file."""
         sessions.close(key)
@@ -89,9 +120,12 @@ def add_api(sessions: Sessions) -> None:
     gr.Button(visible=False).click(
         watch, video, key, api_name="watch", api_description="Watches a file; gives its key."
     )
+    gr.api(sources, api_name="sources")
+    gr.api(open_source, api_name="open")
     gr.api(status, api_name="status", concurrency_limit=None)
     gr.api(ask, api_name="ask", concurrency_limit=None)
     gr.api(alerts, api_name="alerts", concurrency_limit=None)
+    gr.api(recall, api_name="recall", concurrency_limit=None)
     gr.api(close, api_name="close")
 
 
@@ -142,6 +176,15 @@ def told(view: View) -> dict[str, Any]:
             if one.kind == "alert"
         ],
     }
+
+
+def remembered(view: View) -> dict[str, Any]:
+    """A probe as programs get it; ages in seconds. share and interval: null where nothing was there to be named."""
+    probe = view.recalled
+    if probe is None:  # another stream began meanwhile
+        return {"as_of": 0.0, "models": []}
+    models = [{"model": name, "ages": [aged.document for aged in one]} for name, one in zip(view.names, probe.found)]
+    return {"as_of": probe.at, "models": models}
 
 
 def standing(view: View) -> dict[str, Any]:

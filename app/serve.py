@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import Engine, ModelOptions, UserError, choose_readers, load, partner_of
+from app.live.view import OWN
+from pipeline import Address, Engine, ModelOptions, UserError, addresses, choose_readers, load, partner_of
 
 PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
 NO_MODEL, PARTNER = "none", "partner"
@@ -38,6 +39,7 @@ class Settings:
     readers: int | None  # processes that decode a file; None: as many as there are cores
     store: Path | None  # the folder of kept streams; None: none are kept
     store_bytes: int  # that they may take together
+    sources: tuple[Address, ...]  # the operator's, watched for everybody
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -69,6 +71,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         readers=given.readers,
         store=Path(given.store) if given.store else None,
         store_bytes=round(given.store_gb * 1e9),
+        sources=_sources(given.source),
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -95,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
     )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="[NAME=]ADDRESS",
+        help="a camera (rtsp://...), HLS (http(s)://....m3u8) or a folder that is recorded into, watched once for all "
+        "visitors; may be repeated. Nothing of the address is shown",
+    )
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode a file (default: every core)")
     parser.add_argument(
         "--store",
@@ -105,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store-gb", type=float, metavar="GB", default=20.0, help="disk for all of them (default: 20)")
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
     return parser
+
+
+def _sources(texts: list[str]) -> tuple[Address, ...]:
+    """Raises UserError, for a name that the page has for something else too."""
+    found = addresses(texts)
+    if taken := [one.name for one in found if one.name in OWN]:
+        raise UserError(f"The page has another source called {taken[0]}, so nothing was started; choose another NAME=.")
+    return found
 
 
 def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
@@ -132,7 +151,7 @@ def serve(settings: Settings) -> None:
     if settings.store:
         about: dict[str, Any] = {"model": settings.model, "options": settings.options.given()}
         shelf = Shelf(settings.store, settings.store_bytes, about)
-    sessions = Sessions(engine, rival, settings.visitors, shelf)
+    sessions = Sessions(engine, rival, settings.visitors, shelf, settings.sources)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}

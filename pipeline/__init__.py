@@ -33,12 +33,15 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.models.load import load as load
     from pipeline.models.load import partner_of as partner_of
     from pipeline.options import ModelOptions as ModelOptions
+    from pipeline.sources.address import Address as Address
+    from pipeline.sources.address import addresses as addresses
     from pipeline.sources.camera import FrameQueue as FrameQueue
     from pipeline.sources.camera import decode_jpeg as decode_jpeg
     from pipeline.sources.camera import thumbnail as thumbnail
     from pipeline.sources.file import VideoError as VideoError
     from pipeline.sources.file import open_video as open_video
     from pipeline.sources.file import probe as probe
+    from pipeline.sources.live import Receiver as Receiver
     from pipeline.sources.readers import choose_readers as choose_readers
     from pipeline.sources.shots import look as look
     from pipeline.stream import Answer as Answer
@@ -64,9 +67,16 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.timeline.export import vtt as vtt
     from pipeline.timeline.gleaner import Gleaner as Gleaner
     from pipeline.timeline.gleaner import Played as Played
+    from pipeline.timeline.recall import Aged as Aged
+    from pipeline.timeline.recall import Remembering as Remembering
+    from pipeline.timeline.recall import Score as Score
+    from pipeline.timeline.recall import moments as moments
+    from pipeline.timeline.recall import recall as recall
     from pipeline.timeline.timeline import Timeline as Timeline
 
 PLACES = {  # every name of the door, and the module it lives in
+    "Address": "sources.address",
+    "Aged": "timeline.recall",
     "Answer": "stream",
     "Engine": "engine",
     "Event": "stream",
@@ -81,11 +91,14 @@ PLACES = {  # every name of the door, and the module it lives in
     "Played": "timeline.gleaner",
     "Question": "stream",
     "Reach": "stream",
+    "Receiver": "sources.live",
     "Reel": "keeping.reels",
+    "Remembering": "timeline.recall",
     "Resumed": "keeping.found",
     "Record": "keeping.segment",
     "Rule": "stream",
     "Sampling": "stream",
+    "Score": "timeline.recall",
     "Shown": "keeping.reels",
     "StreamState": "stream",
     "Stretch": "keeping.reels",
@@ -93,6 +106,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "UserError": "stream",
     "VideoChunk": "stream",
     "VideoError": "sources.file",
+    "addresses": "sources.address",
     "archived": "keeping.archive",
     "can_encrypt": "keeping.cipher",
     "chapters": "timeline.chapters",
@@ -104,10 +118,12 @@ PLACES = {  # every name of the door, and the module it lives in
     "load": "models.load",
     "look": "sources.shots",
     "mmss": "clock",
+    "moments": "timeline.recall",
     "open_video": "sources.file",
     "parse_mmss": "clock",
     "partner_of": "models.load",
     "probe": "sources.file",
+    "recall": "timeline.recall",
     "csv_table": "timeline.export",
     "frame_records": "keeping.reels",
     "in_order": "timeline.export",

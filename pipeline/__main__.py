@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 COMMANDS = {
     "ask": ("pipeline.commands.ask", "watch a file, then answer a question about it"),
     "events": ("pipeline.commands.events", "what happens when in a file: captions, chapters, alerts, costs"),
+    "recall": ("pipeline.commands.recall", "what is still remembered of 1, 5, 15 and 60 minutes ago, by both models"),
     "resume": ("pipeline.commands.resume", "go on with a stream that `ask --keep` or the page has kept"),
     "mcp": ("pipeline.commands.mcp", "let a program watch and ask: the Model Context Protocol over stdin and stdout"),
     "probe": ("pipeline.commands.probe", "say what is in a video file, or why it cannot be read"),

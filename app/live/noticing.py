@@ -75,6 +75,16 @@ class Noticing:
             self._gleaning = threading.Thread(target=self._glean, args=(files,), name="glean", daemon=True)
             self._gleaning.start()
 
+    def add(self, event: Event) -> None:
+        """Something that others noticed, such as a gap. Returns at once."""
+        self._do(lambda: self._timeline.add(event))
+
+    def judge(self, state: StreamState) -> None:
+        """The rules alone, of what was watched by then. Returns at once."""
+        self._newest = state
+        if self.rules:
+            self._do(lambda: self._timeline.judge(state))
+
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Raises UserError for a rule that cannot be judged. What was seen already is judged soon."""
         rule = self._timeline.add_rule(text) if cool_down is None else self._timeline.add_rule(text, cool_down)

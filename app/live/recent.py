@@ -54,6 +54,17 @@ class Recent:
     def nbytes(self) -> int:
         return sum(self._bytes)
 
+    @property
+    def newest(self) -> Picture | None:
+        """None where nothing came yet."""
+        with self._lock:
+            return self._newest[-1] if self._newest else None
+
+    def between(self, start: float, end: float) -> list[Picture]:
+        """Those from one second to another that are left, oldest first."""
+        with self._lock:
+            return [one for one in (*self._marked, *self._newest) if start <= one.time <= end]
+
     def around(self, at: float) -> list[Picture]:
         """Those of a clip, oldest first. Raises UserError where there are none."""
         with self._lock:

@@ -20,6 +20,8 @@ from app.live import forking, uploads
 from app.live.comeback import Back
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
 from app.live.legs import Leg, Start
+from app.live.probing import Prober
+from app.live.shared import OURS, Seat, Shared, Watched
 from app.live.shelf import Shelf
 from app.live.switch import Switch
 from app.live.undoable import Undoable
@@ -44,7 +46,8 @@ class LiveSession:
         self.engine, self.rival, self.shelf, self.name = engine, rival, shelf, name
         self.switch = Switch(engine, shelf, name, secret)
         self.forked = ""  # of what this is a fork, in a sentence
-        self.watch: Watch | None = None
+        self.watch: Watched | None = None
+        self.prober = Prober()
         self.conversations = tuple(Conversation(partial(self._subject, model)) for model in (0, 1))
         self._upload: Source | None = None  # the visitor's file; stays while something else is watched
         self._comparing = False
@@ -73,6 +76,7 @@ class LiveSession:
             encrypting=self.switch.encrypt,
             kept=self.switch.view(),
             forked=self.forked,
+            recalled=self.prober.view(),
         )
         return watch.view(about) if watch else about
 
@@ -92,7 +96,7 @@ class LiveSession:
         """Writes the seconds around a moment as an MP4; where there is a file it reads that. Raises UserError."""
         self._watched("cut").clip(at, out)
 
-    def _watched(self, deed: str) -> Watch:
+    def _watched(self, deed: str) -> Watched:
         if (watch := self.watch) is None:
             raise UserError(NOTHING_WATCHED.format(deed))
         return watch
@@ -121,6 +125,14 @@ class LiveSession:
             self._check_open()
             self._start_another(Source(source))
 
+    def open_shared(self, shared: Shared) -> None:
+        """Takes a seat at an operator's stream."""
+        with self._commands:
+            self._check_open()
+            self._end_stream()
+            self.switch.turn(False, None)
+            self.watch, self.forked = Seat(shared, self.rival if self._comparing else None), ""
+
     def offer(self, rgb: np.ndarray, jpeg: bytes = b"") -> None:
         """A camera picture, uint8 (height, width, 3). Returns at once; starts the camera's stream where none runs.
         jpeg: what it was read from, so that it can be kept.
@@ -128,7 +140,7 @@ class LiveSession:
         Pictures that were on their way when the visitor pressed Reset start nothing.
         """
         watch = self.watch
-        if watch is None or watch.camera is None:
+        if watch is None or (watch.camera is None and not isinstance(watch, Seat)):
             if time.monotonic() - self._reset_at < LATE_S:
                 return
             self.open_camera()
@@ -147,7 +159,7 @@ class LiveSession:
         """The same source from its start, with nothing seen; what was said and what is to be told stay."""
         with self._commands:
             self._check_open()
-            if watch := self.watch:
+            if isinstance(watch := self.watch, Watch):
                 self._end_watch()
                 self._start(watch.source, watch.noticing.rules)
 
@@ -174,7 +186,7 @@ class LiveSession:
     def has_file(self) -> bool:
         """Whether there is a stream that goes on without its page."""
         watch = self.watch
-        return watch is not None and watch.camera is None
+        return isinstance(watch, Watch) and watch.camera is None
 
     @property
     def holds_nothing(self) -> bool:
@@ -194,11 +206,14 @@ class LiveSession:
 
     def _start_another(self, source: Source, before: Source | None = None) -> None:
         """What was reset cannot be brought back beside it: a visitor has one stream. before: a file that gives way."""
+        self._end_stream(before)
+        self._start(source)
+
+    def _end_stream(self, before: Source | None = None) -> None:
         self._end_watch(before)
         if self._undoable and self._undoable.deed == RESET:
             self._forget_undoable()
         self._stream += 1
-        self._start(source)
 
     def _start(self, source: Source, rules: tuple[Rule, ...] = ()) -> None:
         start = Start(self.engine.start(), (Leg(source),), rules=rules)
@@ -207,13 +222,14 @@ class LiveSession:
 
     def _end_watch(self, file: Source | None = None) -> None:
         self.stop_answer()
+        self.prober.stop()
         watch, self.watch = self.watch, None
         if watch:
             watch.close()
         self._forget_files(watch, file)
         self.switch.end(watch)
 
-    def _forget_files(self, watch: Watch | None, file: Source | None) -> None:
+    def _forget_files(self, watch: Watched | None, file: Source | None) -> None:
         """A stream's files and one more, but for what is still the visitor's. Each once: who let go of one twice
         deleted it under another visitor."""
         sources = [*(leg.source for leg in watch.legs)] if watch else []
@@ -238,6 +254,8 @@ class LiveSession:
         UserError."""
         with self._commands:
             self._check_open()
+            if on and isinstance(self.watch, Seat):
+                raise UserError(OURS.format("kept"))
             self.switch.turn(on, self.watch, encrypt)
 
     def delete_kept(self) -> None:
@@ -283,14 +301,17 @@ class LiveSession:
             self._check_open()
             self.keep_words()
             words = tuple(conversation.turns for conversation in self.conversations)
+            if isinstance(self.watch, Seat):
+                raise UserError(OURS.format("forked"))
             if self.watch is None or not self.watch.viewings[0].frames:
                 raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
             back = forking.branch(self.watch, self.switch, other.switch, words, at, video)
             return back._replace(stream=self._stream)
 
     def join(self, timeout: float) -> None:
-        """After `close`: waits for what is still being written."""
+        """After `close`: waits for what is still being written or asked."""
         self.switch.join(timeout)
+        self.prober.join(timeout)
 
     # Asking
 

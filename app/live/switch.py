@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.live import comeback
 from app.live.keep import Keep
+from app.live.shared import Watched
 from app.live.shelf import Shelf
 from app.live.view import KeptView
 from app.live.watching import FPS, Watch
@@ -21,12 +22,12 @@ class Switch:
         self._closing: Keep | None = None  # the newest that was closed
         self._refused = ""  # why it could not be kept
 
-    def turn(self, on: bool, watch: Watch | None, encrypt: bool = False) -> None:
+    def turn(self, on: bool, watch: Watched | None, encrypt: bool = False) -> None:
         """On or off. What is kept stays. encrypt: what is kept from now on, where the library is there. Raises
         UserError where there is no room."""
         self.on, self._refused = on and self.shelf is not None, ""
         self.encrypt = encrypt and can_encrypt() and bool(self.secret)
-        if self.on and watch:
+        if self.on and isinstance(watch, Watch):
             self._begin(watch)
         if not on:
             self.end(watch)
@@ -44,7 +45,7 @@ class Switch:
         self.on, self.keep = keep is not None, keep
         self.encrypt = keep is not None and keep.encrypted
 
-    def end(self, watch: Watch | None) -> None:
+    def end(self, watch: Watched | None) -> None:
         """Nothing more is written; what waits is written in the background."""
         if watch:
             watch.keep(None)
@@ -53,7 +54,7 @@ class Switch:
             self.keep.close()
         self.keep = None
 
-    def delete(self, watch: Watch | None) -> None:
+    def delete(self, watch: Watched | None) -> None:
         """All that is kept of this stream and of its forks, at once."""
         self.on, self._refused = False, ""
         if watch:

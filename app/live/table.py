@@ -11,16 +11,18 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
 
 from app.live import comeback, uploads, watching
 from app.live.session import LiveSession
+from app.live.shared import Shared
 from app.live.shelf import Shelf, name_of
 from app.live.uploads import Source
 from app.live.view import UPLOAD, Phase, View
-from pipeline import Engine, UserError
+from pipeline import Address, Engine, UserError
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +93,17 @@ class Sessions:
     """Any thread may call. Closing a session only signals, so nobody here waits for somebody else's chunk."""
 
     def __init__(
-        self, engine: Engine, rival: Engine | None = None, places: int = PLACES, shelf: Shelf | None = None
+        self,
+        engine: Engine,
+        rival: Engine | None = None,
+        places: int = PLACES,
+        shelf: Shelf | None = None,
+        sources: Sequence[Address] = (),
     ) -> None:
-        """shelf: where streams are kept whose visitors want it; None: nowhere."""
+        """shelf: where streams are kept whose visitors want it; None: nowhere. sources: the operator's, watched for
+        everybody from now on."""
         self.engine, self.rival, self.places, self.shelf = engine, rival, places, shelf
+        self.shared = {one.name: Shared(one, engine) for one in sources}
         self._back: dict[str, Place] = {}  # streams that went on by themselves, by the name they are kept under
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
@@ -363,11 +372,14 @@ class Sessions:
         self._closing.set()
         with self._lock:
             places = [*self._by_key.values(), *self._back.values()]
+        for shared in self.shared.values():
+            shared.close()
+        with self._lock:
             self._by_key.clear()
             self._back.clear()
         for place in places:
             place.session.keep_words()
-        watches = [place.session.watch for place in places]
+        watches = [*self.shared.values(), *(place.session.watch for place in places)]
         for place in places:
             place.session.close()
         end = time.monotonic() + SHUT_S

@@ -68,6 +68,10 @@ class Thumbnails:
         with self._lock:
             return self._pictures[bisect.bisect(self._pictures, at, key=lambda picture: picture.time) :]
 
+    def between(self, start: float, end: float) -> list[Picture]:
+        """Those from one second to another, oldest first."""
+        return [picture for picture in self.after(start - EDGE_S) if picture.time <= end]
+
     def near(self, at: float) -> bytes | None:
         """The picture that stands at `at`, or the first one; None where nothing was seen yet."""
         with self._lock:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.live.conversation import Turn
+from app.live.shared import Watched
 from app.live.uploads import Source
-from app.live.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,6 @@ class Undoable:
     deed: str
     words: tuple[tuple[Turn, ...], ...]
     since: float
-    watch: Watch | None = None
+    watch: Watched | None = None
     at_work: bool = False
     upload: Source | None = None

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from pipeline import Answer, Event, Reach, Rule, mmss
+from pipeline import Aged, Answer, Event, Reach, Rule, mmss
 
 # The kinds of source, as the visitor reads them
 UPLOAD, WEBCAM, SCREEN, EXAMPLE = "Upload", "Webcam", "Screen", "Example"
+OWN = (UPLOAD, WEBCAM, SCREEN, EXAMPLE)  # what a visitor can start alone; other sources have an operator's names
 CLEAR, RESET = "Clear", "Reset"  # what can be taken back for a while
 FAR_BEHIND = 3  # camera pictures waiting, beyond which a stream is catching up
 AHEAD_S = 2.0  # seconds a player may be ahead of what was seen before the stream is called behind
@@ -59,6 +60,21 @@ class KeptView(NamedTuple):
     until: float
     told: str = ""
     encrypted: bool = False  # by the visitor's key
+
+
+class Recalled(NamedTuple):
+    """A probe of what is remembered: by model, in the order of `View.names`, what it recalled by age. at: second of the
+    stream as of which it was asked; done, of: questions; error: why there is none, in a sentence."""
+
+    found: tuple[tuple[Aged, ...], ...] = ()
+    at: float = 0.0
+    done: int = 0
+    of: int = 0
+    error: str = ""
+
+    @property
+    def over(self) -> bool:
+        return bool(self.error) or self.done >= self.of
 
 
 class Told(NamedTuple):
@@ -139,7 +155,9 @@ class View:
     silent: whether a camera has sent nothing for a while. stream: the number of this stream among the session's own;
     forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear", "Reset" or "").
     keeping: whether the visitor wants the stream kept; kept: what is. begins: second of the stream at the first picture
-    of the source that is shown, where others came before; forked: of what the stream is a fork, in a sentence.
+    of the source that is shown, where others came before; forked: of what the stream is a fork, in a sentence. shared:
+    whether it is an operator's, watched for everybody; trouble: why nothing comes from there, in a sentence. recalled:
+    the newest probe of what is remembered of this stream.
     """
 
     phase: Phase = Phase.IDLE
@@ -174,6 +192,9 @@ class View:
     kept: KeptView | None = None
     begins: float = 0.0
     forked: str = ""
+    shared: bool = False
+    trouble: str = ""
+    recalled: Recalled | None = None
 
     @property
     def frames(self) -> int:
@@ -201,8 +222,9 @@ class View:
             all_seen = f"All {mmss(self.duration or self.seen_until)} seen; ask anything about it."
             return Told("ended", "Ended", " ".join([all_seen, *self._at_work_still(), *self.notes]))
         if self.live and self.silent:
-            what = "screen" if self.source == SCREEN else "camera"
-            return Told("waiting", f"Waiting for the {what}", "No picture has come for a while; what was seen is kept.")
+            what = "source" if self.shared else "screen" if self.source == SCREEN else "camera"
+            why = self.trouble or "No picture has come for a while; what was seen is kept."
+            return Told("waiting", f"Waiting for the {what}", why)
         if self.frames == 0:
             return Told("waiting", "Opening", "Waiting for the first picture.")
         return self._told_at_work(player)

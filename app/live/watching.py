@@ -297,6 +297,8 @@ class Watch:
             chunk = self.camera.take(self._chunk_size(max(self.camera.waiting, 1)), timeout=0.5)
             if chunk:
                 self._show(chunk, time.perf_counter())
+            elif self.camera.closed:
+                return self._conclude()
 
     def _ready(self) -> bool:
         """Waits while held; then every model has seen all that was shown, and who wants to join has. False once closed.

@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.live.conversation import number
 from app.live.session import LiveSession
+from app.live.shared import Seat
 from app.live.table import Sessions
 from app.live.view import Phase, View
 from pipeline import UserError, decode_jpeg, mmss, vtt
@@ -63,7 +64,16 @@ class Channel:
         self._cutters: CapacityLimiter | None = None
 
     def routes(self) -> list[Route]:
-        handlers = (self.changes, self.picture, self.streams, self.clip, self.captions, self.take, self.close)
+        handlers = (
+            self.changes,
+            self.picture,
+            self.streams,
+            self.newest,
+            self.clip,
+            self.captions,
+            self.take,
+            self.close,
+        )
         return [Route(f"/live/{handler.__name__}", handler, methods=["POST"]) for handler in handlers]
 
     async def changes(self, request: Request) -> Response:
@@ -99,7 +109,7 @@ class Channel:
         """Takes one JPEG; tells what becomes of the next: "watching", "paused", or "none": no camera is watched."""
         session = self.sessions.get(request.headers.get(KEY, ""))
         view = session.view() if session else View()
-        if session is None or not view.live or view.phase in (Phase.ENDED, Phase.CLOSED):
+        if session is None or not view.live or view.shared or view.phase in (Phase.ENDED, Phase.CLOSED):
             return PlainTextResponse("none")
         if view.phase is not Phase.WATCHING:
             return PlainTextResponse("paused")
@@ -118,6 +128,15 @@ class Channel:
             keys = []
         found = [self.sessions.peek(key) for key in keys[:STREAMS]] if isinstance(keys, list) else []
         return JSONResponse([in_short(view) if view else None for view in found])
+
+    async def newest(self, request: Request) -> Response:
+        """The newest picture of an operator's source, as a JPEG."""
+        session = self.sessions.get(request.headers.get(KEY, ""))
+        picture = session.watch.newest if session and isinstance(session.watch, Seat) else None
+        if picture is None:
+            return PlainTextResponse("none", 404)
+        told = {"cache-control": "no-store", "x-vamba-second": f"{picture.time:.3f}"}
+        return Response(picture.jpeg, media_type="image/jpeg", headers=told)
 
     async def clip(self, request: Request) -> Response:
         """An MP4 of the seconds around a moment; what cannot be cut is a sentence. One at a time for each stream."""

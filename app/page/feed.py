@@ -64,11 +64,17 @@ class Feed:
         yield f"retry: {AGAIN_MS}\n\n"
         loop = asyncio.get_running_loop()
         told_at = loop.time()
+        sent: set[str] | None = (
+            None  # names of what the client has: not a place in a list, which may grow in its middle
+        )
         while not server_ends.is_set() and (session := self._sessions.get(key)):
             view = session.view()
-            for event in after(view, last):
-                last, told_at = name_of(event), loop.time()
-                yield f"id: {last}\nevent: {event.kind}\ndata: {json.dumps(asdict(event))}\n\n"
+            ended = ended_of(view)
+            new = after(view, last) if sent is None else [one for one in ended if name_of(one) not in sent]
+            sent = {name_of(event) for event in ended}
+            for event in new:
+                told_at = loop.time()
+                yield f"id: {name_of(event)}\nevent: {event.kind}\ndata: {json.dumps(asdict(event))}\n\n"
             if view.phase is Phase.CLOSED:
                 break
             if loop.time() - told_at > BREATH_S:
@@ -80,9 +86,13 @@ class Feed:
 
 def after(view: View, last: str) -> list[Event]:
     """The ended events that came after the one of this name; all, where it is not known (any more)."""
-    ended = [event for event in view.events if event.until is not None]
+    ended = ended_of(view)
     names = [name_of(event) for event in ended]
     return ended[names.index(last) + 1 :] if last in names else ended
+
+
+def ended_of(view: View) -> list[Event]:
+    return [event for event in view.events if event.until is not None]
 
 
 def name_of(event: Event) -> str:

@@ -22,14 +22,16 @@ from app.page import chat, panels, saved
 from app.page.alerts import alerts
 from app.page.panels import NOTHING, said
 from app.page.plots import plots
+from app.page.recalled import recalled
 from app.page.shown import Shown
 from app.page.summary import ASKED, chaptered, suggested
 from app.page.timeline import timeline
 from pipeline import UserError
 
 START, PAUSE, RESUME, AGAIN, SWITCH_ON = "Start", "Pause", "Resume", "Watch again", "Switch on"
+WATCHED = "Watched for all"  # a button that cannot be pressed
 CAMERAS = (WEBCAM, SCREEN)
-DRAWN = 9 + ASKED  # components that the clock draws
+DRAWN = 10 + ASKED  # components that the clock draws
 REFUSED = {  # why a browser gives no pictures, and what helps
     "denied": "The browser was not allowed to use the camera, so nothing is watched; allow it beside the page's "
     "address, then press the button again.",
@@ -52,7 +54,8 @@ class Events:
 
     def choose(self, source: str) -> tuple:
         """Shows the chosen source. What is being watched goes on until something else is started."""
-        return tuple(gr.update(visible=one) for one in (source == UPLOAD, source in CAMERAS, source == EXAMPLE))
+        shared = source in self.sessions.shared
+        return tuple(gr.update(visible=one) for one in (source == UPLOAD, source in CAMERAS, source == EXAMPLE, shared))
 
     def uploaded(self, path: str, key: str | None, request: gr.Request, joins: bool = False) -> tuple:
         """(key, state line, main button) after a file has arrived: it is watched at once."""
@@ -79,6 +82,8 @@ class Events:
         if refused:
             sentence = REFUSED.get(refused, REFUSED["denied"])
             return key, panels.state_line(NOTHING, sentence=sentence), _button(main_label(_seen(session), source))
+        if shared := self.sessions.shared.get(source):
+            return self._started(key, request, source, lambda one: one.open_shared(shared))
         if label == PAUSE and session:
             session.pause()
         elif label in (RESUME, SWITCH_ON) and session:
@@ -184,7 +189,7 @@ class Events:
         if not sentence:
             try:
                 key, session = self.sessions.ensure(key, request.session_hash)
-                at = number(player) if pinned and session.view().source not in CAMERAS else None
+                at = number(player) if pinned and not session.view().live else None
                 session.ask(text, at)
                 return key, "", ""
             except UserError as error:
@@ -293,8 +298,8 @@ class Events:
         filming: bool = True,
         held: bool = False,
     ) -> tuple:
-        """(state line, spoken state, metrics, film, main button, key, plots, alerts, summary, suggested questions),
-        where this page shows another.
+        """(state line, spoken state, metrics, film, main button, key, plots, alerts, summary, suggested questions,
+        what was recalled), where this page shows another.
 
         filming, held: whether this page films, and whether what a pointer is over must not move now.
         """
@@ -319,6 +324,7 @@ class Events:
             _changed(shown, "plots", plots(view)),
             _changed(shown, "alerts", alerts(view)),
             *_resting(view, shown, held),
+            _changed(shown, "recalled", recalled(view)),
         )
 
     def _gone(self, page: str | None) -> tuple:
@@ -326,7 +332,7 @@ class Events:
         self.shown.forget(page)
         sentence = "This page was away for long, so its stream was ended and deleted; start it again."
         line = panels.state_line(NOTHING, sentence=sentence)
-        return line, sentence, panels.metrics(NOTHING), "", gr.Button(START, variant="primary"), "", "", *_blank()
+        return line, sentence, panels.metrics(NOTHING), "", _button(START), "", "", *_blank()
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or its connection dropped."""
@@ -338,6 +344,8 @@ def main_label(view: View, source: str, filming: bool = True) -> str:
     """What the main button does next. Another source than the one being watched can always be started."""
     if view.phase is Phase.IDLE or view.source != source:
         return START
+    if view.shared:
+        return WATCHED
     if view.phase is Phase.ENDED:
         return AGAIN if view.frames else START
     if view.phase in (Phase.PAUSED, Phase.STOPPED):
@@ -346,7 +354,8 @@ def main_label(view: View, source: str, filming: bool = True) -> str:
 
 
 def _button(label: str) -> gr.Button:
-    return gr.Button(label, variant="secondary" if label == PAUSE else "primary")
+    quiet = label in (PAUSE, WATCHED)
+    return gr.Button(label, variant="secondary" if quiet else "primary", interactive=label != WATCHED)
 
 
 def _standing(view: View, source: str) -> tuple[str, gr.Button]:
@@ -363,8 +372,8 @@ def _seen(session: LiveSession | None) -> View:
 
 
 def _blank() -> tuple:
-    """(alerts, summary, suggested questions) of no stream."""
-    return alerts(NOTHING), chaptered(NOTHING), *suggested(NOTHING)
+    """(alerts, summary, suggested questions, what was recalled) of no stream."""
+    return alerts(NOTHING), chaptered(NOTHING), *suggested(NOTHING), recalled(NOTHING)
 
 
 def _film(view: View, shown: dict[str, str], held: bool) -> str:

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from app.api import add_api
 from app.live.table import Sessions
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
-from app.page import alerts, forking, keeping, summary
+from app.page import alerts, forking, keeping, recalled, summary
 from app.page.channel import Channel
 from app.page.feed import Feed
 from app.page.handlers import START, Events
@@ -27,7 +27,7 @@ from pipeline import example_clip
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "2gb"
-SCRIPTS = ("page", "compare", "timeline", "subtitles", "alerts", "copy", "clips", "camera", "tabs")
+SCRIPTS = ("page", "compare", "timeline", "subtitles", "alerts", "copy", "clips", "camera", "operator", "tabs")
 
 WELCOME = (
     "Ask at any moment, also while it is still watching.<br>Answers show the moments they rest on; a click goes there."
@@ -55,6 +55,10 @@ LOOK = """(...values) => {
 CAMERA = (
     '<div class="live"><video muted playsinline aria-label="What is being filmed"></video>'
     "<p>Nothing is filmed. Press the button below.</p></div>"
+)
+SHARED = (
+    '<div class="live"><img hidden alt="The newest picture of this source">'
+    "<p>This source is watched for everybody. Press the button below to see it and to ask about it.</p></div>"
 )
 MINE = (
     "<details><summary>My streams</summary><p>Streams that this browser started are listed here, while they are kept."
@@ -92,7 +96,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(elem_id="left", scale=6, min_width=320):
                 _heading("Video")
-                _stage(ui, example)
+                _stage(ui, sessions, example)
                 _controls(ui)
                 forking.add(ui)
                 if sessions.shelf:
@@ -103,6 +107,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         with gr.Row(elem_id="noticed", equal_height=False):
             alerts.add(ui)
             summary.add(ui)
+        recalled.add(ui)
         _strip(ui, sessions)
         _wire_source(ui, do)
         _wire_chat(ui, do)
@@ -111,6 +116,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
         if sessions.shelf:
             keeping.wire(ui, sessions, page, AT_ONCE)
         alerts.wire(ui, sessions, AT_ONCE)
+        recalled.wire(ui, sessions, AT_ONCE)
         add_api(sessions)
     return page
 
@@ -136,17 +142,21 @@ def _heading(words: str) -> None:
     gr.HTML(f"<h2>{words}</h2>", elem_classes="unseen")
 
 
-def _stage(ui: SimpleNamespace, example: Path) -> None:
-    """The three sources. The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if
-    `format` or `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to:
-    hostile files make those read others."""
+def _stage(ui: SimpleNamespace, sessions: Sessions, example: Path) -> None:
+    """The sources: a visitor's own, then the operator's by their names.
+
+    The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if `format` or
+    `include_audio` asks for it, but ffprobe or ffmpeg on all that goes out, unless it is told not to: hostile files
+    make those read others."""
     bare: dict[str, Any] = {"show_label": False, "container": False}
-    ui.source = gr.Radio([EXAMPLE, UPLOAD, WEBCAM, SCREEN], value=EXAMPLE, label="Source", elem_id="source", **bare)
+    kinds = [EXAMPLE, UPLOAD, WEBCAM, SCREEN, *sessions.shared]
+    ui.source = gr.Radio(kinds, value=EXAMPLE, label="Source", elem_id="source", **bare)
     with gr.Column(elem_id="stage"):
         ui.clip = gr.Video(str(example), interactive=False, elem_id="example", buttons=[], **bare)
         ui.upload = gr.Video(sources=["upload"], interactive=True, visible=False, elem_id="upload", buttons=[], **bare)
         ui.upload.postprocess = lambda path: FileData(path=path) if path else None
         ui.camera = gr.HTML(CAMERA, visible="hidden", elem_id="camera")
+        ui.shared = gr.HTML(SHARED, visible=False, elem_id="operator")
 
 
 def _controls(ui: SimpleNamespace) -> None:
@@ -223,7 +233,7 @@ def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
 
 def _wire_source(ui: SimpleNamespace, do: Events) -> None:
     started = [ui.key, ui.line, ui.main]
-    ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip], **AT_ONCE)
+    ui.source.change(do.choose, ui.source, [ui.upload, ui.camera, ui.clip, ui.shared], **AT_ONCE)
     arrived = ui.upload.upload(do.uploaded, [ui.upload, ui.key, ui.joins], started, **PRIVATE)
     arrived.then(None, None, None, js="() => window.vambaPlay()")
     here = [ui.main, ui.source, ui.upload, ui.key, ui.refused, ui.joins]
@@ -275,6 +285,7 @@ def _wire_following(ui: SimpleNamespace, do: Events, before: Dependency) -> None
 
 def _wire_clock(ui: SimpleNamespace, do: Events, page: gr.Blocks) -> None:
     shown = [ui.line, ui.spoken, ui.metrics, ui.film, ui.main, ui.key, ui.plots, ui.alerts, ui.summary, *ui.suggested]
+    shown.append(ui.recalled)
     # The page's script presses this when the stream has changed: nobody asks twice a second whether it has.
     here = [ui.player, ui.source, ui.key, ui.filming, ui.held]
     # Pressed while a look is under way, it looks once more afterwards: else Gradio drops the press, and with it the end

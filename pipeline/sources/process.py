@@ -161,7 +161,8 @@ def started(job: dict[str, Any], limits: Limits) -> subprocess.Popen[bytes]:
 
 
 def spawn(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
-    """The decode process: no secrets, no GPU, one descriptor. Its limits it sets itself."""
+    """The decode process: no secrets, no GPU, one descriptor, or none where it reads a live source. Its limits it sets
+    itself."""
     folders = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
     env = {
         "PATH": os.defpath,
@@ -181,6 +182,6 @@ def spawn(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
         bufsize=0,
         cwd=folder,
         env=env,
-        pass_fds=(job["fd"],),
+        pass_fds=(job["fd"],) if "fd" in job else (),
         start_new_session=True,
     )

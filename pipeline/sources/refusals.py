@@ -53,6 +53,7 @@ SENTENCES = {
     "too_large": "The picture is too large ({width}x{height}; limit {limit} megapixels); export the video smaller.",
     "too_heavy": "The video needs more memory than one visitor may use, so it was not read; export it smaller.",
     "too_big": "The file is larger than {limit} GB, so it was not read; cut it or export it smaller.",
+    "no_answer": "The source does not answer or broke off, so nothing new is watched; it is asked again by itself.",
     "too_slow": "Reading the video took longer than allowed and stopped; what was read is kept; export it smaller.",
     "crashed": "The video broke its reader, which stopped there; what was read is kept; export it as MP4 (H.264).",
 }

@@ -91,6 +91,11 @@ class Timeline:
                 self._keep([*armed.judge(state)])
         self._show()
 
+    def add(self, event: Event) -> None:
+        """An event that is over and that others noticed, such as a gap of the source."""
+        self._keep([event])
+        self._show()
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         return tuple(armed.rule for armed in self._armed)

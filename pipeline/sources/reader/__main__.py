@@ -5,6 +5,8 @@ folder: a codec bug takes this process and nothing else. Before looking at the f
 nothing: no new file descriptors at all (no playlist, data reference or socket can be opened, whatever a demuxer tries),
 no file writes, bounded memory and processor time. It gets the video as an open descriptor and never learns a path.
 
+A live source (live.py) has no descriptor: it is told an address, and may open connections but no files for writing.
+
 One process, the scout, goes through the whole file; where parts of it can be decoded alone (segments.py), others help
 it. What they are to read comes in on standard input.
 
@@ -23,6 +25,8 @@ import struct
 import sys
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +35,7 @@ import cv2
 import numpy as np
 
 from .container import check_size
+from .live import LiveReader
 from .reader import CannotSkim, Reader
 from .segments import Segment, SegmentReader, Strayed, Ticket
 from .sniff import Refused
@@ -48,7 +53,8 @@ def send(header: dict, payload: bytes = b"") -> None:
 
 def confine(job: dict) -> None:
     """Give up, for good, what decoding does not need. Limits the system lacks are passed over."""
-    for name, value in (("AS", job["memory"]), ("CPU", job["cpu"]), ("FSIZE", 0), ("CORE", 0), ("NOFILE", 0)):
+    files = ("NOFILE", job["files"] if "live" in job else 0)
+    for name, value in (("AS", job["memory"]), ("CPU", job["cpu"]), ("FSIZE", 0), ("CORE", 0), files):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     os.nice(10)
@@ -127,10 +133,14 @@ class Teller:
         self.newest = self.segment = None
 
 
+OPENING_S, HELD = (
+    1.0,
+    16,
+)  # seconds and pictures that a live source's first ones wait, until it is known how old they are
 UNPAINTABLE = (av.FFmpegError, OSError, ValueError, cv2.error)
 
 
-def painted(reader: Reader, frame: av.VideoFrame) -> np.ndarray:
+def painted(reader: Reader | LiveReader, frame: av.VideoFrame) -> np.ndarray:
     """Raises one of UNPAINTABLE, or Refused where it is too large."""
     try:
         return reader.painter.paint(frame)
@@ -153,6 +163,29 @@ def watch(job: dict) -> None:
         teller.tell(job | {"skim": False, "share": False})
     finally:
         teller.give()
+
+
+def receive(job: dict) -> None:
+    """Pictures of a live source, whose address comes in on standard input, until the connection ends."""
+    reader = LiveReader(json.loads(sys.stdin.readline())["where"], job)
+    opened, held, told = time.monotonic(), deque[tuple[dict, bytes]](), False
+    if job["live"] == "hls":  # a segment's pictures come all at once, always
+        opened -= OPENING_S
+    try:
+        for frame, at in reader.pictures():
+            with contextlib.suppress(*UNPAINTABLE):
+                held.append(framed(painted(reader, frame), time=at, skipped=reader.skipped))
+            if not told and (time.monotonic() - opened > OPENING_S or len(held) == HELD):
+                told = True
+                send({"type": "info", "over": reader.over, "age": reader.age()})
+            while told and held:
+                send(*held.popleft())
+    finally:
+        if not told:
+            send({"type": "info", "over": reader.over, "age": reader.age()})
+        for message in held:
+            send(*message)
+    send({"type": "end"})
 
 
 def help_out(job: dict) -> None:
@@ -194,14 +227,21 @@ def listen(job: dict) -> None:
     send({"type": "end", "skipped": listener.skipped, "progress": 1.0})
 
 
+def work_of(job: dict) -> Callable[[dict], None]:
+    if "live" in job:
+        return receive
+    if job.get("sound"):
+        return listen
+    return help_out if job["helps"] else watch
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
     cv2.setNumThreads(1)
     confine(job)
     gc.freeze()  # collections look at our few objects only, not at the libraries'
     try:
-        work = listen if job.get("sound") else help_out if job["helps"] else watch
-        work(job)
+        work_of(job)(job)
     except Refused as refused:
         send({"type": "error", "kind": refused.kind, "facts": refused.facts})
     except MemoryError:
@@ -209,7 +249,8 @@ def main() -> None:
     except BrokenPipeError:
         pass  # nobody listens any more
     except Exception:
-        send({"type": "error", "kind": "crashed", "facts": {"log": traceback.format_exc()[-2000:]}})
+        facts = {} if "live" in job else {"log": traceback.format_exc()[-2000:]}  # an address holds a password
+        send({"type": "error", "kind": "crashed", "facts": facts})
     os._exit(0)  # tearing FFmpeg down after a damaged file is risk without gain
 
 
