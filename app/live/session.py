@@ -104,10 +104,8 @@ class LiveSession:
     # The source
 
     def open_file(self, path: str | Path, source: str = UPLOAD, name: str = "") -> None:
-        """Watches a file from its start; an upload through our own copy. name: for the page.
-
-        What was said about another stream stays, but is not carried along to the questions about this one.
-        """
+        """Watches a file from its start; an upload through our own copy. name: for the page. What was said about
+        another stream stays, but is not carried along to the questions about this one."""
         self._check_open()
         path = Path(path)
         opened = uploads.take_over(path, name) if source == UPLOAD else Source(source, name, path)
@@ -254,8 +252,6 @@ class LiveSession:
         UserError."""
         with self._commands:
             self._check_open()
-            if on and isinstance(self.watch, Seat):
-                raise UserError(OURS.format("kept"))
             self.switch.turn(on, self.watch, encrypt)
 
     def delete_kept(self) -> None:

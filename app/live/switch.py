@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.live import comeback
 from app.live.keep import Keep
-from app.live.shared import Watched
+from app.live.shared import OURS, Seat, Watched
 from app.live.shelf import Shelf
 from app.live.view import KeptView
 from app.live.watching import FPS, Watch
@@ -25,6 +25,8 @@ class Switch:
     def turn(self, on: bool, watch: Watched | None, encrypt: bool = False) -> None:
         """On or off. What is kept stays. encrypt: what is kept from now on, where the library is there. Raises
         UserError where there is no room."""
+        if on and isinstance(watch, Seat):
+            raise UserError(OURS.format("kept"))
         self.on, self._refused = on and self.shelf is not None, ""
         self.encrypt = encrypt and can_encrypt() and bool(self.secret)
         if self.on and isinstance(watch, Watch):

@@ -42,11 +42,9 @@ OPEN = {Phase.WATCHING, *HELD}
 
 
 class Watch:
-    """A source being watched, in one of the phases of `Phase`; `_move` alone changes it.
-
-    After `close` nothing of it is used again; watching anew means a new Watch, so a late chunk of the old one can
-    change nothing that anybody still looks at.
-    """
+    """A source being watched, in one of the phases of `Phase`; `_move` alone changes it. After `close` nothing of it is
+    used again; watching anew means a new Watch, so a late chunk of the old one can change nothing that anybody still
+    looks at."""
 
     def __init__(
         self,
