@@ -189,8 +189,7 @@ class LiveSession:
     @property
     def holds_nothing(self) -> bool:
         """Whether nothing would be lost with it: no stream (or one of what was no video), no words, nothing to undo."""
-        watch = self.watch
-        empty = watch is None or watch.came_to_nothing
+        empty = self.watch is None or self.watch.came_to_nothing
         return empty and self._undoable is None and not any(conversation.turns for conversation in self.conversations)
 
     def close(self) -> None:

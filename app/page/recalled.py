@@ -20,15 +20,15 @@ from app.page.plots import ABOVE, BELOW, HEIGHT, LEFT, RIGHT, WIDTH
 from pipeline import Aged, Score, UserError, mmss
 
 WHAT = (
-    "The model is asked what it saw at moments 1, 5, 15 and 60 minutes ago. What was there is told by its own index, "
-    "and by the kept pictures, seen again as if for the first time."
+    "The model is asked what it saw at moments 1, 5, 15 and 60 minutes ago. What was there is told by the stream's "
+    "index, and by the kept pictures, seen again as if for the first time."
 )
 READ = (
     "Share of the things there that an answer named, and in brackets the interval that holds the true share in 19 of "
     "20 cases if the moments were independent."
 )
 ALONE = " Switch on Compare before the stream begins, and the other model is asked too."
-TOLD_BY = {"index": "By its own index", "pictures": "By the kept pictures"}
+TOLD_BY = {"index": "By the stream's index", "pictures": "By the kept pictures"}
 SIDES = ("own", "rival")
 APART = 9  # pixels from one model's mark to the other's
 

@@ -147,7 +147,9 @@ class Timeline:
         """No picture came until that second: what was seen ends before, and begins anew after."""
         said = self._captions.end(self._newest, lambda start, _: self._words(state, start, until, hurry))
         shot = self._shots.end(self._newest)
-        self._keep([*said, *([shot] if shot else []), Event(self._newest, "gap", UNSEEN, until=until)])
+        known = any(e.kind == "gap" and e.until and self._newest < e.until <= until for e in self._ended)  # by `add`
+        gap = [] if known else [Event(self._newest, "gap", UNSEEN, until=until)]
+        self._keep([*said, *([shot] if shot else []), *gap])
         self._shots = Shots()
         self._shots.go_on(until)
         self._captions.go_on(until)
