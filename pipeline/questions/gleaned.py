@@ -96,6 +96,9 @@ def on_screen(asked: Asked, known: Gleanings) -> Reply:
     events = known.of(SEEN_TEXT)
     if not events:
         return Reply(known.unfinished(SEEN_TEXT) or f"I have not seen any text that I could read{at_asked(asked)}.")
+    if ONE_OF_MANY & set(asked.unnamed):  # which of it is that, nothing here tells
+        read = quoted("at", "I read", events)
+        return read._replace(text=f"I am not sure that it is what is meant; {read.text}")
     return quoted("Yes, at" if "yes or no" in asked.cues else "At", "I read", events)
 
 
@@ -186,6 +189,23 @@ def _end(event: Event) -> float:
     return event.time if event.until is None else event.until
 
 
+ONE_OF_MANY = frozenset(
+    [
+        "title",
+        "name",
+        "plate",
+        "number",
+        "headline",
+        "score",
+        "label",
+        "credits",
+        "menu",
+        "tattoo",
+        "jersey",
+        "brand",
+        "price",
+    ]
+)
 MUSIC = "music"  # the text of its events
 SPEECH_WORDS = frozenset(
     ["speech", "talk", "talking", "speaking", "voice", "voices", "conversation", "narration", "narrator", "people"]

@@ -9,6 +9,7 @@ from pipeline.questions.wordings import plain
 
 _QUOTED = re.compile(r"""["“”«»]([^"“”«»]+)["“”«»]|(?<!\w)['‘’]([^'‘’]+)['‘’](?!\w)""")
 _SCREEN = re.compile(r"\bon (the )?(screen|display|sign)\b")
+_CAPITALS = re.compile(r"\b[A-Z]{3,}\b")
 _SPELT = re.compile(r"\b(words?|title|text|letters?|captions?|written|writing|spelled|spelt)\b")
 # What a question is made of, whatever it asks for: function words, and those for saying, writing and hearing.
 _FRAME = frozenset(
@@ -39,8 +40,8 @@ def sought(text: str) -> tuple[str, ...]:
 
 
 def spelt(text: str) -> bool:
-    """Whether it quotes words, or says that it is about words."""
-    return bool(_QUOTED.search(text) or _SPELT.search(plain(text)))
+    """Whether it quotes words, writes them in capitals, or says that it is about words."""
+    return bool((_CAPITALS.search(text) and not text.isupper()) or _QUOTED.search(text) or _SPELT.search(plain(text)))
 
 
 def on_screen(text: str) -> bool:

@@ -73,6 +73,7 @@ def test_a_question_that_is_pinned_knows_nothing_of_what_comes_later():
         ('When does "peach" appear?', (20.0,)),
         ("When does the title Open Movie come up on screen?", (20.0,)),
         ("Is the word bakery on screen?", (5.0,)),
+        ("When does BAKERY appear?", (5.0,)),
     ],
 )
 def test_words_are_found_where_they_are_written(text, times):
@@ -84,6 +85,11 @@ def test_words_are_found_where_they_are_written(text, times):
 )
 def test_what_is_not_written_is_left_to_the_eyes(text):
     assert not ask(text).text
+
+
+def test_which_of_the_writing_is_a_title_is_doubted():
+    said = ask("What is the title written there?").text
+    assert said.startswith("I am not sure that it is what is meant; at 0:05 I read")
 
 
 def test_a_quotation_cannot_break_out_of_its_marks():
