@@ -64,7 +64,8 @@ def test_the_page_is_served_with_headers_that_forbid_foreign_pictures(server):
 
 def test_the_api_offers_five_calls_and_no_internals(client):
     calls = client.view_api(return_format="dict", print_info=False)
-    assert set(calls["named_endpoints"]) == {"/watch", "/status", "/ask", "/alerts", "/close"}
+    named = {"/watch", "/status", "/ask", "/alerts", "/close", "/sources", "/open", "/recall"}
+    assert set(calls["named_endpoints"]) == named
     assert not calls["unnamed_endpoints"]
 
 
