@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
     parser.add_argument("--visitors", type=int, metavar="N", help="only so many visitors at once, beside one alone")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each part of --visitors (default: 8)")
+    parser.add_argument("--endless-hours", type=float, metavar="H", help="only a stream of H hours that never ends")
+    parser.add_argument("--real-pictures", action="store_true", help="whose towers look at every picture anew")
     group = parser.add_argument_group("published size only")
     group.add_argument("--baseline-frames", type=int, metavar="N", help="how far the baseline watches (default: 1024)")
     ModelOptions.add_flags(group)
@@ -80,11 +82,22 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         document = embedded_visitors(args.model, args.visitors, args.seconds, min(args.minutes))
         return document, visitors_table(document)
+    if args.endless_hours is not None:
+        return _endless(args)
     names = {"model": args.model}
     if args.baseline != "none":
         names["baseline"] = args.baseline
     document = measure_pair(names, sorted(set(args.minutes)), args.frames or PER_CHUNK)
     return document, embedded_table(document)
+
+
+def _endless(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from pipeline.bench.endless import endless_table, measure_endless
+
+    if not 0.001 <= args.endless_hours <= 48:
+        raise UserError("So long a stream cannot be measured; choose up to 48 hours.")
+    document = measure_endless(args.model, args.endless_hours, args.real_pictures)
+    return document, endless_table(document)
 
 
 def _visit(engine: Engine, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
