@@ -1,9 +1,10 @@
 """Faces, hands and postures of persons in a picture: that they are there and where; never whose, nor what they feel.
 
 Only where the detector found persons: of the LOOKED largest the pose (towers/bodies.py) and the face, of the largest
-also the hands. A small head reads sitting, standing, walking and so on off a pose (`pipeline.training.postures`). What
-was found goes into the index beside the detector's boxes, as two kinds more: FACE and HAND. A box that was looked at
-and holds neither pose, face nor hand, over an animal's box, is an animal, not a person.
+also the hands, unless it is seen down to its knees. A small head tells who sits from who stands by a pose
+(`pipeline.training.postures`); who walks moves. What was found goes into the index beside the detector's boxes, as two
+kinds more: FACE and HAND. A box that was looked at and holds neither pose, face nor hand, over an animal's box, is an
+animal, not a person.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ PALMED = 0.2  # of the picture's height: of smaller persons the palms are a few 
 POSE_FLOOR, HAND_FLOOR = 0.6, 0.8  # scores from which they are believed
 FACE_FLOOR, FACE_ALONE = 0.7, 0.85  # of a face where the pose has its nose, and of one elsewhere: dogs have faces, too
 DOUBT = 0.35  # score of a person who seems to be an animal: half seen, never told
+MOUNTS, ON = (1, 3, 17, 20, 30, 31, 36, 37), 0.2  # bicycle to surfboard; the share of the smaller box that touches
 ANIMAL = 0.5  # what the classifier's animals add up to in a picture of one
 UNREAD = 1.0  # a logit between those of sitting and standing
 OVER = 0.6  # of the smaller box, that lies in the other
@@ -92,6 +94,18 @@ def faces_of(pose: Pose, found: Sequence[Found]) -> list[Found]:
     ]
 
 
+def whole(pose: Pose) -> bool:
+    """Whether a body is seen down to the knees: its palms are then a few pixels, and not looked for."""
+    return bool(pose.there >= POSE_FLOOR and pose.seen[KNEES].max() >= 0.5)
+
+
+def carried(features: FrameFeatures, i: int, place: int) -> bool:
+    """Whether a frame's detection reaches into something that is ridden."""
+    mounts = np.isin(features.det_ids[i].cpu().numpy(), MOUNTS)
+    boxes = features.det_boxes[i].cpu().numpy()
+    return bool((_shared(boxes[place], boxes[mounts]) >= ON).any())
+
+
 def animal_share(features: FrameFeatures) -> np.ndarray:
     """(F,) what the classifier's animals add up to."""
     return (features.class_probs * (features.classes < ANIMAL_CLASSES)).sum(1).cpu().numpy()
@@ -145,7 +159,8 @@ class Bodies:
         faces = self.tower.boxes("face", [(frames[i], square_of(box, "face")) for i, _, box in parts], FACE_FLOOR)
         faces = [faces_of(pose, found) for pose, found in zip(poses, faces, strict=True)]
         of_animals = animal_share(features) >= ANIMAL
-        first = [n for n, (i, row, box) in enumerate(parts) if (row, box) == kept[i][0] and _palmed(box, frames[i])]
+        firsts = [n for n, (i, row, _) in enumerate(parts) if row == kept[i][0][0]]
+        first = [n for n in firsts if not whole(poses[n]) and _palmed(parts[n][2], frames[parts[n][0]])]
         squares = [(frames[parts[n][0]], square_of(parts[n][2], "palm")) for n in first]
         hands = dict(zip(first, self.tower.boxes("palm", squares, HAND_FLOOR), strict=True))
         out = np.zeros((len(frames), self.width), np.float32)
@@ -153,8 +168,9 @@ class Bodies:
         for i, rgb in enumerate(frames):
             own = [n for n, part in enumerate(parts) if part[0] == i]
             rows = [self._person(parts[n][1], poses[n], faces[n], hands.get(n, []), rgb.shape[0]) for n in own]
-            if of_animals[i]:  # a dog from behind has the pose of one who sits
-                rows = [[*row[:7], UNREAD, 0.0] for row in rows]
+            # A dog from behind has the pose of one who sits, and who rides that of one who stands.
+            unread = [bool(of_animals[i]) or carried(features, i, parts[n][1]) for n in own]
+            rows = [[*row[:7], UNREAD, 0.0] if left else row for row, left in zip(rows, unread, strict=True)]
             if rows:
                 flat = np.concatenate(rows)
                 out[i, : len(flat)] = flat

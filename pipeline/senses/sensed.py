@@ -17,6 +17,8 @@ from pipeline.senses.light import Light
 from pipeline.senses.places import Places
 from pipeline.towers.frame_tower import FrameFeatures
 
+# Words of the places' head for what is done by whoever neither stands nor walks.
+CARRIED = ("cycling", "riding", "skiing", "skateboarding", "surfing", "swimming", "climbing", "jumping")
 Sensed = Mapping[str, np.ndarray]  # by a sense's name: (F, width) float16, a row a frame
 
 
@@ -80,15 +82,18 @@ class Senses:
             return np.zeros(0, int)
         held = self.bodies.held(sensed["bodies"], times, starts)[posture]
         if posture == "sitting":  # a pose alone is right in seven of ten
-            held &= self.placed_past("sitting", sensed)
+            held &= self.placed_past("sitting", sensed, 0.0)
+        else:  # who rides has the pose of one who stands
+            for word in CARRIED:
+                held &= ~self.placed_past(word, sensed)
         return np.flatnonzero(held)
 
-    def placed_past(self, word: str, sensed: Sensed) -> np.ndarray:
-        """(F,) whether a word of the places' head is past its floor; nowhere without that head."""
-        if self.places is None or "places" not in sensed:
+    def placed_past(self, word: str, sensed: Sensed, floor: float | None = None) -> np.ndarray:
+        """(F,) whether a word of the places' head is past a logit, its floor by default; nowhere without that head."""
+        if self.places is None or "places" not in sensed or word not in self.places.words:
             return np.zeros(len(next(iter(sensed.values()))), bool)
         at = self.places.words.index(word)
-        return sensed["places"][:, at].astype(np.float32) >= self.places.floors[at]
+        return sensed["places"][:, at].astype(np.float32) >= (self.places.floors[at] if floor is None else floor)
 
     def settings(self, sensed: Sensed, rows: Sequence[int]) -> list[str]:
         """Places, settings and actions of some frames, see `Places.sure`."""

@@ -15,12 +15,16 @@ from pipeline.senses.bodies import (
     Bodies,
     believed,
     bends,
+    carried,
     detections_in,
     faces_of,
     persons_in,
     read_off,
     speeds,
+    whole,
 )
+from pipeline.senses.places import Places
+from pipeline.senses.sensed import Senses
 from pipeline.towers.bodies import Found, Pose
 from pipeline.towers.frame_tower import ASSETS, FrameFeatures
 from tests.questions.made import COCO, features
@@ -73,6 +77,30 @@ def test_in_an_animal_s_picture_postures_are_not_read(bodies: Bodies) -> None:
         found = shown(("person", (0.03, 0.03, 0.71, 0.99)), animal=animal)
         numbers = bodies.see([picture("astronaut")], found).numpy()
         assert (persons_in(numbers)[0, 0, 7] != np.float16(UNREAD)) == read
+
+
+def test_of_a_body_seen_whole_no_palms_are_looked_for() -> None:
+    assert whole(pose()) and not whole(pose(seen=0.1)) and not whole(pose()._replace(there=0.2))
+
+
+def test_who_is_on_a_bicycle_neither_stands_nor_walks() -> None:
+    astride, beside = (0.3, 0.5, 0.7, 0.95), (0.8, 0.5, 0.95, 0.9)
+    assert carried(shown(("person", BODY), ("bicycle", astride)), 0, 0)
+    assert not carried(shown(("person", BODY), ("bicycle", beside)), 0, 0)
+    assert not carried(shown(("person", BODY), ("chair", astride)), 0, 0)
+
+
+@pytest.mark.parametrize(("word", "told"), [("cycling", False), ("snow", True)])
+def test_where_the_places_head_says_so_nobody_stands(bodies: Bodies, word: str, told: bool) -> None:
+    places = Places.load(ASSETS)
+    still = person(0, there=0.9)[0]
+    still[0, 7] = 5.0
+    numbers = np.full((4, len(places.words)), -9.0, np.float16)
+    at = places.words.index(word)
+    numbers[:, at] = places.floors[at] + 1
+    sensed = {"bodies": made(*[still] * 4), "places": numbers}
+    held = Senses(places, bodies).held(sensed, np.arange(4.0), np.zeros(1, int), "standing")
+    assert bool(len(held)) == told
 
 
 def pose(
