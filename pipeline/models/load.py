@@ -64,8 +64,9 @@ def _loaded(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = checkpoint.DTYPES[dtype] if isinstance(dtype, str) else dtype
     if (own := _shipped().get(name)) and own.shipped:  # a folder of that name is not looked at
+        seen_by = hub.folder_of(eyes, (), EYES) if eyes else None  # a misspelt one is told before anything is read
         model = own.shipped(device, dtype, senses, _checked(own, options))
-        return _with_eyes(model, eyes, device) if eyes else model
+        return _with_eyes(model, seen_by, device) if seen_by else model
     if eyes:
         raise UserError("Only the embedded model takes other eyes, so nothing was loaded; leave out --eyes.")
     folder = _folder(name)
@@ -79,11 +80,11 @@ def _loaded(
     return system.wrap(net, Checkpoint(folder, config, hub.called(name), given))
 
 
-def _with_eyes(model: Model[Any], name: str, device: torch.device) -> Model[Any]:
+def _with_eyes(model: Model[Any], folder: Path, device: torch.device) -> Model[Any]:
     """The embedded model, what it sees named by another one."""
     assert isinstance(model, EmbeddedModel)  # none else is shipped
     places = model.senses.places.words if model.senses.places else ("outdoors", "indoors")
-    model.eyes = NamingEyes.load(hub.folder_of(name, (), EYES), places, device)
+    model.eyes = NamingEyes.load(folder, places, device)
     return model
 
 

@@ -182,8 +182,9 @@ def test_the_senses_keep_the_same_however_it_is_cut(vamba, film, seen, cut):
     for name in vamba.senses.widths:
         whole, cut_up = (state.inner.index.tensor(SENSED + name).float() for state in (seen, parts))
         assert gap(cut_up, whole) < 2e-3 and gap(own.tensor(SENSED + name).float(), whole[:3]) < 2e-3, name
-        assert gap(whole[LENGTH : 2 * LENGTH], whole[:LENGTH]) > 0.05, f"{name}: the scenes differ"
-    assert set(vamba.senses.widths) == {"places", "colours", "light"}
+        differ = gap(whole[LENGTH : 2 * LENGTH], whole[:LENGTH]) > 0.05
+        assert differ or name == "bodies", f"{name}: the scenes differ"  # nobody is in them; senses/test_bodies.py
+    assert set(vamba.senses.widths) == {"places", "bodies", "colours", "light"}
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU does not compute in bf16")

@@ -12,7 +12,7 @@ from pipeline import UserError, load
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.questions.index import read_index
 from pipeline.stream import Frame, Question, Sampling, VideoChunk
-from pipeline.towers.frame_tower import labels
+from pipeline.towers.named import NamingEyes
 
 WORDS = ["a", "photo", "of", "taken", "dog", "cat", "cup", "water", "snow", "street", "the"]
 
@@ -87,8 +87,9 @@ def test_a_place_with_more_than_half_of_the_share_is_said(model: EmbeddedModel) 
 def test_a_stream_seen_by_other_eyes_is_refused_in_words(model: EmbeddedModel) -> None:
     packed = model.pack(model.watch(VideoChunk(FRAMES), model.start()))
     assert model.unpack(packed).frames == 3
+    plain = EmbeddedModel(model.net, model.tower, model.tokenizer, None, model.senses)
     with pytest.raises(UserError, match="kept by another model"):
-        load("embedded", device="cpu").unpack(packed)
+        plain.unpack(packed)
 
 
 def test_they_are_asked_as_the_others_are(model: EmbeddedModel) -> None:
@@ -99,7 +100,6 @@ def test_they_are_asked_as_the_others_are(model: EmbeddedModel) -> None:
 
 def test_what_is_no_such_model_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The eyes could not be loaded, so nothing was;"):
-        load("embedded", device="cpu", eyes=str(tmp_path))
+        NamingEyes.load(tmp_path, ("street",))
     with pytest.raises(UserError, match="There is no model called"):
         load("embedded", device="cpu", eyes="nonsense")
-    assert labels()["imagenet"]
