@@ -73,7 +73,7 @@ class ModelOptions(BaseModel):
             must="on or off (1 or 0)",
             does="on an H100 or newer: products of what watches in 8-bit floating point (e4m3), 1.7 to 1.9 times as "
             "fast as in bf16, and weights of what answers in 8 bits",
-            costs="2.9 times what bf16 itself costs (4.6 % of the logits' spread on a small model), so not recommended; "
+            costs="2.9 times what bf16 itself costs (4.6 % of the logits' spread, a small model), so not recommended; "
             "an hour is watched in 8.6 s instead of 11.7",
         ),
     ] = False
