@@ -102,7 +102,7 @@ def add_api(sessions: Sessions) -> None:
         """What is still remembered of 1, 5, 15 and 60 minutes ago; waits until all was asked, which takes a while."""
         session = found(key)
         try:
-            session.prober.start(session.watch)
+            session.probe()
             while (probe := session.view().recalled) and not probe.over:
                 time.sleep(0.2)
             if probe and probe.error:

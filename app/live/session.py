@@ -80,8 +80,6 @@ class LiveSession:
         )
         return watch.view(about) if watch else about
 
-    # What is to be told
-
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Tells of it from now on, and where the model keeps an index also of what was seen. Raises UserError for what
         cannot be judged, and where nothing is watched. cool_down: seconds of the video between two alerts."""
@@ -95,6 +93,10 @@ class LiveSession:
     def clip(self, at: float, out: str | Path) -> None:
         """Writes the seconds around a moment as an MP4; where there is a file it reads that. Raises UserError."""
         self._watched("cut").clip(at, out)
+
+    def probe(self) -> None:
+        """Asks what is remembered; the view's `recalled` grows. Raises UserError where nothing is watched."""
+        self.prober.start(self.watch)
 
     def _watched(self, deed: str) -> Watched:
         if (watch := self.watch) is None:
@@ -420,8 +422,6 @@ class LiveSession:
 
     def _take_words(self) -> tuple[tuple[Turn, ...], ...]:
         return tuple(conversation.take_out() for conversation in self.conversations)
-
-    # Within
 
     def _turn(self, text: str, at: float | None) -> Turn:
         return Turn(next(self._questions), text, at, stream=self._stream)

@@ -19,7 +19,7 @@ from app.live.noticing import Noticing
 from app.live.recent import Recent
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
-from app.live.view import Picture, View
+from app.live.view import View
 from app.live.viewing import Viewing
 from app.live.watching import CAMERA_QUEUE, FPS, Watch
 from pipeline import Address, Engine, Frame, Receiver, UserError
@@ -51,7 +51,9 @@ class Shared(Watch):
     def view(self, about: View) -> View:
         """silent: none has come for a while, or the source cannot be reached."""
         view, trouble = super().view(about), self._receiver.trouble
-        return replace(view, shared=True, silent=view.silent or bool(trouble), trouble=trouble)
+        return replace(
+            view, shared=True, newest=self.recent.newest, silent=view.silent or bool(trouble), trouble=trouble
+        )
 
     def close(self) -> None:
         super().close()
@@ -94,11 +96,6 @@ class Seat:
     @property
     def recent(self) -> Recent:
         return self.shared.recent
-
-    @property
-    def newest(self) -> Picture | None:
-        """The newest picture as it came."""
-        return self.shared.recent.newest
 
     @property
     def came_to_nothing(self) -> bool:

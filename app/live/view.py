@@ -156,7 +156,8 @@ class View:
     forgotten: turns that are not kept any more; undo: what could be taken back now ("Clear", "Reset" or "").
     keeping: whether the visitor wants the stream kept; kept: what is. begins: second of the stream at the first picture
     of the source that is shown, where others came before; forked: of what the stream is a fork, in a sentence. shared:
-    whether it is an operator's, watched for everybody; trouble: why nothing comes from there, in a sentence. recalled:
+    whether it is an operator's, watched for everybody; trouble: why nothing comes from there, in a sentence; newest:
+    its newest picture, as it came. recalled:
     the newest probe of what is remembered of this stream.
     """
 
@@ -194,6 +195,7 @@ class View:
     forked: str = ""
     shared: bool = False
     trouble: str = ""
+    newest: Picture | None = None
     recalled: Recalled | None = None
 
     @property

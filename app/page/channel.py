@@ -27,7 +27,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.live.conversation import number
 from app.live.session import LiveSession
-from app.live.shared import Seat
 from app.live.table import Sessions
 from app.live.view import Phase, View
 from pipeline import UserError, decode_jpeg, mmss, vtt
@@ -132,7 +131,7 @@ class Channel:
     async def newest(self, request: Request) -> Response:
         """The newest picture of an operator's source, as a JPEG."""
         session = self.sessions.get(request.headers.get(KEY, ""))
-        picture = session.watch.newest if session and isinstance(session.watch, Seat) else None
+        picture = session.view().newest if session else None
         if picture is None:
             return PlainTextResponse("none", 404)
         told = {"cache-control": "no-store", "x-vamba-second": f"{picture.time:.3f}"}

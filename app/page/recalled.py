@@ -50,7 +50,7 @@ def wire(ui: SimpleNamespace, sessions: Sessions, at_once: dict[str, Any]) -> No
         try:
             if session is None:
                 raise UserError("Nothing was seen yet, so there is nothing to remember; start a video first.")
-            session.prober.start(session.watch)
+            session.probe()
         except UserError as error:
             return said(str(error))
         return recalled(session.view())

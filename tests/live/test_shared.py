@@ -39,7 +39,7 @@ def test_one_is_watching_for_all_and_each_has_a_conversation_of_their_own(yard):
     (_, one), (_, two) = seated(table), seated(table)
     until(lambda: one.view().frames >= 3)
     assert sum(thread.name == "live source" for thread in threading.enumerate()) == 1
-    assert one.watch.shared is two.watch.shared and one.watch.newest.jpeg
+    assert one.watch.shared is two.watch.shared and one.view().newest.jpeg
     answer = whole(asked(one, "mine?"))
     assert "mine?" in answer.text and [turn.question for turn in one.view().conversations[0]] == ["mine?"]
     assert two.view().conversations == ((), ())

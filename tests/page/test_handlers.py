@@ -20,6 +20,8 @@ APP = Path(__file__).parents[2] / "app"
 COMMANDS = {
     "open_file",
     "open_camera",
+    "open_shared",
+    "probe",
     "offer",
     "pause",
     "resume",

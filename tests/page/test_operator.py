@@ -144,10 +144,10 @@ def test_a_probe_of_a_session_asks_both_models_and_ends_with_its_stream():
     try:
         _, session = table.ensure(None)
         with pytest.raises(UserError, match=NOTHING_WATCHED.format("remembered")[:20]):
-            session.prober.start(session.watch)
+            session.probe()
         session.open_camera()
         session.compare(True)
-        session.prober.start(session.watch)
+        session.probe()
         until(lambda: session.view().recalled.over)
         assert "there is nothing to" in session.view().recalled.error
         session.open_camera()
@@ -162,7 +162,7 @@ def test_a_model_without_an_index_says_so():
         _, session = table.ensure(None)
         session.offer(picture((1, 2, 3)))
         until(lambda: session.view().frames)
-        session.prober.start(session.watch)
+        session.probe()
         until(lambda: session.view().recalled.over)
         assert "keeps no index" in session.view().recalled.error
     finally:
