@@ -98,7 +98,7 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype, rounding: Round
     system = system_of(config)
     if system.golden is None:
         raise UserError(f"Golden tensors of a {system.name} cannot be compared yet; name the folder of another system.")
-    if rounding == "fp8" and system.options is None:
+    if rounding == "fp8" and "fp8" not in system.options:
         raise UserError(f"A {system.name} has no fp8, so nothing was compared; leave it out.")
     net = load_net(folder, config, device, dtype, rounding=rounding)
     try:

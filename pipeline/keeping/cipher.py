@@ -34,12 +34,12 @@ WITHOUT = (
 
 
 def can_encrypt() -> bool:
-    """Whether the library is there."""
+    """Whether the library that encrypts kept streams is installed here."""
     return find_spec("cryptography") is not None
 
 
 def is_encrypted(folder: Path) -> bool:
-    """Whether a stream's folder is."""
+    """Whether what lies in a kept stream's folder is encrypted."""
     return (folder / KEY).is_file()
 
 

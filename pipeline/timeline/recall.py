@@ -93,7 +93,7 @@ Recall = tuple[Aged, ...]  # one for each of AGES
 
 @dataclass(frozen=True)
 class Remembering:
-    """One model and the state that is asked."""
+    """One of the models that are compared, and the state that it is asked about."""
 
     engine: Engine
     state: StreamState

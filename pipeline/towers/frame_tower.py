@@ -149,7 +149,7 @@ def _resize(frames_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
 
 @cache
 def labels() -> dict[str, list[str]]:
-    """The words of both networks: "imagenet" (1,000) and "coco" (80), in the order of their class numbers."""
+    """The words of both networks: "imagenet" (1,000) and "coco" (80, then face and hand), by their class numbers."""
     return json.loads((ASSETS / "labels.json").read_text(encoding="utf-8"))
 
 

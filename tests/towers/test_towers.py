@@ -234,7 +234,7 @@ def test_words_group_place_and_order() -> None:
 
 
 def test_labels_are_distinct_words() -> None:
-    for name, count in (("imagenet", 1000), ("coco", 80)):
+    for name, count in (("imagenet", 1000), ("coco", 82)):
         found = labels()[name]
         assert len(found) == count == len({word.lower() for word in found})
         assert all(word.strip() == word and word and "," not in word for word in found)
