@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
-PARTS = ("Video", "Scenes", "Conversation", "Alerts", "Summary")
+PARTS = ("Video", "Scenes", "Conversation", "Alerts", "Summary", "What do you still remember?")
 DEVICES = {
     "desk": {"viewport": {"width": 1280, "height": 900}},
     "dark desk": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
