@@ -84,7 +84,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     name = "Vamba small (embedded)"
     about = (
         "A small model, taught by a few thousand stills and often unsure: it names everyday things and finds moments, "
-        "but misses small objects, fine actions and text. Ask in English."
+        "but misses small objects and fine actions. Ask in English."
     )
 
     def __init__(
