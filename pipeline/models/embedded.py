@@ -34,7 +34,7 @@ from pipeline.models.answering import SteppedModel, passed_by_readings
 from pipeline.models.embedded_net import FEATURES, TOKENS, EmbeddedNet, novelty_of
 from pipeline.questions.asked import parse, without_notes
 from pipeline.questions.composer import Composer
-from pipeline.questions.facts import listing
+from pipeline.questions.facts import listing, shown_from
 from pipeline.questions.gleaned import gleaned_reply, needed
 from pipeline.questions.index import SENSED, index_log, read_index
 from pipeline.questions.notes import MAYBE, Verdict, asked_about, note, spoken
@@ -368,7 +368,7 @@ class Reading:
         """What is answered one after the other: the verdict, or each moment of a listing."""
         v = self.verdict
         listed = () if self.asked.length else v.listed
-        times = v.times or [float(self.index.times[frames[0]]) for frames in listed]
+        times = v.times or [shown_from(self.index, frames) for frames in listed]
         found = [v._replace(frames=frames, time=time) for frames, time in zip(listed, times)]
         if found and self.model.router:
             said = listing(self.index, list(zip(times, listed)), self.model.senses, self._wanted())

@@ -101,14 +101,7 @@ def joined(parts: Sequence[str], last: str = "and") -> str:
 def surely(index: Index, frames: Sequence[int]) -> list[str]:
     """What the towers are sure of in some frames, counted: detections by the middle of their counts, then classes."""
     rows = list(frames)
-    scores = vetted(FrameFeatures(*(column[rows] if len(column) else column for column in index.features)))
-    ids = index.features.det_ids[rows]
-    sure = scores >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
-    kinds = [int(i) for i in ids[sure].unique() if i not in (FACE, HAND)]  # whoever is seen has both
-    found = [(i, (sure & (ids == i)).sum(1).numpy()) for i in kinds]
-    often = len(rows) > 1 or len(index.times) < SHORT  # a cut's half-faded picture alone was "a dog and a frisbee"
-    most = [(i, n) for i, n in found if (often and (n > 0).mean() > 0.5) or scores[ids == i].max() >= GLIMPSE]
-    counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in most]
+    counts = [(labels()["coco"][i], int(np.ceil(np.median(n)))) for i, n in detected(index, rows)]
     classes = likely(index, rows)
     many = {word for word, number in counts if number > 1}
     classes = [word for word in classes if word.lower().split()[-1] not in many]  # "three bottles" are water bottles
@@ -117,6 +110,36 @@ def surely(index: Index, frames: Sequence[int]) -> list[str]:
     said = [tallied(word, number) for word, number in sorted(counts, key=lambda item: -item[1])]
     words_of = " ".join(said).lower().split()
     return [*[counted(word, 1) for word in classes if word.lower() not in words_of], *said]
+
+
+def detected(index: Index, rows: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+    """Kinds of things that the detector is sure of in most of some frames, or very sure of in one: (kind, how many)."""
+    scores, ids, sure = _scored(index, rows)
+    kinds = [int(i) for i in ids[sure].unique() if i not in (FACE, HAND)]  # whoever is seen has both
+    found = [(i, (sure & (ids == i)).sum(1).numpy()) for i in kinds]
+    often = len(rows) > 1 or len(index.times) < SHORT  # a cut's half-faded picture alone was "a dog and a frisbee"
+    return [(i, n) for i, n in found if (often and (n > 0).mean() > 0.5) or scores[ids == i].max() >= GLIMPSE]
+
+
+def shown_from(index: Index, frames: Sequence[int]) -> float:
+    """The second from which a moment shows all things that are told of it, or the first of them.
+
+    Its shot may begin before they come: "0:00 a person" was said of a room that was empty until 0:07.
+    """
+    if not (kinds := detected(index, frames)):
+        return float(index.times[frames[0]])
+    _, ids, sure = _scored(index, range(frames[0], frames[-1] + 1))
+    shows = np.array([(sure & (ids == i)).any(1).numpy() for i, _ in kinds])
+    there = shows.all(0) if shows.all(0).any() else shows.any(0)
+    return float(index.times[frames[0] + int(there.argmax())])
+
+
+def _scored(index: Index, frames: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, kinds, and whether that is sure, (frames, KEPT) each, of what the detector found in some frames."""
+    rows = list(frames)
+    scores = vetted(FrameFeatures(*(column[rows] if len(column) else column for column in index.features)))
+    ids = index.features.det_ids[rows]
+    return scores, ids, scores >= torch.where(ids == PEOPLE.coco[0], SEEN, TOLD)
 
 
 def likely(index: Index, rows: Sequence[int]) -> list[str]:

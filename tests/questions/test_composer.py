@@ -6,7 +6,7 @@ import torch
 
 from pipeline.questions.asked import parse
 from pipeline.questions.composer import UNKNOWABLE, Composer
-from pipeline.questions.facts import Known, counted, described, listing, runs, surely
+from pipeline.questions.facts import Known, counted, described, listing, runs, shown_from, surely
 from pipeline.questions.notes import Verdict
 from pipeline.questions.things import Things
 from pipeline.senses.colours import TERMS, WHOLE
@@ -123,6 +123,16 @@ def test_a_list_of_some_things_names_no_others():
 def test_a_summary_looks_at_all_of_a_short_shot():
     seen = features(12, {f: [("bird", 0.8, "left")] for f in range(6, 9)})
     assert listing(index([0.0] * 12, (0, 6), seen), [(6.0, (10, 11))], NONE) == ["0:06 a bird."]
+
+
+@pytest.mark.parametrize(
+    ("dogs", "cats", "second"),
+    [(range(7, 20), (), 7), (range(2, 20), range(9, 20), 9), (range(3, 12), range(12, 20), 3), ((), (), 0)],
+)
+def test_a_moment_begins_where_what_is_told_of_it_comes(dogs, cats, second):
+    things = {f: [("dog", 0.9, "left")] * (f in dogs) + [("cat", 0.9, "right")] * (f in cats) for f in range(20)}
+    idx = index([0.0] * 20, (0,), features(20, things))
+    assert shown_from(idx, (0, 4, 7, 11, 12, 15, 17, 19)) == second
 
 
 def test_the_only_picture_of_its_scene_must_be_sure():
