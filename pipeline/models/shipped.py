@@ -109,7 +109,7 @@ EMBEDDED = System(
             weights="same",
             state="1.2 MB",
             minute="2.4 MB",
-            hour="at most 43 MB",
+            hour="43 MB at most, reckoned",
         ),
     ),
 )

@@ -70,7 +70,7 @@ VAMBA = System(
             weights="22.5 GB",
             state="100 MB",
             minute="515 MB",
-            hour="5.8 GB, 0.1 each later",
+            hour="5.8 GB, 0.1 each later, reckoned",
         ),
     ),
 )
