@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,16 @@ def test_it_reads_the_newest_and_the_moments_looked_at(models, clip, watch_all) 
         assert np.isin(read, memory.times).all()
         for time in read:
             assert (decoder.memory.times == time).sum() == (memory.times == time).sum(), "no pair is cut"
+
+
+def test_what_is_read_back_is_what_was_looked_at_most(models, clip, watch_all) -> None:
+    _, endless = models(retrieve=6)
+    memory = watch_all(endless, clip(60), [slice(0, 60)]).inner.memory
+    far = Far(memory, memory.near_from, 3)
+    looked = torch.zeros(len(far.seen))
+    looked[[2, 5, 11]] = torch.tensor([0.2, 0.5, 0.3])
+    far.found(SimpleNamespace(looked=looked))
+    assert set(far.pairs[[2, 5, 11]]) <= set(far.chosen) and len(far.chosen) <= 4, "and one that is partly near"
 
 
 def test_a_far_moment_is_read_as_it_was(models, clip, watch_all) -> None:

@@ -50,6 +50,13 @@ def test_what_is_written_is_read_where_it_is_and_nothing_where_it_is_not(tmp_pat
     assert [each.until for each in found] == sorted(each.until for each in found) and found[-1].until == 12
 
 
+def test_a_line_that_the_reader_doubts_is_not_told(monkeypatch):
+    box = [[0, 0], [50, 0], [50, 10], [0, 10]]
+    read = [(box, "SURELY", 0.81), (box, "PERHAPS", 0.79), (box, "-", 0.99)]
+    monkeypatch.setattr(text, "_reader", lambda: lambda picture: (read, 0.0))
+    assert [line.text for line in text.lines(page(""))] == ["SURELY"]
+
+
 @needs_reader
 def test_writing_that_stays_is_one_event(tmp_path):
     (event,) = [e for each in gleaned(film(tmp_path / "a.mp4", [page("OPEN DAY")] * 9)) for e in each.events]
