@@ -9,6 +9,7 @@ is what a visitor's stream does.
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from pipeline.bench.machine import machine_conditions, timed
 from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.models.embedded import EmbeddedModel
+from pipeline.senses.sensed import Senses
 from pipeline.stream import Frame, Question, Sampling, StreamState, UserError, VideoChunk
 from pipeline.towers.frame_tower import FrameFeatures
 
@@ -51,6 +53,21 @@ class Bank(nn.Module):
         return FrameFeatures(*(column[rows.to(column.device)] for column in self.features))
 
 
+class SensesBank(Senses):
+    """The same for the senses of pictures: what they keep of each."""
+
+    def __init__(self, senses: Senses, shown: Sequence[np.ndarray], bank: Bank):
+        self.__dict__.update(senses.__dict__)
+        parts = [list(shown[i : i + PER_CHUNK]) for i in range(0, len(shown), PER_CHUNK)]
+        seen = [senses.see(part, bank(part)) for part in parts]
+        self._seen = {name: torch.cat([one[name] for one in seen]) for name in senses.widths}
+        self._bank = bank
+
+    def see(self, frames: Sequence[np.ndarray], features: FrameFeatures) -> dict[str, torch.Tensor]:
+        rows = [self._bank.rows[id(picture)] for picture in frames]
+        return {name: numbers[rows] for name, numbers in self._seen.items()}
+
+
 def measure_endless(name: str, hours: float, real: bool = False, bank: int = BANK) -> dict[str, Any]:
     """real: the towers look at every picture anew."""
     endless, kept = pipeline.load(name, endless=MINUTES), pipeline.load(name)
@@ -59,7 +76,9 @@ def measure_endless(name: str, hours: float, real: bool = False, bank: int = BAN
     width = endless.long_side
     shown = [frame.rgb for frame in islice(pictures((width, round(width * 9 / 16))), bank)]
     if not real:
-        endless.tower = kept.tower = Bank(endless.tower, shown)  # type: ignore[assignment]  # it is called alike
+        bank_of = Bank(endless.tower, shown)
+        endless.tower = kept.tower = bank_of  # type: ignore[assignment]  # it is called alike
+        endless.senses = kept.senses = SensesBank(endless.senses, shown, bank_of)
     seconds, rows = timed(partial(list, _hours(Engine(endless), shown, round(hours * HOUR))))
     beside = [row["answers"] for row in _hours(Engine(kept), shown, round(hours * HOUR))]
     pairs = [(ours, exact) for row, theirs in zip(rows, beside) for ours, exact in zip(row["answers"], theirs)]
@@ -69,13 +88,13 @@ def measure_endless(name: str, hours: float, real: bool = False, bank: int = BAN
         "rows": rows,
         "answers_like_everything_kept": sum(a["text"] == b["text"] for a, b in pairs) / max(1, len(pairs)),
         "questions": len(pairs),
-        **{f"{what}_growth": _growth([row[what] for row in rows]) for what in ("rss", "gpu") if what in rows[0]},
+        **{f"{what}_growth": growth([row[what] for row in rows]) for what in ("rss", "gpu") if what in rows[0]},
     }
 
 
-def _growth(values: Sequence[int]) -> float:
-    """The largest distance from what it was after the first hour, as a share of that."""
-    return max((abs(value / values[0] - 1) for value in values[1:]), default=0.0)
+def growth(values: Sequence[int]) -> float:
+    """The largest distance from the first, as a share of that."""
+    return max((abs(value / values[0] - 1) for value in values[1:] if values[0]), default=0.0)
 
 
 def _hours(engine: Engine, shown: Sequence[np.ndarray], length: int) -> Iterator[dict[str, Any]]:
@@ -95,12 +114,13 @@ def _row(engine: Engine, state: StreamState, seconds: int) -> dict[str, Any]:
     held = {"rss": resident()}
     if torch.cuda.is_available():
         held["gpu"] = torch.cuda.memory_allocated()
-    print(f"{engine.name}: {mmss(seconds)} watched, {held['rss'] / 1e6:,.0f} MB", file=sys.stderr, flush=True)
     times = state.inner.index.tensor("time").numpy()
     apart = float(np.abs(times - np.arange(seconds - len(times), seconds)).max())
     answers = [_answer(engine, state, seconds - 60 * age) for age in AGES if seconds > 60 * age]
     kept = {"memory_bytes": state.memory_bytes, "disk_bytes": state.disk_bytes, "dropped": state.dropped}
-    return {"hour": seconds / HOUR, **held, **kept, "most_apart_s": apart, "answers": answers}
+    row = {"hour": seconds / HOUR, **held, **kept, "most_apart_s": apart, "answers": answers}
+    print(json.dumps({"model": engine.name, **row}), file=sys.stderr, flush=True)
+    return row
 
 
 def _answer(engine: Engine, state: StreamState, second: int) -> dict[str, Any]:

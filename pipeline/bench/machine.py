@@ -27,14 +27,14 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds a call takes on the wall, the GPU's work included."""
-    _wait_for_gpu()
+    wait_for_gpu()
     began = time.perf_counter()
     result = call()
-    _wait_for_gpu()
+    wait_for_gpu()
     return time.perf_counter() - began, result
 
 
-def _wait_for_gpu() -> None:
+def wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -94,10 +94,14 @@ def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _endless(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from pipeline.bench.endless import endless_table, measure_endless
 
+    document = measure_endless(args.model, _hours(args), args.real_pictures)
+    return document, endless_table(document)
+
+
+def _hours(args: argparse.Namespace) -> float:
     if not 0.001 <= args.endless_hours <= 48:
         raise UserError("So long a stream cannot be measured; choose up to 48 hours.")
-    document = measure_endless(args.model, args.endless_hours, args.real_pictures)
-    return document, endless_table(document)
+    return args.endless_hours
 
 
 def _visit(engine: Engine, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -136,6 +140,11 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         document = measure_headlines(Sizes(), device, torch.bfloat16, minutes=args.minutes, per_chunk=args.frames or 64)
         return document, headlines_table(document)
+    if args.endless_hours is not None:
+        from pipeline.bench.endless_published import endless_published_table, measure_endless_published
+
+        document = measure_endless_published(PUBLISHED, device, torch.bfloat16, options, _hours(args))
+        return document, endless_published_table(document)
     if args.visitors:
         from pipeline.bench.visitors import published_visitors, visitors_table
 

@@ -244,7 +244,7 @@ def unpack_memory(packed: Packed, start: Memory) -> Memory:
             raise UserError(
                 "This stream was kept without --endless, so it cannot go on with it; go on without, or start it again."
             )
-        coarse = replace(coarse, log=unpack_log(part(packed, "coarse"), coarse.log))
+        coarse = replace(coarse, log=unpack_log(part(packed, "coarse"), coarse.log, coarse.settled)).coarsened()
     lost = log.gone - count(kept, "gone")  # where the disk is full
     return replace(start, log=log, policy=policy, dropped=count(packed, "dropped") + lost, coarse=coarse)
 

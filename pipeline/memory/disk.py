@@ -30,6 +30,8 @@ RESERVE = 1 << 30  # bytes of the disk that stay free
 MOST_WRITTEN = 2  # blocks on their way to the file at once: more wait, so that they do not fill the GPU
 UNPLACED = 1  # blocks that the disk has no place for and that wait in memory
 HOURS = 24  # that a stream without an end is remembered for: its times, index and file are bounded, too
+MEANS_MINUTES = 30  # of a coarse memory, that stay
+MEANS_SPARE = 3 << 30  # bytes of the disk that are left for a day of it
 
 told = logging.getLogger(__name__)
 
@@ -38,13 +40,17 @@ class Disk:
     """Where the blocks of a model's memories go that ended more than `minutes` before the newest whole one.
 
     What ended `hours` before it falls out, and where the disk is full, the oldest. unit: slots that fall out together.
-    folder: of the file; None: the system's for such files.
+    file: theirs; None: a new one in the system's folder for such files. spare: bytes of the disk to leave for others.
     """
 
-    def __init__(self, minutes: float, unit: int = 1, hours: float = HOURS, folder: str | None = None):
-        self.minutes, self.unit, self.hours, self.file = minutes, unit, hours, Spool(folder)
+    def __init__(self, minutes: float, unit: int = 1, hours: float = HOURS, file: Spool | None = None, spare: int = 0):
+        self.minutes, self.unit, self.hours, self.file, self.spare = minutes, unit, hours, file or Spool(), spare
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="memory to disk")
         self._writing: deque[Future[None]] = deque()
+
+    def of_means(self) -> Disk:
+        """The same for a coarse memory, in the same file."""
+        return Disk(max(self.minutes, MEANS_MINUTES), hours=self.hours, file=self.file)
 
     def far_blocks(self, log: Log) -> int:
         """How many blocks, the oldest, belong in the file: told by the times alone, not by how a video was cut."""
@@ -75,7 +81,7 @@ class Disk:
         with block.lock:  # an answer and the stream may both send it
             if block.away is not None:
                 return True
-            away = Written.claim(self.file, fields, block.slots, log.device)
+            away = Written.claim(self.file, fields, block.slots, log.device, self.spare)
             if away is None:
                 return False
             block.away = away
@@ -121,9 +127,11 @@ class Written:
             self.starts[name], at = at, at + slots * field.bytes_per_slot()
 
     @classmethod
-    def claim(cls, file: Spool, fields: dict[str, Field], slots: int, device: torch.device | str) -> Written | None:
+    def claim(
+        cls, file: Spool, fields: dict[str, Field], slots: int, device: torch.device | str, spare: int = 0
+    ) -> Written | None:
         """Room for a block of so many slots; None where the disk is full."""
-        place = file.claim(slots * sum(field.bytes_per_slot() for field in fields.values()))
+        place = file.claim(slots * sum(field.bytes_per_slot() for field in fields.values()), spare)
         return None if place is None else cls(file, place, fields, device)
 
     def write(self, tensors: dict[str, Tensor]) -> None:
@@ -160,13 +168,14 @@ class Spool:
         """Bytes of the disk that it takes."""
         return os.fstat(self._file.fileno()).st_size
 
-    def claim(self, size: int) -> Place | None:
-        """Room for so many bytes, which will not run out while they are written; None where there is none."""
+    def claim(self, size: int, spare: int = 0) -> Place | None:
+        """Room for so many bytes, which will not run out while they are written, and leave so many spare on the disk;
+        None where there is none."""
         with self._lock:
             self._sort()
             if free := self._free.get(size):
                 start = free.pop()
-            elif self._room(size):
+            elif self._room(size, spare):
                 start, self._end = self._end, self._end + size
             else:
                 return None
@@ -174,10 +183,10 @@ class Spool:
         weakref.finalize(place, self._release, start, size).atexit = False
         return place
 
-    def _room(self, size: int) -> bool:
+    def _room(self, size: int, spare: int) -> bool:
         number = self._file.fileno()
         free = os.fstatvfs(number)
-        if free.f_bavail * free.f_frsize < size + RESERVE:
+        if free.f_bavail * free.f_frsize < size + spare + RESERVE:
             return False
         try:
             if sys.platform == "linux":

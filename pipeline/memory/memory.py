@@ -20,9 +20,11 @@ from pipeline.gpu.device import sent
 from pipeline.memory import attention, tiers
 from pipeline.memory.disk import Disk, disk_nbytes
 from pipeline.memory.log import Field, Log
+from pipeline.memory.means import first_span, means, whole_spans
 from pipeline.memory.tiers import Tier
 
-COARSE_SLOTS = 512  # of a block
+COARSE_SLOTS = 512  # of a block of means
+SPAN_SLOTS = 64  # of a block of means of means
 Write = Callable[[int | slice, Tensor, Tensor], None]  # (layer, k_KTP, v_KTP)
 
 
@@ -63,7 +65,8 @@ class Memory:
     log fields: `k`, `v` (layers, K heads, slots, P) in the model's type or int8 with `k_scale`, `v_scale`
     (layers, K heads, slots, 1); `time` (slots,) fp64 seconds. tier: what may lie on the host; None: nothing. disk: what
     goes to a file; None: nothing. coarse: a slot for every instant, its mean key and value: by it a question finds what
-    it must read back; None: it is told otherwise.
+    it must read back; None: it is told otherwise. Its own older slots go to a file, too, and its own coarse memory has
+    one slot for a minute (`means.SPAN` of its slots).
     """
 
     log: Log
@@ -95,7 +98,10 @@ class Memory:
         fields = {"k": Field(shape, stored), "v": Field(shape, stored), "time": Field((None,), torch.float64)}
         if eight_bit:
             fields |= {"k_scale": Field(scale, dtype), "v_scale": Field(scale, dtype)}
-        coarse = cls(Log(fields, COARSE_SLOTS, device)) if ranked else None
+        coarse = None
+        if ranked:
+            spans = cls(Log(fields, SPAN_SLOTS, device))
+            coarse = cls(Log(fields, COARSE_SLOTS, device), disk=disk.of_means() if disk else None, coarse=spans)
         return cls(Log(fields, block_slots, device), policy or Policy(), tier=tier, disk=disk, coarse=coarse)
 
     def __len__(self) -> int:
@@ -122,7 +128,7 @@ class Memory:
     @property
     def disk_nbytes(self) -> int:
         """Bytes of `nbytes` that lie in a file."""
-        return disk_nbytes(self.log)
+        return disk_nbytes(self.log) + (self.coarse.disk_nbytes if self.coarse else 0)
 
     @property
     def times(self) -> np.ndarray:
@@ -159,18 +165,29 @@ class Memory:
         the keys and values given to it."""
         counts = [len([*same]) for _, same in groupby(times.tolist())]
         ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
-        memory, write = self.append(times[ends.to(times.device) - 1])
-        return memory, lambda layer, k, v: write(layer, _means(k, counts), _means(v, counts))
+        memory, write = replace(self, coarse=None).append(times[ends.to(times.device) - 1])
+        return replace(memory, coarse=self.coarse), lambda i, k, v: write(i, means(k, counts), means(v, counts))
 
     def applied(self) -> Memory:
         """After its policy: the oldest slots beyond it are dropped and counted; then what is to move has moved."""
         n = self.policy.excess(self.log)
-        log, coarse = self.settled(self.log.drop_oldest(n) if n else self.log), self.coarse
-        if coarse and self.disk:
-            coarse = replace(coarse, log=self.disk.forget(coarse.log))
+        log = self.settled(self.log.drop_oldest(n) if n else self.log)
+        coarse = None if self.coarse is None else self.coarse.coarsened().applied()
         if log is self.log and coarse is self.coarse:
             return self
         return replace(self, log=log, coarse=coarse, dropped=self.dropped + log.gone - self.log.gone)
+
+    def coarsened(self) -> Memory:
+        """A coarse memory with its own, up to now."""
+        if self.coarse is None or self.disk is None:
+            return self
+        missing = max(0, first_span(self.log) - self.coarse.log.end)
+        log = self.disk.forget(replace(self.coarse.log, gone=self.coarse.log.gone + missing))
+        coarse = replace(self.coarse, log=log)
+        for time, k, v in whole_spans(self.log, log.end):
+            coarse, write = coarse.append(time)
+            write(slice(None), k, v)
+        return replace(self, coarse=coarse)
 
     def settled(self, log: Log) -> Log:
         """The log with its older blocks on the host or in a file, where they belong there."""
@@ -230,13 +247,6 @@ class Memory:
             found += [] if weights is None else [weights]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return out, torch.stack(found) if found else None
-
-
-def _means(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """(..., T, P) -> (..., instants, P): over each instant's slots."""
-    if len(set(counts)) == 1:
-        return rows.unflatten(-2, (len(counts), counts[0])).mean(-2)
-    return torch.stack([part.mean(-2) for part in rows.split(list(counts), -2)], -2)
 
 
 def _to_eight_bit(rows: Tensor) -> tuple[Tensor, Tensor]:

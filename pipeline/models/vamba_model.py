@@ -21,11 +21,11 @@ from pipeline.layers.fp8 import rounding_told
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import MOST_READS, Opening, TextDecoder, served, until
 from pipeline.layers.vamba import Vamba
-from pipeline.memory.disk import HOURS, Disk
+from pipeline.memory.disk import HOURS, MEANS_SPARE, Disk
 from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
 from pipeline.models.answering import TOGETHER, DecoderModel
-from pipeline.models.vamba_endless import READ_BACK, Far, note_of
+from pipeline.models.vamba_endless import MINUTES_BACK, READ_BACK, Far, note_of
 from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
 from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
@@ -78,7 +78,7 @@ class VambaModel(DecoderModel[VambaInner]):
         self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
         if self.tier:
             self.about += f" {gpu_memory:g} GB of it stay on the GPU; the computer holds the rest."
-        self.disk = None if endless is None else Disk(endless)
+        self.disk = None if endless is None else Disk(endless, spare=MEANS_SPARE)
         if self.disk:
             self.about += f" The newest {endless:g} minutes stay at hand; older ones lie in a file for {HOURS} hours."
         elif retrieve:
@@ -279,12 +279,9 @@ class VambaModel(DecoderModel[VambaInner]):
         opening, ids = self._prompt.before_video, self._prompt.after_video(question)
         count = None if self.retrieve is None else -(-self.retrieve // self.unit_frames)
         if self.disk:
-            near_from = memory.near_from if near_from is None else near_from
-            far = Far(memory, near_from, -(-self.read_back // self.unit_frames))
-            if ranking := far.ranking:
-                finder, _ = yield from self._read_over(ranking, opening, ids)
-                far.found(finder)
-            memory, count = far.brought_back(), None
+            near_from, count = memory.near_from if near_from is None else near_from, None
+            pairs = -(-self.read_back // self.unit_frames)
+            memory = yield from self._with_far(memory, near_from, pairs, opening, ids)
         decoder, logits = yield from self._read_over(memory, opening, ids)
         instants = decoder.instants
         if count is not None and instants is not None and count < len(instants):
@@ -294,6 +291,22 @@ class VambaModel(DecoderModel[VambaInner]):
             decoder = TextDecoder(self.net, memory, self.watch_layers, self._recordings)
             logits = yield from decoder.question_in_pieces(opening, ids)
         return decoder, logits
+
+    def _with_far(
+        self, memory: Memory, near_from: int, count: int, opening: Sequence[int], ids: Sequence[int]
+    ) -> Generator[Pass, Tensor, Memory]:
+        """What a question reads of a memory: all from the slot of that number on, and before it what it looks for in
+        its coarse memory, which is looked through in the same way."""
+        far = Far(memory, near_from, count)
+        ranking = far.ranking
+        if ranking is not None:
+            if ranking.coarse is not None and ranking.disk is not None:
+                assert memory.coarse is not None  # the ranking is a part of it
+                near_from = memory.coarse.near_from
+                ranking = yield from self._with_far(ranking, near_from, MINUTES_BACK, opening, ids)
+            finder, _ = yield from self._read_over(ranking, opening, ids)
+            far.found(finder)
+        return far.brought_back()
 
     def _read_over(
         self, memory: Memory, opening: Sequence[int], ids: Sequence[int]

@@ -145,7 +145,9 @@ def test_the_file_is_empty_when_the_last_holder_is_gone() -> None:
 
 
 def test_the_file_has_no_name(tmp_path) -> None:
-    memory = Memory.empty(LAYERS, HEADS, WIDTH, torch.float64, block_slots=BLOCK, disk=Disk(0.1, folder=str(tmp_path)))
+    memory = Memory.empty(
+        LAYERS, HEADS, WIDTH, torch.float64, block_slots=BLOCK, disk=Disk(0.1, file=Spool(str(tmp_path)))
+    )
     memory = grown(memory, *rows(50))
     assert memory.disk_nbytes and os.listdir(tmp_path) == []
 
@@ -166,7 +168,9 @@ def test_places_are_used_again() -> None:
 def room_for(blocks: int, memory: Memory) -> Iterator[None]:
     """A disk on which so many blocks of this memory fit."""
     file, room = memory.disk.file, disk.Spool._room
-    disk.Spool._room = lambda self, size: (self is not file or self._end + size <= blocks * FAR) and room(self, size)
+    disk.Spool._room = lambda self, size, spare: (
+        (self is not file or self._end + size <= blocks * FAR) and room(self, size, spare)
+    )
     try:
         yield
     finally:

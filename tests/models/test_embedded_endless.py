@@ -89,7 +89,7 @@ def test_it_goes_on_after_it_was_packed(endless, film, both):  # noqa: F811
 
 def test_on_a_full_disk_memory_and_index_lose_the_same_frames_and_it_says_so(endless, film, monkeypatch):  # noqa: F811
     model = EmbeddedModel(endless.net, endless.tower, endless.tokenizer, None, endless.senses, SECONDS / 60)
-    monkeypatch.setattr(Spool, "_room", lambda self, size: False)
+    monkeypatch.setattr(Spool, "_room", lambda self, size, spare: False)
     state = start(model, 3)
     memory = replace(state.inner.memory.log, block_slots=32)  # no whole frames
     state = replace(state, inner=replace(state.inner, memory=replace(state.inner.memory, log=memory)))

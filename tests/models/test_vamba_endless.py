@@ -74,8 +74,8 @@ def test_what_is_read_back_is_what_was_looked_at_most(models, clip, watch_all) -
     far = Far(memory, memory.near_from, 3)
     looked = torch.zeros(len(far.seen))
     looked[[2, 5, 11]] = torch.tensor([0.2, 0.5, 0.3])
-    far.found(SimpleNamespace(looked=looked))
-    assert set(far.pairs[[2, 5, 11]]) <= set(far.chosen) and len(far.chosen) <= 4, "and one that is partly near"
+    far.found(SimpleNamespace(looked=looked, instants=SimpleNamespace(times=memory.coarse.times)))
+    assert {2, 5, 11} <= set(far.chosen) and len(far.chosen) <= 4, "and one that is partly near"
 
 
 def test_a_far_moment_is_read_as_it_was(models, clip, watch_all) -> None:
@@ -167,7 +167,7 @@ def test_it_is_packed_and_goes_on(models, clip, watch_all, eight_bit) -> None:
 
 def test_on_a_full_disk_it_goes_on_and_says_what_it_lost(models, clip, watch_all, monkeypatch) -> None:
     _, endless = models(retrieve=6)
-    monkeypatch.setattr(disk.Spool, "_room", lambda self, size: self._end < 6 * size)
+    monkeypatch.setattr(disk.Spool, "_room", lambda self, size, spare: self._end < 6 * size)
     state = watch_all(endless, clip(200), [slice(i, i + 2) for i in range(0, 200, 2)])
     memory = state.inner.memory
     assert memory.dropped and f"{memory.dropped:,} oldest memory slots dropped" in state.dropped_note
@@ -186,3 +186,83 @@ def test_memory_on_the_device_is_flat(models, clip, watch_all) -> None:
         log = state.inner.memory.log
         sizes.append(sum(t.nbytes for b in log.blocks for name, t in b.tensors.items() if name != "time"))
     assert max(sizes[20:]) <= max(sizes[:20]) and state.disk_bytes > 3 * max(sizes)
+
+
+@pytest.fixture
+def short_means(monkeypatch) -> None:
+    """Means of means after few seconds."""
+    monkeypatch.setattr(disk, "MEANS_MINUTES", SECONDS / 60)
+    monkeypatch.setattr("pipeline.memory.memory.COARSE_SLOTS", 4)
+    monkeypatch.setattr("pipeline.memory.means.SPAN", 3)
+    monkeypatch.setattr("pipeline.models.vamba_model.MINUTES_BACK", 2)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("at", [None, 22.5])
+def test_old_means_lie_in_the_file_and_are_looked_for_by_means_of_them(
+    models, clip, cut, watch_all, short_means, monkeypatch, eight_bit, at
+) -> None:
+    _, endless = models(retrieve=6, eight_bit=eight_bit)
+    state = watch_all(endless, clip(150), cut(150, 1))
+    memory = state.inner.memory
+    pairs, minutes = memory.coarse, memory.coarse.coarse
+    assert [b.away is not None for b in pairs.log.blocks] == sorted([b.away is not None for b in pairs.log.blocks])[
+        ::-1
+    ]
+    assert pairs.log.blocks[0].away and pairs.disk_nbytes and "minutes whose means" in state.dropped_note
+    assert np.array_equal(minutes.times, pairs.times[2::3]) and len(minutes) == len(pairs) // 3
+    keys, spans = (torch.cat([k for k, _ in m.blocks(0, torch.float64)], 1) for m in (pairs, minutes))
+    want = keys[:, : 3 * len(minutes)].unflatten(1, (-1, 3)).mean(2)
+    assert gap(spans, want) < (0.01 if eight_bit else 1e-12)
+    asked = Question("what?", at=at)
+    read, near = [], memory.near_from
+    over = type(endless)._read_over
+
+    def noted(self, memory, *ids):
+        read.append(memory)
+        return over(self, memory, *ids)
+
+    monkeypatch.setattr(type(endless), "_read_over", noted)
+    told(endless, state, asked, 1)
+    by_minute, by_pair, final = read
+    end = pairs.times[pairs.times <= (at or memory.times[-1])][-1]
+    assert np.array_equal(by_minute.times, minutes.times[minutes.times <= end]), "all minutes are compared"
+    chosen = by_pair.times[by_pair.times < memory.times[near]]
+    assert len(by_pair) < 30 and np.isin(chosen, pairs.times[pairs.times <= end]).all() and end in by_pair.times
+    assert {int(n) for n in np.searchsorted(minutes.times, chosen)} <= set(range(len(minutes) + 1))
+    assert np.isin(final.times, memory.times[memory.times <= end]).all() and end == final.times[-1]
+    monkeypatch.setattr("pipeline.models.vamba_model.MINUTES_BACK", 1000)
+    read.clear()
+    told(endless, state, asked, 1)
+    assert np.array_equal(read[0].times, pairs.times[pairs.times <= end]), "few minutes are read as a whole"
+
+
+def test_means_do_not_depend_on_the_cuts_and_come_back(models, clip, cut, watch_all, short_means) -> None:
+    _, endless = models(retrieve=6)
+    video = clip(120)
+    one, many = watch_all(endless, video, [slice(0, 120)]), watch_all(endless, video, cut(120, 2))
+    again = endless.unpack(whole(endless.pack(many)))
+    want = one.inner.memory.coarse.coarse.log
+    assert len(want) == 20 and again.disk_bytes == many.disk_bytes
+    for state in (many, again):
+        log = state.inner.memory.coarse.coarse.log
+        assert torch.equal(log.tensor("time"), want.tensor("time")) and log.end == want.end
+        assert gap(log.tensor("k"), want.tensor("k")) < 1e-9
+
+
+def test_on_a_full_disk_the_means_outlive_what_they_are_of(models, clip, watch_all, short_means, monkeypatch) -> None:
+    _, endless = models(retrieve=6)
+    monkeypatch.setattr(disk.Spool, "_room", lambda self, size, spare: not spare or self._end < 6 * size)
+    state = watch_all(endless, clip(200), [slice(i, i + 2) for i in range(0, 200, 2)])
+    memory = state.inner.memory
+    assert memory.dropped and memory.coarse.times[0] < memory.times[0] and told(endless, state, ASKED[0])
+
+
+def test_a_day_is_all_that_is_kept_of_anything(models, clip, watch_all, short_means) -> None:
+    _, endless = models(retrieve=6)
+    endless.disk.hours = 20 / 3600
+    state = watch_all(endless, clip(300), [slice(i, i + 4) for i in range(0, 300, 4)])
+    memory = state.inner.memory
+    for level in (memory, memory.coarse):
+        assert 18 < memory.times[-1] - level.times[0] < 30
+    assert memory.coarse.coarse.times[0] < 150 and told(endless, state, ASKED[0])
