@@ -253,10 +253,12 @@ class Pass:
 
 
 class Spotter(Protocol):
-    """A rule's text, read once. says: how it was understood. gone: it is about what is there no longer."""
+    """A rule's text, read once. says: how it was understood. gone: it is about what is there no longer. adds_up: its
+    scores are chances at even odds, so that what pictures say may be added up as logarithms of odds."""
 
     says: str
     gone: bool
+    adds_up: bool
 
     def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
         """Of every picture after that second: its second, and how surely the thing is in it, 0 to 1."""

@@ -44,7 +44,7 @@ from pipeline.questions.router import Router
 from pipeline.questions.things import Things
 from pipeline.senses.sensed import Senses
 from pipeline.stream import Packed, Pass, Question, Sampling, Spotter, Steps, StreamState, Token, VideoChunk
-from pipeline.timeline.indexed import IndexSpotter, shown
+from pipeline.timeline.indexed import IndexSpotter, Ratios, shown
 from pipeline.timeline.rules import read_rule
 from pipeline.towers.frame_tower import FrameTower
 from pipeline.towers.named import NamingEyes
@@ -101,6 +101,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
         self.senses = senses or Senses()
         self.eyes: NamingEyes | None = None  # better ones, which name things and places
+        self.ratios: Ratios | None = None  # what pictures say for a rule's thing, learnt from indexes like this one's
         self.router: Router | None = None  # without it the trained head tells what is asked
         self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
@@ -231,7 +232,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         return needed(parse(question.text, 0.0, self.router))
 
     def spotter(self, rule: str) -> Spotter:
-        return IndexSpotter(read_rule(rule), lambda state: state.inner.index)
+        return IndexSpotter(read_rule(rule), lambda state: state.inner.index, None if self.eyes else self.ratios)
 
     def is_finite(self, state: StreamState[EmbeddedInner]) -> bool:
         return all(bool(torch.isfinite(s.ssm).all()) for s in state.inner.states)

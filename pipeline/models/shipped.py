@@ -19,6 +19,7 @@ from pipeline.options import ModelOptions
 from pipeline.questions.router import Router
 from pipeline.senses.chosen import OF_PICTURES
 from pipeline.senses.sensed import Senses
+from pipeline.timeline.ratios import Ratios
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
 from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
@@ -54,6 +55,8 @@ def load_embedded(
         model: EmbeddedModel = EmbeddedTwin(net, tower, tokenizer, None, looking)
     else:
         model = EmbeddedModel(net, tower, tokenizer, None, looking, None if options is None else options.endless)
+    if not twin and looking.places is not None:
+        model.ratios = Ratios.load(assets)
     model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
     return model
 

@@ -16,6 +16,7 @@ from pipeline.questions.things import ANIMALS, Things, kinds_of_animal, named_th
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
 from pipeline.timeline.alerts import CLEAR, LASTS, SURE
+from pipeline.timeline.ratios import Found, Ratios
 from pipeline.timeline.rules import Read
 from pipeline.towers.frame_tower import FrameFeatures
 
@@ -41,16 +42,36 @@ READY = {id: 0.85 for id in named_things("bird").coco}
 
 
 class IndexSpotter:
-    """Looks for what a rule tells of in the index that `log_of` gives of a state."""
+    """Looks for what a rule tells of in the index that `log_of` gives of a state. ratios: None where the index is not
+    of the kind that they were learnt from."""
 
-    def __init__(self, rule: Read, log_of: Callable[[StreamState], Log]) -> None:
+    def __init__(self, rule: Read, log_of: Callable[[StreamState], Log], ratios: Ratios | None = None) -> None:
         self.rule, self.says, self.gone, self._log_of = rule, rule.says, rule.gone, log_of
+        known = ratios is not None and all(ratios.knows(things) for _, things in rule.things)
+        self._ratios = ratios if known and rule.number == 1 and not rule.gone else None
+        self.adds_up = self._ratios is not None
 
     def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
-        index = rows_between(self._log_of(state), math.nextafter(since, math.inf), math.inf)
-        scores = np.array([scores_of(things, self.rule.number, index.features) for _, things in self.rule.things])
+        log = self._log_of(state)
+        first = int(np.searchsorted(log.tensor("time").numpy(), since, "right"))
+        log = log.drop_oldest(first)
+        index = read_index(log, math.inf)
+        scores = np.array([self._scores(things, log, index) for _, things in self.rule.things])
         best = scores.max(0) if self.rule.either else scores.min(0)
         return list(zip(index.times.tolist(), best.tolist()))
+
+    def _scores(self, things: Things, log: Log, index: Index) -> np.ndarray:
+        if self._ratios is None:
+            return scores_of(things, self.rule.number, index.features)
+        return chances(self._ratios, things, log, index)
+
+
+def chances(ratios: Ratios, things: Things, log: Log, index: Index) -> np.ndarray:
+    """(F,) how likely the thing is there, at even odds beforehand, in the frames of an index and its log."""
+    towers = index.features._replace(det_ids=log.tensor("det_ids").long(), det_scores=log.tensor("det_scores"))
+    surely = seen_surely(things, 1, towers)
+    found = Found(towers, surely, index.sensed["places"].astype(np.float32), index.keys.float().numpy())
+    return np.exp(-np.logaddexp(0.0, -ratios.of(things, found)))
 
 
 def scores_of(things: Things, number: int, features: FrameFeatures) -> np.ndarray:

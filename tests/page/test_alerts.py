@@ -52,7 +52,7 @@ def test_of_very_many_alerts_the_newest_are_listed_and_that_is_said():
 class Red:
     """Tells of red pictures."""
 
-    says, gone = "Red came into view.", False
+    says, gone, adds_up = "Red came into view.", False, False
 
     def seen(self, state, since):
         return [(at, float(colour[0] > colour[2])) for at, colour in state.inner if at > since]

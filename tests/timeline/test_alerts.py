@@ -6,13 +6,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import Engine
 from pipeline.stream import Rule, StreamState, Token, UserError, VideoChunk
-from pipeline.timeline.alerts import ABSENT, CLEAR, LASTING, LASTS, SURE, Armed
+from pipeline.timeline.alerts import ABSENT, CLEAR, ENOUGH, LASTING, LASTS, MOST, SURE, Armed
 from pipeline.timeline.rules import read_rule
 from pipeline.timeline.timeline import RULES, Timeline
 from tests.timeline.made import Colours, scenes
@@ -25,24 +26,54 @@ class Given:
 
     says = "A thing came into view."
 
-    def __init__(self, scores: Sequence[float], gone: bool = False) -> None:
-        self.scores, self.gone = scores, gone
+    def __init__(self, scores: Sequence[float], gone: bool = False, adds_up: bool = False) -> None:
+        self.scores, self.gone, self.adds_up = scores, gone, adds_up
 
     def seen(self, state: StreamState, since: float) -> Sequence[tuple[float, float]]:
         return [(float(at), self.scores[at]) for at in range(state.frames) if at > since]
 
 
-def told(scores: Sequence[float], gone: bool = False, cool_down: float = 0.0, ends: Sequence[int] = ()) -> list[tuple]:
-    armed = Armed(Rule("", "", cool_down, 1), Given(scores, gone))
+def told(
+    scores: Sequence[float],
+    gone: bool = False,
+    cool_down: float = 0.0,
+    ends: Sequence[int] = (),
+    adds_up: bool = False,
+) -> list[tuple]:
+    armed = Armed(Rule("", "", cool_down, 1), Given(scores, gone, adds_up))
     states = [StreamState((), frames=end) for end in (*ends, len(scores))]
     return [(event.time, event.until) for state in states for event in armed.judge(state)]
 
 
-@given(SCORES, st.booleans(), st.sampled_from([0.0, 5.0, 30.0]), st.sets(st.integers(1, 60), max_size=5))
+@given(SCORES, st.booleans(), st.sampled_from([0.0, 5.0, 30.0]), st.sets(st.integers(1, 60), max_size=5), st.booleans())
 @settings(deadline=None)
-def test_how_a_video_is_cut_never_changes_the_alerts(scores, gone, cool_down, ends):
+def test_how_a_video_is_cut_never_changes_the_alerts(scores, gone, cool_down, ends, adds_up):
     ends = sorted(end for end in ends if end < len(scores))
-    assert told(scores, gone, cool_down, ends) == told(scores, gone, cool_down)
+    whole = told(scores, gone, cool_down, (), adds_up and not gone)
+    assert told(scores, gone, cool_down, ends, adds_up and not gone) == whole
+
+
+@given(SCORES)
+@settings(deadline=None)
+def test_an_alert_of_chances_rests_on_pictures_that_add_up_to_enough(scores):
+    for time, until in told(scores, adds_up=True):
+        near = np.clip(scores[int(time) : int(until) + 1], 1e-9, 1 - 1e-9)
+        assert len(near) > 1 and np.minimum(np.log(near / (1 - near)), MOST).sum() >= ENOUGH - 1e-9
+
+
+def test_chances_add_up_however_weak_and_what_speaks_against_is_taken_off():
+    assert told([0.1] * 4 + [0.8] * 9, adds_up=True) == [(4, 9)], "six times 1.39"
+    assert told([0.1] * 4 + [0.999] * 9, adds_up=True) == [(4, 5)], "one picture alone never tells"
+    assert told([0.999, 0.1, 0.1, 0.1] * 9, adds_up=True) == []
+    assert told([0.8, 0.8, 0.2, 0.8, 0.8, 0.2] * 2 + [0.8] * 2, adds_up=True) == [(0, 13)]
+    assert told([0.5] * 60, adds_up=True) == [], "even odds say nothing"
+
+
+def test_who_stays_is_told_once_by_chances_and_again_after_absence():
+    away = [0.1] * ABSENT
+    assert told([0.9] * 50, adds_up=True) == [(0, 3)]
+    assert told([0.9] * 5 + away + [0.9] * 5, adds_up=True) == [(0, 3), (5 + ABSENT, 8 + ABSENT)]
+    assert told([0.9] * 5 + away[1:] + [0.9] * 50, adds_up=True) == [(0, 3)]
 
 
 @given(SCORES, st.booleans(), st.sampled_from([0.0, 5.0, 30.0]))

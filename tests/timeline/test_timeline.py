@@ -178,7 +178,7 @@ class Seeing(Colours):
 
 
 class Looking:
-    gone = False
+    gone = adds_up = False
 
     def __init__(self, colour: str) -> None:
         self.colour, self.says = colour, f"{colour} came into view."
