@@ -71,6 +71,18 @@ def add_api(sessions: Sessions) -> None:
             raise refused(str(error)) from None
         return key
 
+    def camera() -> str:
+        """Opens a stream of pictures that the program sends; gives its key. Pictures are JPEGs of up to 1 MB, posted to
+        /live/picture with the key in the header x-vamba-key; their seconds are those at which they come."""
+        key = None
+        try:
+            key, session = sessions.ensure(None, program=True)
+            session.open_camera()
+        except UserError as error:
+            sessions.close(key)
+            raise refused(str(error)) from None
+        return key
+
     def status(key: str) -> dict[str, Any]:
         """How far a session is: state word, seconds and frames seen, bytes held, and an error sentence if any."""
         return standing(found(key).view())
@@ -122,6 +134,7 @@ def add_api(sessions: Sessions) -> None:
     )
     gr.api(sources, api_name="sources")
     gr.api(open_source, api_name="open")
+    gr.api(camera, api_name="camera")
     gr.api(status, api_name="status", concurrency_limit=None)
     gr.api(ask, api_name="ask", concurrency_limit=None)
     gr.api(alerts, api_name="alerts", concurrency_limit=None)

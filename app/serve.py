@@ -15,10 +15,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.live.view import OWN
 from pipeline import Address, Engine, ModelOptions, UserError, addresses, choose_readers, load, partner_of
+
+if TYPE_CHECKING:
+    from app.live.table import Sessions
+    from app.operators import Operators
 
 PUBLISHED, EMBEDDED, TWIN = "TIGER-Lab/Vamba-Qwen2-VL-7B", "embedded", "embedded-twin"
 NO_MODEL, PARTNER = "none", "partner"
@@ -40,6 +44,7 @@ class Settings:
     store: Path | None  # the folder of kept streams; None: none are kept
     store_bytes: int  # that they may take together
     sources: tuple[Address, ...]  # the operator's, watched for everybody
+    metrics: tuple[str, int] | None  # address of what operators read; None: nowhere
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -72,6 +77,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         store=Path(given.store) if given.store else None,
         store_bytes=round(given.store_gb * 1e9),
         sources=_sources(given.source),
+        metrics=_address(given.metrics) if given.metrics else None,
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -114,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder for streams that visitors want kept over restarts (default: none are)",
     )
     parser.add_argument("--store-gb", type=float, metavar="GB", default=20.0, help="disk for all of them (default: 20)")
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        default=os.environ.get("VAMBA_METRICS"),
+        help="where operators read metrics, health and readiness (default: nowhere; without HOST on 127.0.0.1)",
+    )
     ModelOptions.add_flags(parser.add_argument_group("Vamba checkpoints only (--kernels, --mode, --senses: all)"))
     return parser
 
@@ -124,6 +136,14 @@ def _sources(texts: list[str]) -> tuple[Address, ...]:
     if taken := [one.name for one in found if one.name in OWN]:
         raise UserError(f"The page has another source called {taken[0]}, so nothing was started; choose another NAME=.")
     return found
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Raises UserError for what is no [HOST:]PORT."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise UserError(f"{text!r} is no address for metrics, so nothing was started; say --metrics 9090 or HOST:9090.")
+    return host or "127.0.0.1", int(port)
 
 
 def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
@@ -137,13 +157,45 @@ def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
 
 def serve(settings: Settings) -> None:
     """Loads the models and serves the page until it is stopped."""
+    from app.operators import Operators
+
+    operators = Operators(*settings.metrics) if settings.metrics else None
+    try:
+        _serve(settings, operators)
+    finally:
+        if operators:
+            operators.close()
+
+
+def _serve(settings: Settings, operators: Operators | None) -> None:
     from app.live import uploads
-    from app.live.shelf import Shelf
-    from app.live.table import Sessions
+    from app.live.census import census
     from app.page.ui import build, launch_options
 
     choose_readers(settings.readers)
     uploads.room.ceiling = settings.uploads
+    sessions = _sessions(settings)
+    page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
+    try:
+        where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}
+        if operators:
+            operators.open(lambda: census(sessions), settings.port)
+        page.launch(**where, **launch_options(sessions))
+    except OSError as error:
+        if "port" not in str(error):
+            raise
+        raise UserError(f"Port {settings.port} is taken, so nothing was started; choose another with --port.") from None
+    finally:
+        if operators:
+            operators.end()
+        sessions.shut()
+
+
+def _sessions(settings: Settings) -> Sessions:
+    """The table of streams, with the models behind it."""
+    from app.live.shelf import Shelf
+    from app.live.table import Sessions
+
     compared = partner_of(settings.model) if settings.compare_model == PARTNER else settings.compare_model
     rival = _ready(compared, settings.options.shared()) if compared else None
     engine = _ready(settings.model, settings.options)
@@ -151,17 +203,7 @@ def serve(settings: Settings) -> None:
     if settings.store:
         about: dict[str, Any] = {"model": settings.model, "options": settings.options.given()}
         shelf = Shelf(settings.store, settings.store_bytes, about)
-    sessions = Sessions(engine, rival, settings.visitors, shelf, settings.sources)
-    page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
-    try:
-        where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}
-        page.launch(**where, **launch_options(sessions))
-    except OSError as error:
-        if "port" not in str(error):
-            raise
-        raise UserError(f"Port {settings.port} is taken, so nothing was started; choose another with --port.") from None
-    finally:
-        sessions.shut()
+    return Sessions(engine, rival, settings.visitors, shelf, settings.sources)
 
 
 def _ready(name: str, options: ModelOptions) -> Engine:

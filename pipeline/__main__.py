@@ -31,6 +31,10 @@ COMMANDS = {
     "mcp": ("pipeline.commands.mcp", "let a program watch and ask: the Model Context Protocol over stdin and stdout"),
     "probe": ("pipeline.commands.probe", "say what is in a video file, or why it cannot be read"),
     "bench": ("pipeline.bench.run", "what an hour costs: the model and its baseline over growing video"),
+    "stress": (
+        "pipeline.commands.stress",
+        "visitors of a running page who watch, ask and leave, and what they wait for",
+    ),
     "evaluate": ("pipeline.commands.evaluate", "how many questions of a published benchmark a model answers rightly"),
     "verify": ("pipeline.checks.verify", "recompute golden tensors and print the differences"),
     "fidelity": ("pipeline.checks.fidelity", "how far saving memory or time strays from exact answers"),

@@ -35,6 +35,7 @@ from pipeline.stream import (
     UserError,
     VideoChunk,
 )
+from pipeline.tally import Tally
 from pipeline.turns import Line, Turns
 from pipeline.works import Chunk, Errand, Word, Writing, caught, out_of_memory
 
@@ -75,6 +76,7 @@ class Engine:
         self._turns: Turns[Chunk | Word | Errand] = Turns(self._do, Line(self._together), clock)
         self._doubts: WeakKeyDictionary[StreamState, Doubt] = WeakKeyDictionary()
         self._writing: dict[Writing, None] = {}  # answers that are being read, the oldest first
+        self.tally = Tally()
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -113,7 +115,18 @@ class Engine:
         """
         work = Chunk(chunk, state)
         self._turns.run(work)
+        self.tally.add(pictures=len(chunk.frames))
         return work.state
+
+    @property
+    def waiting(self) -> int:
+        """Chunks and words that somebody waits for, those at work included."""
+        return self._turns.waiting
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds that the model has been at work on one turn. One that takes minutes hangs."""
+        return self._turns.turn_s
 
     def confirm(self, state: StreamState) -> None:
         """Waits until it is known that `state` is finite. Raises Overflowed where it is not."""
@@ -336,8 +349,10 @@ class Engine:
                 now = time.monotonic()
                 first = now if first is None else first
                 gaze.add(token.looked)
+                self.tally.add(words=1)
                 answer = _grown(answer, token, gaze.moments, first - asked, now - first)
                 yield answer
+        self.tally.add(answers=1)
         yield replace(answer, done=True, stopped=writing.stopped)
 
     def _draw(self, writing: Writing) -> Token | None:

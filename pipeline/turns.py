@@ -97,6 +97,9 @@ class Line(Generic[W]):
         self._watched, self._watched_at, self._gather_s = 0, -math.inf, GATHER_S
         self.doing: Sequence[W] = ()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def join(self, work: W) -> None:
         self._readers.pop(work.owner, None)
         self._waiting.append(work)
@@ -156,6 +159,7 @@ class Turns(Generic[W]):
     ) -> None:
         self._do, self._line, self._clock = do, line, clock
         self._moved = threading.Condition()  # guards the line
+        self._began: float | None = None  # when the turn at work began
 
     def run(self, work: W) -> None:
         """Returns when the work is over; raises its error. Done by this thread, or in another one's turn."""
@@ -177,6 +181,18 @@ class Turns(Generic[W]):
         """Whether somebody waits for a word, or has read one a moment ago."""
         with self._moved:
             return self._line.answering(self._clock())
+
+    @property
+    def waiting(self) -> int:
+        """Works that are not over, those of the turn at work included."""
+        with self._moved:
+            return len(self._line)
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds that the turn at work has taken so far; 0 between two."""
+        began = self._began
+        return 0.0 if began is None else self._clock() - began
 
     def forget(self, owner: object) -> None:
         """This reader will not be back."""
@@ -201,7 +217,7 @@ class Turns(Generic[W]):
         return ()
 
     def _take(self, works: Sequence[W]) -> None:
-        began = self._clock()
+        self._began = began = self._clock()
         try:
             self._do(works)
         except Exception as error:
@@ -210,4 +226,5 @@ class Turns(Generic[W]):
         finally:
             with self._moved:
                 self._line.finish(began, self._clock())
+                self._began = None
                 self._moved.notify_all()

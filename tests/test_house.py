@@ -70,7 +70,7 @@ def test_there_is_something_to_read():
 
 # From the ground up. A room imports from itself and from floors below; rooms of one floor do not know each other.
 FLOORS = (
-    {"pipeline.stream", "pipeline.gpu", "pipeline.assets", "pipeline.turns"},
+    {"pipeline.stream", "pipeline.gpu", "pipeline.assets", "pipeline.turns", "pipeline.tally"},
     {"pipeline.clock", "pipeline.options", "pipeline.works", "pipeline.memory"},
     {"pipeline.evidence", "pipeline.layers", "pipeline.sources"},
     {"pipeline.engine", "pipeline.towers"},
@@ -85,7 +85,7 @@ FLOORS = (
     {"pipeline.__main__"},
     {"app.live"},
     {"app.api"},
-    {"app.page"},
+    {"app.page", "app.operators"},
     {"app.serve"},
 )
 DOOR = "pipeline"  # resolves its names on first use; whoever is above the engine may use it

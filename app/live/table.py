@@ -109,6 +109,7 @@ class Sessions:
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
         self._issued: dict[str, None] = {}  # keys without a session, oldest first
         self._line: dict[str, float] = {}  # those of them that wait for a place, first come first; when last heard of
+        self.came_back = 0  # kept streams that went on after a restart
         self._coming_back = threading.Lock()
         self._lock = threading.RLock()  # of the four
         self._closing = threading.Event()
@@ -118,6 +119,19 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._by_key) + len(self._back)
+
+    def everyone(self) -> list[LiveSession]:
+        """All sessions there are; whoever only counts them keeps none alive."""
+        with self._lock:
+            return [place.session for place in (*self._by_key.values(), *self._back.values())]
+
+    @property
+    def standing(self) -> tuple[int, int]:
+        """Places that a newcomer may have, and keys that wait for one."""
+        with self._lock:
+            now = time.monotonic()
+            waiting = sum(now - heard < LINE_S for heard in self._line.values())
+            return max(0, self._free(now)), waiting
 
     def get(self, key: str | None, page: str | None = None) -> LiveSession | None:
         """The session of a key, touched; None for a key that is unknown, foreign or over. page: who is there now."""
@@ -197,6 +211,7 @@ class Sessions:
                 except UserError:
                     session.close()  # what is kept stays
                     raise
+                self.came_back += 1
             return session
 
     def fork(
@@ -286,6 +301,7 @@ class Sessions:
             session.go_on(comeback.of(self.shelf, name, self.engine))
             with self._lock:
                 self._back[name] = Place(session)
+                self.came_back += 1
 
     def wait(self, key: str) -> None:
         """Gets in line for a place, with a key that was issued; who waits already keeps theirs."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ class Watch:
         self.viewings: tuple[Viewing, ...] = (first, Viewing(rival)) if rival and fresh else (first,)
         self.points = Points(Point(start.state, start.legs[0].position, self._leg))
         self.noticing = Noticing(engine, live=source.path is None)
-        self.camera = None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since)
+        gave_way = partial(engine.tally.add, dropped=1)
+        self.camera = (
+            None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since, gave_way=gave_way)
+        )
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._phase, self._error = Phase.WATCHING, ""
         self._rival = rival  # wanted beside the first; the worker lets it join

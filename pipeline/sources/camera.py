@@ -34,12 +34,15 @@ class FrameQueue:
         long_side: int = 640,
         clock: Callable[[], float] = time.monotonic,
         since: float = 0.0,
+        gave_way: Callable[[], None] = lambda: None,
     ) -> None:
+        """gave_way: told of every picture that is dropped."""
         if maxlen < 1:
             raise ValueError("maxlen must be at least 1")
         self.maxlen, self.long_side, self.closed = maxlen, long_side, False
         self.offered = self.taken = self.dropped = 0
         self._clock, self._since, self._last = clock, since, since
+        self._gave_way = gave_way
         self._first: float | None = clock() if since else None  # what passes until the first picture counts, then
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
@@ -76,6 +79,7 @@ class FrameQueue:
             if len(self._frames) > self.maxlen:
                 self._frames.popleft()
                 self.dropped += 1
+                self._gave_way()
             self._changed.notify()
 
     def take(self, n: int, timeout: float) -> list[Frame]:

@@ -1,0 +1,73 @@
+"""Census: what a server holds and has done, in numbers an operator may know. Nothing of what is watched or said."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from app.live.table import Sessions
+from app.live.view import Phase
+from pipeline import Engine
+
+HANGS_S = 120.0  # a turn of a model that lasts longer never ends: the longest, a cold start on a GPU, take half of it
+
+
+@dataclass(frozen=True)
+class ModelCensus:
+    """One model. counts: what it did since it was loaded, by name; waiting: chunks and words that somebody waits for;
+    turn_s: seconds that it has been at work on one of them."""
+
+    name: str
+    counts: dict[str, int]
+    waiting: int
+    turn_s: float
+
+
+@dataclass(frozen=True)
+class Census:
+    """streams: how many stand in each phase. places: of the server, free: of those. in_line: visitors who wait for one.
+    Bytes of all streams' states, memories and of what is kept on the disk. came_back: streams that went on after a
+    restart. sources: the operator's own."""
+
+    streams: dict[str, int]
+    places: int
+    free: int
+    in_line: int
+    state_bytes: int
+    memory_bytes: int
+    kept_bytes: int
+    came_back: int
+    sources: int
+    models: tuple[ModelCensus, ...]
+
+    @property
+    def hangs(self) -> str:
+        """Which model hangs, in a sentence; "" where none does."""
+        stuck = next((one for one in self.models if one.turn_s > HANGS_S), None)
+        if stuck is None:
+            return ""
+        return f"{stuck.name} has been at work on one turn for {stuck.turn_s:.0f} s, so everybody waits; restart it."
+
+
+def census(sessions: Sessions) -> Census:
+    """Of now. Looking keeps no stream alive."""
+    views = [session.view() for session in sessions.everyone()]
+    models = [model for view in views for model in view.models]
+    phases = Counter(view.phase for view in views)
+    free, in_line = sessions.standing
+    return Census(
+        streams={phase.value: phases[phase] for phase in Phase},
+        places=sessions.places,
+        free=free,
+        in_line=in_line,
+        state_bytes=sum(model.state_bytes for model in models),
+        memory_bytes=sum(model.memory_bytes for model in models),
+        kept_bytes=sum(view.kept.nbytes for view in views if view.kept),
+        came_back=sessions.came_back,
+        sources=len(sessions.shared),
+        models=tuple(of_model(engine) for engine in (sessions.engine, sessions.rival) if engine),
+    )
+
+
+def of_model(engine: Engine) -> ModelCensus:
+    return ModelCensus(engine.name, asdict(engine.tally.done), engine.waiting, engine.turn_s)
