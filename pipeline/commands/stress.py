@@ -301,12 +301,13 @@ async def _metrics(client: httpx.AsyncClient, address: str) -> dict[str, float]:
     """Values by name, those of all labels together."""
     answer = await client.get(f"{address.rstrip('/')}/metrics")
     answer.raise_for_status()
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for line in answer.text.splitlines():
         if line and not line.startswith("#"):
             name, _, value = line.rpartition(" ")
-            found[name.partition("{")[0]] += float(value)
-    return dict(found)
+            plain = name.partition("{")[0]
+            found[plain] = found.get(plain, 0.0) + float(value)
+    return found
 
 
 def _grown(before: list[dict[str, float]], after: list[dict[str, float]], took: float) -> list[dict[str, float]]:
