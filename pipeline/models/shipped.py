@@ -112,7 +112,7 @@ EMBEDDED = System(
             weights="same",
             state="1.2 MB",
             minute="2.4 MB",
-            hour="43 MB at most, reckoned",
+            hour="49 MB after 8 h",
         ),
     ),
 )
