@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.live.view import OWN
-from pipeline import Address, Engine, ModelOptions, UserError, addresses, choose_readers, load, partner_of
+from pipeline import Address, Dormitory, Engine, ModelOptions, UserError, addresses, choose_readers, load, partner_of
 
 if TYPE_CHECKING:
     from app.live.table import Sessions
@@ -45,6 +45,8 @@ class Settings:
     store_bytes: int  # that they may take together
     sources: tuple[Address, ...]  # the operator's, watched for everybody
     metrics: tuple[str, int] | None  # address of what operators read; None: nowhere
+    sleep_after: float  # seconds after which a stream that nobody wants goes to the disk
+    sleep_bytes: int | None  # of the disk for sleeping streams; None: half of what is free
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -78,6 +80,8 @@ def settings_from(argv: Sequence[str]) -> Settings:
         store_bytes=round(given.store_gb * 1e9),
         sources=_sources(given.source),
         metrics=_address(given.metrics) if given.metrics else None,
+        sleep_after=60 * given.sleep_after,
+        sleep_bytes=None if given.sleep_gb is None else round(given.sleep_gb * 1e9),
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -99,7 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--visitors", type=int, default=8, help="streams at once")
+    parser.add_argument("--visitors", type=int, default=8, help="streams in memory at once; others sleep on the disk")
+    parser.add_argument(
+        "--sleep-after",
+        type=float,
+        metavar="MINUTES",
+        default=10.0,
+        help="a stream that is neither watched nor asked for so long sleeps on the disk until it is (default: 10); "
+        "sooner where a newcomer needs its place",
+    )
+    parser.add_argument(
+        "--sleep-gb",
+        type=float,
+        metavar="GB",
+        help="disk for sleeping streams (default: half of what is free; 0: none)",
+    )
     parser.add_argument("--share", action="store_true", help="also a public link through gradio.live")
     parser.add_argument(
         "--uploads", type=float, metavar="GB", help="disk for all uploads together (default: half of what is free)"
@@ -203,7 +221,10 @@ def _sessions(settings: Settings) -> Sessions:
     if settings.store:
         about: dict[str, Any] = {"model": settings.model, "options": settings.options.given()}
         shelf = Shelf(settings.store, settings.store_bytes, about)
-    return Sessions(engine, rival, settings.visitors, shelf, settings.sources)
+    dormitory = None if settings.sleep_bytes == 0 else Dormitory(settings.sleep_bytes)
+    return Sessions(
+        engine, rival, settings.visitors, shelf, settings.sources, dormitory, sleep_after=settings.sleep_after
+    )
 
 
 def _ready(name: str, options: ModelOptions) -> Engine:

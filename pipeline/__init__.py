@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.engine import Engine as Engine
     from pipeline.engine import Overflowed as Overflowed
     from pipeline.keeping.archive import archived as archived
+    from pipeline.keeping.asleep import Asleep as Asleep
+    from pipeline.keeping.asleep import Dormitory as Dormitory
+    from pipeline.keeping.asleep import outline as outline
     from pipeline.keeping.cipher import can_encrypt as can_encrypt
     from pipeline.keeping.cipher import is_encrypted as is_encrypted
     from pipeline.keeping.found import Resumed as Resumed
@@ -78,6 +81,8 @@ PLACES = {  # every name of the door, and the module it lives in
     "Address": "sources.address",
     "Aged": "timeline.recall",
     "Answer": "stream",
+    "Asleep": "keeping.asleep",
+    "Dormitory": "keeping.asleep",
     "Engine": "engine",
     "Event": "stream",
     "Evidence": "stream",
@@ -120,6 +125,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "mmss": "clock",
     "moments": "timeline.recall",
     "open_video": "sources.file",
+    "outline": "keeping.asleep",
     "parse_mmss": "clock",
     "partner_of": "models.load",
     "probe": "sources.file",

@@ -19,7 +19,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # numpy and torch cost time at import; the annotations do not need them
     import numpy as np
@@ -214,6 +214,9 @@ JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | Non
 class Growing(Protocol):
     """Something that grows at its end, in numbered slots: of a long stream only what is new need be copied."""
 
+    def __len__(self) -> int:
+        """Slots that can still be seen."""
+
     @property
     def end(self) -> int:
         """The number of the next slot."""
@@ -221,17 +224,29 @@ class Growing(Protocol):
     def since(self, slot: int) -> dict[str, Tensor]:
         """Copies on the CPU of what can still be seen from that slot on, by name; slots in the first dimension."""
 
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """The same of all of it, a name after the other, each piece by piece: one at a time need be held."""
+
+    def split(self) -> tuple[Self, Self]:
+        """What lies in a file already, and takes no memory but its times; and what came after it."""
+
+    def until(self, slots: int) -> Self:
+        """As it was after its first `slots` slots that can still be seen."""
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A state fit to be written and sent: tensors on the CPU by name, the rest as JSON, and by name what only grows.
 
     What grows is a snapshot that is copied when it is wanted (pipeline/keeping/packing.py, `whole` and `newer`).
+    begun: by name, the first of what grows, which is still there and shared; the tensors hold what came after it
+    (pipeline/keeping/asleep.py). Of a stream that goes on in another process there is none.
     """
 
     tensors: dict[str, Tensor]
     document: dict[str, JSON]
     growing: dict[str, Growing] = field(default_factory=dict)
+    begun: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,6 +161,23 @@ class Conversation:
             with self._changed:
                 self._changed.wait_for(lambda told=told: self._changes != told, LOOK_S)  # type: ignore[misc]
 
+    def answers(self, question: int) -> Iterator[Answer]:
+        """The Answer to a question as it grows, from the empty one on. Nothing for one that is not known (any more),
+        and no more where it ends in an error."""
+        before = None
+        for _ in self.follow():
+            turn = self.turn(question)
+            if turn is None and self.expects(question):
+                continue
+            if turn is None or turn.error:
+                return
+            answer = turn.answer or Answer("", 0.0, 0.0)
+            if answer != before:
+                yield answer
+            before = answer
+            if answer.done:
+                return
+
     def turn(self, question: int) -> Turn | None:
         with self._changed:
             return self._turns.get(question)

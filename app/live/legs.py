@@ -85,6 +85,16 @@ class Points:
         elif point.leg != newest.leg or state.seen_until - newest.state.seen_until >= self._apart:
             self._points = self._thinned((*self._points, point))
 
+    @property
+    def states(self) -> tuple[StreamState, ...]:
+        """Of those that have seen something."""
+        return tuple(point.state for point in self._points if point.state.frames)
+
+    def put(self, states: Sequence[StreamState]) -> None:
+        """Others in their place, in the same order."""
+        following = iter(states)
+        self._points = tuple(p._replace(state=next(following)) if p.state.frames else p for p in self._points)
+
     def until(self, at: float) -> Point | None:
         """The newest that had seen no more than that."""
         return next((one for one in reversed(self._points) if _seen(one) <= at), None)

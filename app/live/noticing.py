@@ -33,6 +33,7 @@ class Noticing:
         self._worker: threading.Thread | None = None
         self._newest: StreamState | None = None
         self._closed = False
+        self._undone, self._counting = 0, threading.Lock()  # deeds that wait or are at work
 
     def go_on(self, events: Sequence[Event], rules: Sequence[Rule], state: StreamState) -> tuple[str, ...]:
         """With what was noticed of a stream before, and what was to be told; at the beginning. Returns sentences on
@@ -85,6 +86,10 @@ class Noticing:
         if self.rules:
             self._do(lambda: self._timeline.judge(state))
 
+    def let_go(self) -> None:
+        """Holds no state until `judge` gives it one."""
+        self._newest = None
+
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Raises UserError for a rule that cannot be judged. What was seen already is judged soon."""
         rule = self._timeline.add_rule(text) if cool_down is None else self._timeline.add_rule(text, cool_down)
@@ -113,18 +118,36 @@ class Noticing:
     def _behind(self) -> bool:
         return self._waiting.qsize() > FAR_BEHIND
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being noticed, of a state that is held for it."""
+        return self._undone > 0
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._undone += more
+
     def _do(self, deed: Callable[[], None]) -> None:
+        self._count(1)
         self._waiting.put(deed)
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="notice", daemon=True)
             self._worker.start()
 
     def _work(self) -> None:
-        while (deed := self._waiting.get()) is not None and not self._closed:
-            try:
-                deed()
-            except Exception:  # a stream without marks is still watched and asked
-                log.exception("noticing failed")
+        while self._go_on_noticing():
+            pass
+
+    def _go_on_noticing(self) -> bool:
+        """What comes next; whether there is more to come. Nothing of it, nor its state, is held while it waits."""
+        if (deed := self._waiting.get()) is None or self._closed:
+            return False
+        try:
+            deed()
+        except Exception:  # a stream without marks is still watched and asked
+            log.exception("noticing failed")
+        self._count(-1)
+        return True
 
     def _glean(self, files: Sequence[Played]) -> None:
         with suppress(OSError, AttributeError):  # Linux alone gives one thread, and those it starts, less than others

@@ -13,6 +13,7 @@ import numpy as np
 
 from app.live.shared import Watched
 from app.live.view import NOTHING_WATCHED, Recalled
+from app.live.watching import Watch
 from pipeline import Frame, Remembering, UserError, decode_jpeg, recall
 
 log = logging.getLogger(__name__)
@@ -23,18 +24,23 @@ class Run:
 
     def __init__(self, watch: Watched) -> None:
         self._watch, self.stopped = watch, False
-        found = [watch.viewing(model) for model in (0, 1)]
-        self._asked = [Remembering(one.engine, one.settled) for one in found if one and one.settled.frames]
         self.recalled = Recalled(of=1)
         self.thread = threading.Thread(target=self._work, name="probe", daemon=True)
-        self.thread.start()
+
+    def _asked(self) -> list[Remembering]:
+        """Whoever watches, awake."""
+        if isinstance(self._watch, Watch):
+            self._watch.sleep.rouse(lambda: self.stopped)
+        found = [self._watch.viewing(model) for model in (0, 1)]
+        return [Remembering(one.engine, one.settled) for one in found if one and one.settled.frames]
 
     def _work(self) -> None:
         at = 0.0
         try:
-            if not self._asked:
+            asked = self._asked()
+            if not asked:
                 raise UserError(NOTHING_WATCHED.format("remembered"))
-            own, *rivals = self._asked
+            own, *rivals = asked
             at = own.state.seen_until
             for found in recall(own, rivals, self._pictures):
                 self.recalled = Recalled(found, at, *_progress(found))
@@ -73,6 +79,13 @@ class Prober:
                 raise UserError(NOTHING_WATCHED.format("remembered"))
             if self._run is None or self._run.recalled.over:
                 self._run = Run(watch)
+                self._run.thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether something is being asked of the stream's states."""
+        run = self._run
+        return run is not None and (run.thread.is_alive() or not run.recalled.over)
 
     def stop(self) -> None:
         """Another stream begins, of which nothing is known."""

@@ -9,7 +9,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from app.live import forking, uploads
+from app.live.bed import Bed
 from app.live.comeback import Back
 from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
 from app.live.legs import Leg, Start
@@ -40,9 +41,15 @@ class LiveSession:
     """A source and its lifetime, and a conversation with each model."""
 
     def __init__(
-        self, engine: Engine, rival: Engine | None = None, shelf: Shelf | None = None, name: str = "", secret: str = ""
+        self,
+        engine: Engine,
+        rival: Engine | None = None,
+        shelf: Shelf | None = None,
+        name: str = "",
+        secret: str = "",
+        admit: Callable[[Bed], bool] | None = None,
     ) -> None:
-        """shelf, name: where this visitor's stream is kept if it is to be, and as what. secret: their key."""
+        """shelf, name: where this stream is kept if it is to be, and as what. secret: their key. admit: see `Bed`."""
         self.engine, self.rival, self.shelf, self.name = engine, rival, shelf, name
         self.switch = Switch(engine, shelf, name, secret)
         self.forked = ""  # of what this is a fork, in a sentence
@@ -57,6 +64,7 @@ class LiveSession:
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
         self._closed = False
+        self.bed = Bed(lambda: self.watch, self._asked, self._commands, admit)
 
     def view(self) -> View:
         """All that may be known of the stream, now. It never changes afterwards."""
@@ -83,7 +91,9 @@ class LiveSession:
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Tells of it from now on, and where the model keeps an index also of what was seen. Raises UserError for what
         cannot be judged, and where nothing is watched. cool_down: seconds of the video between two alerts."""
-        return self._watched("tell of").noticing.add_rule(clean(text), cool_down)
+        rule = self._watched("tell of").noticing.add_rule(clean(text), cool_down)
+        self.bed.rouse_soon()
+        return rule
 
     def remove_rule(self, number: int) -> None:
         """No more alerts of it; those that were sent stay."""
@@ -109,6 +119,7 @@ class LiveSession:
         """Watches a file from its start; an upload through our own copy. name: for the page. What was said about
         another stream stays, but is not carried along to the questions about this one."""
         self._check_open()
+        self.bed.take_place()
         path = Path(path)
         opened = uploads.take_over(path, name) if source == UPLOAD else Source(source, name, path)
         with self._commands:
@@ -160,6 +171,7 @@ class LiveSession:
         with self._commands:
             self._check_open()
             if isinstance(watch := self.watch, Watch):
+                self.bed.take_place()
                 self._end_watch()
                 self._start(watch.source, watch.noticing.rules)
 
@@ -173,7 +185,7 @@ class LiveSession:
                 watch.pause()
             self.delete_kept()
             self.watch = self._upload = None
-            self._hold_for_undo(Undoable(RESET, words, self._reset_at, watch, at_work, upload))
+            self._undoable = Undoable(RESET, words, self._reset_at, watch, at_work, upload).after(self._undoable)
 
     def compare(self, on: bool) -> None:
         """Adds or removes the second model. For a file it first sees what the other has seen."""
@@ -205,6 +217,7 @@ class LiveSession:
 
     def _start_another(self, source: Source, before: Source | None = None) -> None:
         """What was reset cannot be brought back beside it: a visitor has one stream. before: a file that gives way."""
+        self.bed.take_place()
         self._end_stream(before)
         self._start(source)
 
@@ -216,7 +229,8 @@ class LiveSession:
 
     def _start(self, source: Source, rules: tuple[Rule, ...] = ()) -> None:
         start = Start(self.engine.start(), (Leg(source),), rules=rules)
-        self.watch, self.forked = Watch(source, self.engine, self.rival if self._comparing else None, start), ""
+        rival = self.rival if self._comparing else None
+        self.watch, self.forked = Watch(source, self.engine, rival, start, admit=self.bed.admitted), ""
         self.switch.follow(self.watch)
 
     def _end_watch(self, file: Source | None = None) -> None:
@@ -241,6 +255,10 @@ class LiveSession:
         if self._upload:
             uploads.let_go(self._upload)
         self._upload = None
+
+    def _asked(self) -> bool:
+        """Whether something is being asked of what was seen."""
+        return self.prober.running or any(conversation.busy for conversation in self.conversations)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -288,7 +306,7 @@ class LiveSession:
             self._stream = back.stream
             self.forked = back.forked
             self.switch.go_on(back.keep)
-            self.watch = Watch(source, self.engine, None, back.start, back.keep)
+            self.watch = Watch(source, self.engine, None, back.start, back.keep, self.bed.admitted)
 
     def branch(self, at: float, other: LiveSession, video: int = 0) -> Back:
         """What another session goes on with as if this stream had been seen until a second of it and no further; it
@@ -302,6 +320,7 @@ class LiveSession:
                 raise UserError(OURS.format("forked"))
             if self.watch is None or not self.watch.viewings[0].frames:
                 raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
+            self.bed.rouse()
             back = forking.branch(self.watch, self.switch, other.switch, words, at, video)
             return back._replace(stream=self._stream)
 
@@ -362,19 +381,7 @@ class LiveSession:
         Yields nothing for a question that is not known (any more) or was not put to this model, and no more where it
         ends in an error.
         """
-        conversation, before = self.conversations[model], None
-        for _ in conversation.follow():
-            turn = conversation.turn(question)
-            if turn is None and conversation.expects(question):
-                continue
-            if turn is None or turn.error:
-                return
-            answer = turn.answer or Answer("", 0.0, 0.0)
-            if answer != before:
-                yield answer
-            before = answer
-            if answer.done:
-                return
+        return self.conversations[model].answers(question)
 
     # Clearing, and taking that back
 
@@ -382,7 +389,7 @@ class LiveSession:
         """Forgets the conversations, not what was seen. `undo` brings them back for a while."""
         with self._commands:
             if any(conversation.turns for conversation in self.conversations):
-                self._hold_for_undo(Undoable(CLEAR, self._take_words(), time.monotonic()))
+                self._undoable = Undoable(CLEAR, self._take_words(), time.monotonic()).after(self._undoable)
 
     def undo(self) -> bool:
         """Takes the newest Clear or Reset back; whether there was one."""
@@ -404,15 +411,6 @@ class LiveSession:
             if self._undoable and time.monotonic() - self._undoable.since >= older_than:
                 self._forget_undoable()
 
-    def _hold_for_undo(self, held: Undoable) -> None:
-        """Together with what was cleared or reset a moment before."""
-        if before := self._undoable:
-            words = tuple((*old, *new) for old, new in zip(before.words, held.words))
-            held = replace(held, words=words, deed=RESET if RESET in (before.deed, held.deed) else CLEAR)
-            if before.watch or before.upload:
-                held = replace(held, watch=before.watch, at_work=before.at_work, upload=before.upload)
-        self._undoable = held
-
     def _forget_undoable(self) -> None:
         held, self._undoable = self._undoable, None
         if held:
@@ -427,6 +425,7 @@ class LiveSession:
         return Turn(next(self._questions), text, at, stream=self._stream)
 
     def _put(self, answering: Answering) -> int:
+        self.bed.wanted()
         for conversation in self.conversations[: answering.models]:
             conversation.put(answering)
         return answering.turn.id
@@ -446,5 +445,6 @@ class LiveSession:
             if not opening:
                 if watch is None:
                     return Subject(Viewing(engine), lambda at: None)
+                self.bed.rouse(answering.stopped.is_set)
                 return Subject(watch.viewing(model) or Viewing(engine), watch.thumbnails.near, watch.noticing.beside)
             time.sleep(POLL_S)

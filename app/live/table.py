@@ -11,72 +11,30 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-from weakref import WeakSet
+from typing import NamedTuple, TypeVar
 
 from app.live import comeback, uploads, watching
+from app.live.bed import Bed
+from app.live.room import Kin, Place, Room
 from app.live.session import LiveSession
 from app.live.shared import Shared
 from app.live.shelf import Shelf, name_of
 from app.live.uploads import Source
 from app.live.view import UPLOAD, Phase, View
-from pipeline import Address, Engine, UserError
+from pipeline import Address, Dormitory, Engine, UserError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-PLACES = 8  # visitors at once; each holds a state, a memory and one worker
-IDLE_S = 600  # a session without a file is closed after so long without a sign of its page
-KEEP_S = 3600  # one with a file goes on watching, and keeps what it saw, for so long without its page
-LEFT_S = 6  # after the page said goodbye; a reconnecting page shows itself within a second
-PROGRAM_S = 300  # a program's session is closed after so long without a call
+PLACES = 8  # streams in memory at once; each holds a state, a memory and one worker
+SLEEP_AFTER_S = 600.0  # a stream that is neither watched nor asked for so long goes to sleep
 LINE_S = 15  # who waits for a place and is not heard of for so long waits no more
-LOOKED_AT_S = 5  # a page that is open is heard of more often than this
-UNUSED_S = 30  # without a stream and without a sign of its page: gives way to a newcomer
 SHUT_S = 10  # the end of the server waits for so long for chunks that are being watched
 FORKS = 3  # of one stream at a time: each takes a visitor's place
 FORKED = f"There are {FORKS} forks of this stream already, so no more was begun; delete one of them (My streams)."
 ISSUED = 10_000  # keys of pages that have not started anything; each is one short string
-
-
-class Place:
-    """A session in the table, and when its page was last heard of (on a monotonic clock: a changed wall clock must not
-    end a stream)."""
-
-    def __init__(self, session: LiveSession, program: bool = False, kin: Kin | None = None) -> None:
-        """kin: the places of what this is a fork of, and of its forks: who looks at one comes back to any."""
-        self.session, self.program = session, program
-        self.touched = time.monotonic()
-        self.left: float | None = None
-        self.kin: Kin = WeakSet() if kin is None else kin
-        self.kin.add(self)
-
-    def touch(self) -> None:
-        """The page is there."""
-        for place in list(self.kin):
-            place.touched, place.left = time.monotonic(), None
-
-    def overdue(self, now: float) -> bool:
-        """Whether nobody will come back."""
-        return self.ends_in(now) < 0 or (
-            self.left is not None and now - self.left > LEFT_S and not self.session.has_file
-        )
-
-    def ends_in(self, now: float) -> float:
-        """Seconds until it is closed, if nobody comes back to it meanwhile."""
-        kept = PROGRAM_S if self.program else KEEP_S if self.session.has_file else IDLE_S
-        return self.touched + kept - now
-
-    def looked_at(self, now: float) -> bool:
-        return now - self.touched < LOOKED_AT_S
-
-    def expendable(self, now: float) -> bool:
-        """Whether it gives way to a newcomer: its page has gone, or it holds nothing and is not looked at."""
-        return self.left is not None or (self.session.holds_nothing and now - self.touched > UNUSED_S)
-
-
-Kin = WeakSet[Place]  # a stream and its forks
 
 
 class InLine(NamedTuple):
@@ -99,11 +57,15 @@ class Sessions:
         places: int = PLACES,
         shelf: Shelf | None = None,
         sources: Sequence[Address] = (),
+        dormitory: Dormitory | None = None,
+        sleep_after: float = SLEEP_AFTER_S,
     ) -> None:
         """shelf: where streams are kept whose visitors want it; None: nowhere. sources: the operator's, watched for
-        everybody from now on."""
+        everybody from now on. dormitory: where streams sleep that nobody wants for `sleep_after` seconds, or sooner
+        where others need their place; None: nowhere."""
         self.engine, self.rival, self.places, self.shelf = engine, rival, places, shelf
         self.shared = {one.name: Shared(one, engine) for one in sources}
+        self.room, self.sleep_after = Room(places, dormitory), sleep_after
         self._back: dict[str, Place] = {}  # streams that went on by themselves, by the name they are kept under
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
@@ -114,6 +76,8 @@ class Sessions:
         self._lock = threading.RLock()  # of the four
         self._closing = threading.Event()
         threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True).start()
+        if dormitory:
+            threading.Thread(target=self._lull_for_ever, name="falling asleep", daemon=True).start()
         if shelf:
             threading.Thread(target=self._go_on, name="going on", daemon=True).start()
 
@@ -181,19 +145,17 @@ class Sessions:
         """
         with self._lock:
             session = self.get(key, page)
-            if key is not None and session is not None:
-                return key, session
-            retired = self._make_room(key)
-            key = key if key is not None and self.awaits(key) else secrets.token_urlsafe(16)
-            self._issued.pop(key, None)
-            self._line.pop(key, None)
-            session = self._new(key)
-            self._by_key[key] = Place(session, program)
-            if page:
-                self._pages[page] = key
-        if retired:
-            retired.close()
-        return key, session
+        if key is not None and session is not None:
+            return key, session
+
+        def begin() -> tuple[str, LiveSession]:
+            there = self.get(key, page)
+            if key is not None and there is not None:  # somebody else was quicker
+                return key, there
+            new = key if key is not None and self.awaits(key) else secrets.token_urlsafe(16)
+            return new, self._put(new, self._new(new), page, program)
+
+        return self._with_room(key, begin)
 
     def bring_back(self, key: str | None, page: str | None = None) -> LiveSession | None:
         """`get`, and where there is no such session any more, the stream that is kept under its key. Raises UserError
@@ -266,24 +228,28 @@ class Sessions:
         self.close(key)
 
     def _place(self, key: str, session: LiveSession, page: str | None, kin: Kin | None = None) -> None:
-        with self._lock:
-            retired = self._make_room(key)
-            self._issued.pop(key, None)
-            self._by_key[key] = Place(session, kin=kin)
-            if page:
-                self._pages[page] = key
-        if retired:
-            retired.close()
+        self._with_room(key, lambda: self._put(key, session, page, kin=kin))
+
+    def _put(
+        self, key: str, session: LiveSession, page: str | None, program: bool = False, kin: Kin | None = None
+    ) -> LiveSession:
+        """Where there is room. With the lock held."""
+        self._issued.pop(key, None)
+        self._line.pop(key, None)
+        self._by_key[key] = Place(session, program, kin)
+        if page:
+            self._pages[page] = key
+        return session
 
     def _new(self, key: str) -> LiveSession:
-        return LiveSession(self.engine, self.rival, self.shelf, name_of(key), key)
+        return LiveSession(self.engine, self.rival, self.shelf, name_of(key), key, self._admit)
 
     def _go_on(self) -> None:
         """Files that were being watched when the server ended are watched on, newest first, as far as there are places;
         whoever has the key finds them."""
         assert self.shelf is not None
         for name in self.shelf.names():
-            if self._closing.is_set() or len(self) >= self.places:
+            if self._closing.is_set() or self.room.awake(self._all) >= self.places:
                 return
             try:
                 with self._coming_back:
@@ -297,7 +263,7 @@ class Sessions:
         assert self.shelf is not None
         known = {place.session.name for place in list(self._by_key.values())}
         if name not in known and comeback.goes_on_alone(self.shelf, name):
-            session = LiveSession(self.engine, self.rival, self.shelf, name)
+            session = LiveSession(self.engine, self.rival, self.shelf, name, admit=self._admit)
             session.go_on(comeback.of(self.shelf, name, self.engine))
             with self._lock:
                 self._back[name] = Place(session)
@@ -322,24 +288,69 @@ class Sessions:
             seconds = 60.0 * math.ceil(max(ends[place - 1], 1.0) / 60) if place <= len(ends) else None
             return InLine(place, seconds, self._free(now) >= place)
 
+    # Room
+
+    @property
+    def _all(self) -> list[Place]:
+        return [*self._by_key.values(), *self._back.values()]
+
     def _free(self, now: float) -> int:
         """Places that a newcomer may have."""
-        return self.places - len(self) + sum(place.expendable(now) for place in self._by_key.values())
+        return self.room.free(self._all, now)
 
-    def _make_room(self, key: str | None) -> LiveSession | None:
-        """Takes out the session that nobody has looked at for longest, where every place is taken."""
+    def _with_room(self, key: str | None, begin: Callable[[], T]) -> T:
+        """What `begin` gives, called with the lock held once there is room for a newcomer, for which others give way.
+        Raises UserError where nobody can, or where it is somebody else's turn."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S}
+                before = list(self._line).index(key) if key in self._line else len(self._line)
+                if self._free(now) <= before:
+                    raise UserError(
+                        f"All {self.places} places are taken at the moment, so nothing was started; please try again "
+                        "in a few minutes."
+                    )
+                if self.room.is_free(self._all):
+                    return begin()
+                giving = self.room.giving_way(self._by_key.values(), now)
+            self._give_way(giving)
+
+    def _admit(self, bed: Bed) -> bool:
+        """A place in memory for a stream that wakes; others give way. Whether there is one."""
+        while True:
+            with self._lock:
+                if bed.has_place or self.room.awake(self._all) < self.places:
+                    bed.has_place = True
+                    return True
+                giving = self.room.giving_way(self._by_key.values(), time.monotonic())
+            if giving is None:
+                return False
+            self._give_way(giving)
+
+    def _give_way(self, place: Place | None) -> None:
+        """It sleeps, or is closed."""
+        if place and not self.room.lulled(place) and place.expendable(time.monotonic()):
+            self.close(next((key for key, one in list(self._by_key.items()) if one is place), None))
+
+    def _lull(self) -> None:
+        """Puts streams to sleep that nobody wanted for a while."""
         now = time.monotonic()
-        self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S}
-        before = list(self._line).index(key) if key in self._line else len(self._line)
-        if self._free(now) <= before:
-            raise UserError(
-                f"All {self.places} places are taken at the moment, so nothing was started; please try again in a "
-                "few minutes."
-            )
-        if len(self._by_key) < self.places:
-            return None
-        gone = [key for key, place in self._by_key.items() if place.expendable(now)]
-        return self._by_key.pop(min(gone, key=lambda key: self._by_key[key].touched)).session
+        for place in list(self._by_key.values()):
+            if now - place.session.bed.idle_since > self.sleep_after and self.room.lulled(place):
+                log.info("a stream fell asleep; %s", self.counted())
+
+    def _lull_for_ever(self) -> None:
+        while not self._closing.wait(2.0):
+            try:
+                self._lull()
+            except Exception:  # as of the reaper
+                log.exception("putting streams to sleep failed")
+
+    def counted(self) -> str:
+        """How many streams there are, for whoever runs the server."""
+        with self._lock:
+            return self.room.told(self._all)
 
     def leave(self, page: str | None) -> None:
         """A page said goodbye. A dropped connection looks the same, so a session with a file only becomes the

@@ -5,6 +5,7 @@ Panels, handlers and endpoints read nothing else of a stream, so a stream may as
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -158,7 +159,8 @@ class View:
     of the source that is shown, where others came before; forked: of what the stream is a fork, in a sentence. shared:
     whether it is an operator's, watched for everybody; trouble: why nothing comes from there, in a sentence; newest:
     its newest picture, as it came. recalled:
-    the newest probe of what is remembered of this stream.
+    the newest probe of what is remembered of this stream. asleep: where the stream lies on the disk, the seconds that
+    bringing it back takes, about; waking: whether that is being done.
     """
 
     phase: Phase = Phase.IDLE
@@ -197,6 +199,8 @@ class View:
     trouble: str = ""
     newest: Picture | None = None
     recalled: Recalled | None = None
+    asleep: float | None = None
+    waking: bool = False
 
     @property
     def frames(self) -> int:
@@ -218,6 +222,11 @@ class View:
             return Told("idle", "Idle", "Press Start, upload a video or switch on the camera.")
         if self.error:
             return Told("error", "Stopped", self.error)
+        if self.asleep is not None:
+            about = f"about {max(1, math.ceil(self.asleep))} s"
+            if self.waking:
+                return Told("catching", "Waking", f"What was seen comes back from the disk ({about}).")
+            return Told("paused", "Asleep", f"Nothing is lost; it wakes with your next question ({about}).")
         if self.phase is Phase.PAUSED:
             return Told("paused", f"Paused at {mmss(self.seen_until)}", "Nothing is lost; press Resume to go on.")
         if self.phase is Phase.ENDED:

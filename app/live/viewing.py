@@ -118,6 +118,16 @@ class Viewing:
         """Every model has seen this much: from now on questions are asked of it."""
         self.settled = self.state
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that it was shown is seen, and questions are asked of that."""
+        return self.state is self.settled and not self.backlog and not self.behind
+
+    def put(self, state: StreamState) -> None:
+        """The same state in another form: asleep, or awake again."""
+        with self._lock:
+            self.state = self.settled = state
+
     def answered(self, at: float, seconds: float) -> None:
         """An answer's first token came after so many wall seconds; at: second of the video it had seen."""
         self._first_tokens.append((at, seconds))
@@ -138,3 +148,22 @@ class Viewing:
                 behind=self.behind,
                 since=self.since,
             )
+
+
+def settle(viewings: Sequence[Viewing]) -> None:
+    """Questions are asked of what every model has seen: in the middle of a chunk one is ahead of the other."""
+    if not any(viewing.backlog for viewing in viewings):
+        for viewing in viewings:
+            viewing.settle()
+
+
+def conclude(viewings: Sequence[Viewing]) -> UserError | None:
+    """After the last chunk; why one of them left some of it out."""
+    failed = None
+    for viewing in viewings:
+        try:
+            viewing.conclude()
+        except UserError as error:
+            failed = error
+    settle(viewings)
+    return failed

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,18 +24,20 @@ from app.live.keep import Keep
 from app.live.legs import Leg, Point, Points, Start, leg_at, played
 from app.live.noticing import Noticing
 from app.live.recent import Recent, cut
+from app.live.sleeping import Sleep
 from app.live.thumbnails import Thumbnails
 from app.live.uploads import Source
 from app.live.view import Phase, View
-from app.live.viewing import Viewing
-from app.live.work import Videos, attempted, later, take
-from pipeline import Engine, Frame, FrameQueue, StreamState, UserError
+from app.live.viewing import Viewing, conclude, settle
+from app.live.work import Videos, attempted, catch_up, later, take
+from pipeline import Dormitory, Engine, Frame, FrameQueue, StreamState, UserError
 
 FPS = 1.0  # frames a second shown to the model; what every published system of this family is trained at
 FILM = 12  # pictures of a film strip
 CAMERA_QUEUE = 8  # camera frames that may wait; the oldest is dropped (and counted) for the newest
 SILENT_S = 4.0  # without a camera picture, and the camera is called silent
 UNKNOWN_LENGTH = 64  # frames expected of a file that does not say how long it is
+AGAIN_S = 2.0  # after a sleeping stream could not be woken for another model, it is tried again
 
 AT_WORK = {Phase.WATCHING}
 HELD = {Phase.PAUSED, Phase.STOPPED}
@@ -54,7 +56,9 @@ class Watch:
         rival: Engine | None = None,
         start: Start | None = None,
         keep: Keep | None = None,
+        admit: Callable[[], bool] = lambda: True,
     ) -> None:
+        """admit: see `Sleep`."""
         start = start or Start(engine.start(), (Leg(source),))
         self.source, self._keep = source, keep
         self.legs = (*start.before, *start.legs)  # of all the stream
@@ -74,6 +78,8 @@ class Watch:
             None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since, gave_way=gave_way)
         )
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
+        self._rests, self.rests_since = False, time.monotonic()  # whether the worker waits, and needs no state
+        self.sleep = Sleep(self._changed, admit)
         self._phase, self._error = Phase.WATCHING, ""
         self._rival = rival  # wanted beside the first; the worker lets it join
         self._duration: float | None = None
@@ -84,7 +90,7 @@ class Watch:
         self._shown = start.state.frames  # frames given to the models
         self._offered_at = time.monotonic()
         self._videos = Videos()
-        self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them
+        self._watched_s = self._worked_s = 0.0  # seconds of video, and of work on them (waiting for a camera is none)
         if start.state.frames:
             self.thumbnails.put_back(start.pictures)
             self.film.put_back(start.pictures)
@@ -106,7 +112,7 @@ class Watch:
                 live=self.camera is not None,
                 duration=self._duration,
                 progress=self._progress,
-                rate=self._rate(),
+                rate=self._watched_s / self._worked_s if self._watched_s else None,
                 waiting=self.camera.waiting if self.camera else 0,
                 dropped=self.camera.dropped if self.camera else 0,
                 skipped=self._skipped,
@@ -119,11 +125,9 @@ class Watch:
                 reaches=self.noticing.reaches,
                 alerted=self.thumbnails.of_alerts(self.noticing.events),
                 begins=self.begins,
+                asleep=self.sleep.seconds,
+                waking=self.sleep.waking,
             )
-
-    def _rate(self) -> float | None:
-        """Seconds of video per second of work (reading and watching; waiting for a camera is not work)."""
-        return self._watched_s / self._worked_s if self._watched_s else None
 
     def viewing(self, model: int) -> Viewing | None:
         viewings = self.viewings
@@ -188,6 +192,17 @@ class Watch:
         if self.camera:
             self.camera.close()
         self._videos.close()
+        self.sleep.close()
+
+    @property
+    def rests(self) -> bool:
+        """Whether its states are wanted by no work of its own."""
+        return self._rests and not self.noticing.busy
+
+    def fall_asleep(self, dormitory: Dormitory, idle: Callable[[], bool], dropped: Callable[[], None]) -> bool:
+        """See `Sleep.fall`; a stream that is being watched does not."""
+        parts = self.viewings, self.points, self.noticing
+        return self.sleep.fall(dormitory, parts, lambda: self.rests and idle(), dropped)
 
     def clip(self, at: float, out: str | Path) -> None:
         """Writes the seconds around a moment as an MP4. Raises UserError."""
@@ -198,6 +213,7 @@ class Watch:
         """Waits until the worker of a closed Watch has ended, for at most so many seconds."""
         end = time.monotonic() + timeout
         self._worker.join(timeout)
+        self.sleep.join(max(0.0, end - time.monotonic()))
         self.noticing.join(max(0.0, end - time.monotonic()))
 
     def _move(self, to: Phase, only_from: set[Phase], error: str = "") -> bool:
@@ -219,9 +235,10 @@ class Watch:
             error = attempted(work, lambda: self.viewings[0].state.seen_until) or error
             if self._move(Phase.ENDED, OPEN, error) and error:
                 self._write_end()
-            with self._changed:
-                self._changed.wait_for(lambda: self._phase is Phase.CLOSED or self._missing_rival() or self._unkept())
-            if self._unkept():
+            self._rest(lambda: self._phase is Phase.CLOSED or self._missing_rival() or self._unkept())
+            if not self._awake():
+                time.sleep(AGAIN_S)
+            elif self._unkept():
                 work = self._write_so_far
             elif self._move(Phase.WATCHING, {Phase.ENDED}):
                 work = self._let_rival_join
@@ -291,7 +308,7 @@ class Watch:
         """At the second to which the visitor went back; until they go on."""
         if self._until < math.inf and self._move(Phase.PAUSED, AT_WORK):
             self._until = math.inf
-            self._settle()
+            settle(self.viewings)
 
     def _watch_camera(self) -> None:
         assert self.camera is not None
@@ -310,7 +327,7 @@ class Watch:
         while self._going():
             for viewing in self.viewings:
                 viewing.watch_again()
-            self._settle()
+            settle(self.viewings)
             self._let_rival_join()
             self._write_so_far()
             if self._phase in AT_WORK:
@@ -318,10 +335,28 @@ class Watch:
         return False
 
     def _going(self) -> bool:
-        """Waits while held; False once closed."""
+        """Waits while held, and until it is awake; False once closed."""
+        self._rest(lambda: self._phase not in HELD)
+        while not self._awake():
+            self._rest(lambda: self._phase not in HELD)
+        return self._phase is not Phase.CLOSED
+
+    def _rest(self, over: Callable[[], bool]) -> None:
+        """Waits for that; meanwhile the stream may be put to sleep."""
         with self._changed:
-            self._changed.wait_for(lambda: self._phase not in HELD)
-            return self._phase is not Phase.CLOSED
+            self._rests, self.rests_since = True, time.monotonic()
+            self._changed.wait_for(over)
+            self._rests = False
+
+    def _awake(self) -> bool:
+        """Whether its states are at hand (or it is closed). Where they cannot be brought back it stands until the
+        visitor goes on."""
+        try:
+            self.sleep.rouse(lambda: self._phase in HELD or self._phase is Phase.CLOSED)
+        except UserError as error:
+            self._move(Phase.STOPPED, AT_WORK, str(error))
+            return self._phase is Phase.CLOSED
+        return True
 
     def _show(self, chunk: list[Frame], began: float) -> None:
         """One chunk to every model."""
@@ -330,7 +365,7 @@ class Watch:
             self.film.add(frame, self.thumbnails.add(frame))
         for viewing in self.viewings:
             self._feed(viewing, chunk)
-        self._settle()
+        settle(self.viewings)
         if self.camera:
             self.recent.add(chunk, lambda: [event.time for event in self.noticing.events if event.kind == "alert"])
         self.noticing.watched(chunk, self.viewings[0].settled)
@@ -349,23 +384,10 @@ class Watch:
 
     def _conclude(self) -> None:
         """After the last chunk: a model that cannot take it leaves it out, and that is said."""
-        failed = None
-        for viewing in self.viewings:
-            try:
-                viewing.conclude()
-            except UserError as error:
-                failed = error
-        self._settle()
+        failed = conclude(self.viewings)
         self.noticing.finish(self.viewings[0].settled, played(self.legs))
         if failed:
             raise failed
-
-    def _settle(self) -> None:
-        """Questions are asked of what every model has seen: in the middle of a chunk one is ahead of the other."""
-        viewings = self.viewings
-        if not any(viewing.backlog for viewing in viewings):
-            for viewing in viewings:
-                viewing.settle()
 
     # Keeping
 
@@ -409,25 +431,10 @@ class Watch:
                 return
             self.viewings = (*self.viewings, late)
         if late.behind:
-            self._catch_up(late, leg)
-
-    def _catch_up(self, late: Viewing, leg: Leg) -> None:
-        """Reads the file again for a model that joined late, as far as the first one was shown it."""
-        with self._open(leg) as video:
-            frames = itertools.islice(later(video, leg.begins), self._taken)
-            broken = None
-            while not broken and self._going() and late in self.viewings:
-                late.watch_again()
-                left = max(self._taken - late.frames, 1)
-                chunk, broken = take(frames, late.engine.chunk_frames(left))
-                if not chunk:
-                    break
-                self._feed(late, chunk)
-                late.settle()
-        with suppress(UserError):  # what it leaves out is shown beside it
-            late.conclude()
-        late.settle()
-        late.behind = False
+            with self._open(leg) as video:
+                frames = itertools.islice(later(video, leg.begins), self._taken)
+                left, wanted = lambda: self._taken - late.frames, lambda: self._going() and late in self.viewings
+                catch_up(late, frames, left, wanted, self._feed)
 
     # The source
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from app.live.viewing import Viewing
 from pipeline import Frame, UserError, mmss, open_video
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,28 @@ def take(frames: Iterator[Frame], count: int) -> tuple[list[Frame], UserError | 
     except UserError as error:
         return taken, error
     return taken, None
+
+
+def catch_up(
+    late: Viewing,
+    frames: Iterator[Frame],
+    left: Callable[[], int],
+    wanted: Callable[[], bool],
+    feed: Callable[[Viewing, list[Frame]], None],
+) -> None:
+    """Shows a model that joined late what others have seen. frames: of the file, `left` of them at this moment."""
+    broken = None
+    while not broken and wanted():
+        late.watch_again()
+        chunk, broken = take(frames, late.engine.chunk_frames(max(left(), 1)))
+        if not chunk:
+            break
+        feed(late, chunk)
+        late.settle()
+    with suppress(UserError):  # what it leaves out is shown beside it
+        late.conclude()
+    late.settle()
+    late.behind = False
 
 
 class Videos:

@@ -92,9 +92,8 @@ def fingerprint(kind: str, *nets: nn.Module) -> str:
 def whole(packed: Packed) -> Packed:
     """The same with tensors of all that grows."""
     rows = newer(packed, {}).items()
-    return Packed(
-        packed.tensors | {f"{part}.{name}": t for part, new in rows for name, t in new.items()}, packed.document
-    )
+    tensors = packed.tensors | {f"{part}.{name}": t for part, new in rows for name, t in new.items()}
+    return Packed(tensors, packed.document, begun=packed.begun)
 
 
 def newer(packed: Packed, ends: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
@@ -135,7 +134,10 @@ def part(packed: Packed, name: str) -> Packed:
     if not isinstance(document, dict):
         raise TypeError(f"{name} is no part")
     tensors = {key.removeprefix(start): t for key, t in packed.tensors.items() if key.startswith(start)}
-    return Packed(tensors, document)
+    begun = {
+        (key + ".").removeprefix(start)[:-1]: b for key, b in packed.begun.items() if (key + ".").startswith(start)
+    }
+    return Packed(tensors, document, begun=begun)
 
 
 def count(packed: Packed, name: str) -> int:
@@ -207,17 +209,26 @@ def unpack_log(packed: Packed, start: Log, settle: Callable[[Log], Log] = lambda
     first, length, gone, block_slots = (count(packed, name) for name in ("first", "length", "gone", "block_slots"))
     if not 0 < block_slots <= LARGEST_BLOCK or first > block_slots or set(packed.tensors) != set(start.fields):
         raise ValueError("no log of this kind")
+    begun: Log | None = packed.begun.get("")
+    length -= len(begun or ())
     for name, field in start.fields.items():
         tensor, shape = packed.tensors[name], [length, *(n for n in field.shape if n is not None)]
         if list(tensor.shape) != shape or tensor.dtype != field.dtype:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {field.dtype} {tuple(shape)}")
-    unseen = {n: torch.zeros(f.sized(first)) for n, f in start.fields.items()}
-    log = replace(replace(start, block_slots=block_slots).append(**unseen).drop_oldest(first), gone=gone)
+    log = _unseen(replace(start, block_slots=block_slots), first, gone) if begun is None else begun
+    if (log.first, log.gone, log.block_slots) != (first, gone, block_slots):
+        raise ValueError("another log was begun")
     for begin in range(0, length, block_slots):
         slots = slice(begin, min(begin + block_slots, length))
         rows = {n: packed.tensors[n][slots].movedim(0, f.slot_dim) for n, f in start.fields.items()}
         log = settle(log.append(**rows))
     return log
+
+
+def _unseen(start: Log, first: int, gone: int) -> Log:
+    """An empty log whose next slot comes after `first` ones of its first block that cannot be seen any more."""
+    rows = {name: torch.zeros(field.sized(first)) for name, field in start.fields.items()}
+    return replace(start.append(**rows).drop_oldest(first), gone=gone)
 
 
 def pack_memory(memory: Memory) -> Packed:

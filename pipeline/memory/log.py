@@ -216,13 +216,22 @@ class Log:
 
         What lies on the GPU travels block by block.
         """
-        newer, copies = self.drop_oldest(max(0, slot - self.gone)), {}
+        none = {n: [torch.empty(f.sized(0), dtype=f.dtype).movedim(f.slot_dim, 0)] for n, f in self.fields.items()}
+        for name, piece in self.drop_oldest(max(0, slot - self.gone)).pieces():
+            none[name].append(piece)
+        return {name: torch.cat(pieces).contiguous() for name, pieces in none.items()}
+
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """The visible slots on the CPU, field by field and block by block, slots in the first dimension."""
         for name, field in self.fields.items():
-            dim = field.slot_dim
-            none = torch.empty(field.sized(0), dtype=field.dtype).movedim(dim, 0)
-            views = [view.movedim(dim, 0).cpu() for (view,) in newer.views(name)]
-            copies[name] = torch.cat([none, *views]).contiguous()
-        return copies
+            for (view,) in self.views(name):
+                yield name, view.movedim(field.slot_dim, 0).cpu()
+
+    def split(self) -> tuple[Log, Log]:
+        """The oldest blocks as far as they are in a file, and what came after them."""
+        away = next((n for n, block in enumerate(self.blocks) if block.away is None), len(self.blocks))
+        slots = max(0, min(self.length, away * self.block_slots - self.first))
+        return self.until(slots) if slots else replace(self, blocks=(), length=0), self.drop_oldest(slots)
 
     def until(self, slots: int) -> Log:
         """The Log as it was after its first `slots` visible slots. Appending to it forks."""

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.live.table import IDLE_S, KEEP_S, LEFT_S, LINE_S, PROGRAM_S, Sessions
+from app.live.room import IDLE_S, KEEP_S, LEFT_S, PROGRAM_S
+from app.live.table import LINE_S, Sessions
 from app.page.handlers import Events
 from pipeline import Engine, UserError
 from tests.fake_model import RED, FakeModel, ended, fake_engine, picture, until
@@ -56,7 +57,7 @@ def test_an_unused_place_gives_way_but_a_used_one_does_not(table, monkeypatch):
     unused, _ = sessions.ensure(None)
     used, session = sessions.ensure(None)
     session.offer(picture(RED))
-    monkeypatch.setattr("app.live.table.UNUSED_S", -1)
+    monkeypatch.setattr("app.live.room.UNUSED_S", -1)
     new, _ = sessions.ensure(None)
     assert sessions.get(unused) is None and sessions.get(used) is session and sessions.get(new)
 
@@ -104,7 +105,7 @@ def test_the_reaper_runs_by_itself_and_the_wall_clock_has_no_say(table, monkeypa
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert sessions.reap() == 0
     key, _ = sessions.ensure(None, "page")
-    monkeypatch.setattr("app.live.table.LEFT_S", 0)
+    monkeypatch.setattr("app.live.room.LEFT_S", 0)
     sessions.leave("page")
     until(lambda: key not in sessions._by_key, 5)
 
