@@ -224,24 +224,19 @@ def _add_layer_norm(x, more, weight, bias, total, normed, scale, width, eps, ROU
 # --- in 8-bit floating point -----------------------------------------------------------------------------------------
 
 
-def rounded_rows(x: Tensor, quick_gelu: bool = False) -> tuple[Tensor, Tensor]:
-    """As `layers/fp8.py: rows_of`: codes in e4m3 like x, and the scale of each row, (..., 1) fp32.
-
-    quick_gelu: of x sigmoid(1.702 x).
-    """
+def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `layers/fp8.py: rows_of`: codes in e4m3 like x, and the scale of each row, (..., 1) fp32."""
     x, width = x.contiguous(), x.shape[-1]
     out, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     block = triton.next_power_of_2(width)
-    _rounded_rows[(x.numel() // width,)](x, out, scales, width, quick_gelu, block, num_warps=4 if block < 8192 else 8)
+    _rounded_rows[(x.numel() // width,)](x, out, scales, width, block, num_warps=4 if block < 8192 else 8)
     return out, scales
 
 
 @triton.jit
-def _rounded_rows(x, out, scales, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _rounded_rows(x, out, scales, width, BLOCK: tl.constexpr):
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     value = tl.load(x + row * width + c, c < width, 0.0).to(tl.float32)
-    if GELU:
-        value = value / (1 + tl.exp(-1.702 * value))
     scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-30) / 448
     scale += tl.sum(value, 0) * 0.0  # a maximum swallows a NaN, and nobody would know
     tl.store(scales + row, scale)

@@ -3,9 +3,10 @@
 Both factors are rounded to 4 bits of precision. A scale puts the largest value at the end of e4m3's range, 448, below
 which lie 18 powers of two: what is large costs the rest nothing, and finer scales bring little nearer (normal weights
 stray by 2.65 % with one scale, as with one for each row, and by 2.57 % with one for 128 of a row). So a weight has one,
-and so has what comes out of a norm: it is never larger than its width's root times its own largest weight. Other inputs
-have one for each row (one token), found when it comes. A token's codes then depend on that token alone, and how a video
-is cut still changes nothing. Sums are fp32; norms, convolution, scan, state and attention are as they were.
+and so has what comes out of a norm: it is never larger than its width's root times its own largest weight; by the same
+reason what a layer behind a norm gives to the next. Other inputs have one for each row (one token), found when it
+comes. A token's codes then depend on that token alone, and how a video is cut still changes nothing. Sums are fp32;
+norms, convolution, scan, state and attention are as they were.
 
 Rounded so: the blocks of the vision tower and the projections of the column's mixers, nearly all that watching
 multiplies. What all else is read from stays exact: the tower's merger, and the keys and values of the memory. The text
@@ -50,6 +51,7 @@ class Fp8Linear(RoundedLinear):
     """
 
     _after: Tensor | None = None
+    _beyond: Tensor | None = None
 
     def forward(self, x: Tensor | Rows) -> Tensor:
         """x: (..., in), or already rounded."""
@@ -68,6 +70,21 @@ class Fp8Linear(RoundedLinear):
                 largest = largest + norm.bias.detach().float().abs().max()
             self._after = largest.clamp_min(LEAST) / LARGEST
         return self._after
+
+    def beyond(self, norm: nn.LayerNorm) -> Tensor:
+        """The scale () fp32 of what this layer makes of what that norm gives: no output can be larger. Found once.
+
+        By Cauchy and Schwarz: the norm is sqrt(in) long at most before its weights, and a code is off by 1/16.
+        """
+        if self._beyond is None:
+            weight = self.weight.view(E4M3).float() * self.scale[:, None]
+            long = len(norm.weight) ** 0.5 * (weight * norm.weight.float()).norm(dim=1)
+            middle = torch.zeros_like(long) if self.bias is None else self.bias.float()
+            if norm.bias is not None:
+                long = long + weight.abs() @ norm.bias.float().abs() / 16
+                middle = middle + weight @ norm.bias.float()
+            self._beyond = (long * (17 / 16) + middle.abs()).max().clamp_min(LEAST) / LARGEST
+        return self._beyond
 
     @staticmethod
     def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,13 +128,14 @@ def added_and_normed(x: Tensor, more: Tensor, norm: nn.LayerNorm, linear: nn.Mod
     return total, normed(norm, total, linear)
 
 
-def quick_gelu(x: Tensor, linear: nn.Module) -> Tensor | Rows | None:
-    """x sigmoid(1.702 x) as `linear` takes it, by kernels; None where there are none."""
-    if isinstance(linear, Fp8Linear) and (kernels := fp8_kernels(x, x.dtype)):
-        codes, scale = kernels.rounded_rows(x, quick_gelu=True)
-        return Rows(codes, scale, x.dtype)
-    kernels = kernels_for(x)
-    return kernels.quick_gelu(x) if kernels else None
+def through_gelu(first: nn.Module, x: Rows, norm: nn.LayerNorm) -> Rows:
+    """first(x) sigmoid(1.702 first(x)), rounded with one scale. norm: what x came out of. In one launch on a GPU."""
+    assert isinstance(first, Fp8Linear)  # or nothing would have been rounded for it
+    scale, weight = first.beyond(norm), first.weight.view(E4M3)
+    if kernels := fp8_kernels(x.codes, x.dtype, weight.shape):
+        return Rows(kernels.fp8_gelu(x.codes, x.scale, weight, first.scale, first.bias, scale), scale, x.dtype)
+    inner = first(x._replace(dtype=_wide(x.dtype)))
+    return Rows((inner * torch.sigmoid(1.702 * inner) / scale).to(E4M3), scale, x.dtype)
 
 
 def to_fp8(net: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from pipeline.gpu.layout import Slots, book_room
 from pipeline.layers.mamba2 import MixerState
 from pipeline.layers.reading import TextCache, TextDecoder, even_parts, overlap
 from pipeline.layers.vamba import Vamba
-from pipeline.memory.memory import Memory
+from pipeline.memory.memory import Memory, Write
 
 ROWS = (1, 64, 128)  # tokens of a recorded pass; fewer are filled up, more take several passes
 LEAST_SLOTS = 1 << 20  # 117 minutes of 640x360; doubles when a memory outgrows it, and passes are recorded anew
@@ -191,13 +191,14 @@ class ChunkRecording:
         self.before = [MixerState(*map(torch.empty_like, state)) for state in states]
         self.after: Sequence[MixerState] = ()
         self.positions = None if positions is None else torch.empty_like(positions)
-        self.keys, self.values = v_BTD.new_empty(2, len(cfg.cross_layers), cfg.n_kv_heads, T, cfg.head_dim)
+        # In the order in which projections leave: both of a layer are kept in one launch, and quickly.
+        self.kept = v_BTD.new_empty(len(cfg.cross_layers), 2, T, cfg.n_kv_heads, cfg.head_dim)
+        self.keys, self.values = self.kept.transpose(2, 3).unbind(1)
         self.tape: Tape | None = Tape(self._pass, shared)
 
     def _pass(self) -> None:
         def keep(place: int, k: Tensor, v: Tensor) -> None:
-            self.keys[place].copy_(k[0])
-            self.values[place].copy_(v[0])
+            torch.stack((k[0].transpose(0, 1), v[0].transpose(0, 1)), out=self.kept[place])
 
         self.after = self.net.watch(self.v, tuple(self.before), keep, self.positions)
 
@@ -211,6 +212,21 @@ class ChunkRecording:
         new = tuple(MixerState(*map(torch.empty_like, state)) for state in self.after)
         copy_all(new, self.after)
         return new
+
+
+class Place:
+    """Where new slots go in a memory, found when the first of them come: by then a GPU has the whole pass to do, and
+    does not wait until room is made (a chunk of 16 frames often needs a new block: 0.8 ms)."""
+
+    def __init__(self, memory: Memory, times: Tensor):
+        self.memory, self._times = memory, times
+        self._write: Write | None = None
+
+    def write(self, layer: int | slice, k: Tensor, v: Tensor) -> None:
+        """As that of `Memory.append`. `memory` is the new one from then on."""
+        if self._write is None:
+            self.memory, self._write = self.memory.append(self._times)
+        self._write(layer, k, v)
 
 
 class ChunkRecordings(TapesByKind[ChunkRecording]):

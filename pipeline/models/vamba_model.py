@@ -26,7 +26,7 @@ from pipeline.memory.memory import Memory, Policy
 from pipeline.memory.tiers import Tier
 from pipeline.models.answering import TOGETHER, DecoderModel
 from pipeline.models.vamba_endless import MINUTES_BACK, READ_BACK, Far, note_of
-from pipeline.models.vamba_graphs import ChunkRecordings, TextRecordings
+from pipeline.models.vamba_graphs import ChunkRecordings, Place, TextRecordings
 from pipeline.models.vamba_streams import FEWEST_UNRECORDED, split_units, watch_streams
 from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
@@ -162,9 +162,10 @@ class VambaModel(DecoderModel[VambaInner]):
         positions = seen.positions
         if positions is not None and self.net.cfg.cross_rope:  # the time axis goes on from the stream's pair count
             positions = positions + sent(torch.tensor([[inner.units], [0], [0]]), positions.device)
-        memory, write = inner.memory.append(seen.times)
-        states = self._live.watch(seen.tokens, inner.states, write, positions)
-        return self._counted(state, VambaInner(states, memory.applied(), inner.units + len(frames) // self.unit_frames))
+        place = Place(inner.memory, seen.times)
+        states = self._live.watch(seen.tokens, inner.states, place.write, positions)
+        units = inner.units + len(frames) // self.unit_frames
+        return self._counted(state, VambaInner(states, place.memory.applied(), units))
 
     def _counted(self, state: StreamState[VambaInner], inner: VambaInner) -> StreamState[VambaInner]:
         """The state that carries this now, with its bytes and what was dropped."""

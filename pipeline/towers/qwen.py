@@ -34,7 +34,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.dispatch import kernels_for
-from pipeline.layers.fp8 import Rows, added_and_normed, normed, quick_gelu
+from pipeline.layers.fp8 import Rows, added_and_normed, normed, through_gelu
 from pipeline.stream import Frame
 from pipeline.towers.qwen_graphs import TowerRecordings
 from pipeline.towers.seen import Seen
@@ -117,7 +117,7 @@ def _encode_equal(tower: Qwen2VisionTransformerPretrainedModel, pairs_NLC: torch
     for block in blocks:
         x_NLE, taken = _add_norm(x_NLE, more, block.norm1, block.attn.qkv)
         x_NLE, taken = _add_norm(x_NLE, _attend(block.attn, taken, turn), block.norm2, block.mlp.fc1)
-        more = _mlp(block.mlp, taken)
+        more = _mlp(block.mlp, taken, block.norm2)
     return tower.merger(x_NLE if more is None else x_NLE + more)
 
 
@@ -137,11 +137,16 @@ def _attend(attn: VisionAttention, x_NLE: torch.Tensor | Rows, turn: tuple[torch
     return attn.proj(out_NHLP.transpose(1, 2).flatten(2))
 
 
-def _mlp(mlp: VisionMlp, x_NLE: torch.Tensor | Rows) -> torch.Tensor:
-    """On a GPU torch's quick GELU, three passes over the tower's widest tensor, was a seventh of the tower's time."""
+def _mlp(mlp: VisionMlp, x_NLE: torch.Tensor | Rows, norm: nn.LayerNorm) -> torch.Tensor:
+    """norm: what x came out of. On a GPU torch's quick GELU, three passes over the tower's widest tensor, was a seventh
+    of the tower's time."""
+    if not isinstance(mlp.act, QuickGELUActivation):
+        return mlp.fc2(mlp.act(mlp.fc1(x_NLE)))
+    if isinstance(x_NLE, Rows):
+        return mlp.fc2(through_gelu(mlp.fc1, x_NLE, norm))
     inner = mlp.fc1(x_NLE)
-    given = quick_gelu(inner, mlp.fc2) if isinstance(mlp.act, QuickGELUActivation) else None
-    return mlp.fc2(mlp.act(inner) if given is None else given)
+    kernels = kernels_for(inner)
+    return mlp.fc2(kernels.quick_gelu(inner) if kernels else mlp.act(inner))
 
 
 def _rotation(h: int, w: int, merge: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,12 +221,15 @@ class Patching:
         Resized on the frames' own device, so that only uint8 pixels travel.
         """
         height, width = self.size(*rgb_FHWC.shape[1:3])
-        frames_FCHW = resize(rgb_FHWC.permute(0, 3, 1, 2).float(), height, width)
         mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
         # (level / 255 - mean) / std in one pass, rounded to `dtype` before the patches are laid out and not after
-        shift, scale = sent(torch.stack([-mean / std, 1 / (255 * std)]), frames_FCHW.device).view(2, 3, 1, 1)
-        frames_FCHW = torch.addcmul(shift, frames_FCHW, scale).to(dtype)
+        levels = sent(torch.stack([-mean / std, 1 / (255 * std)]), rgb_FHWC.device)
         t, h, w, m, p = len(rgb_FHWC) // 2, height // self.patch, width // self.patch, self.merge, self.patch
+        if kernels := kernels_for(rgb_FHWC):
+            return kernels.patches(rgb_FHWC, height, width, p, m, levels, dtype), (t, h, w)
+        frames_FCHW = resize(rgb_FHWC.permute(0, 3, 1, 2).float(), height, width)
+        shift, scale = levels.view(2, 3, 1, 1)
+        frames_FCHW = torch.addcmul(shift, frames_FCHW, scale).to(dtype)
         windows = frames_FCHW.view(t, 2, 3, h // m, m, p, w // m, m, p)
         # pair, window row, window column, row and column in the window, colour, frame of the pair, pixel row and column
         return windows.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3 * 2 * p * p), (t, h, w)
