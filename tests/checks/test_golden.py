@@ -65,11 +65,11 @@ def test_weights_in_8_bits_stay_near_and_give_the_same_answer(capsys, name) -> N
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_products_in_8_bit_floating_point_stay_near_and_give_the_same_answer(capsys, name) -> None:
+def test_products_in_8_bit_floating_point_stay_near_and_give_nearly_the_same_answer(capsys, name) -> None:
     code, report = run(capsys, golden(name), "--fp8", "--dtype", "float64", "--chunks", "3")
     tensors = {row["tensor"]: row for row in report["tensors"]}
     assert code == 0 and report["fp8"], [row for row in report["tensors"] if not row["ok"]]
-    assert tensors["greedy_ids"]["difference"] == 0
+    assert tensors["greedy_ids"]["difference"] <= tensors["greedy_ids"]["allowed"] == 1  # of 12 words
     assert 0.01 < tensors["visual_embeds"]["in_std"] < 0.25 and 0.1 < tensors["logits"]["in_std"] < 0.75
     cuts = [row["in_std"] for tensor, row in tensors.items() if tensor.startswith("cut ")]
     assert len(cuts) >= 9 and max(cuts) < 1e-9
