@@ -73,8 +73,8 @@ class ModelOptions(BaseModel):
             must="on or off (1 or 0)",
             does="on an H100 or newer: products of what watches in 8-bit floating point (e4m3), 1.7 to 1.9 times as "
             "fast as in bf16, and weights of what answers in 8 bits",
-            costs="2.9 times what bf16 itself costs (4.6 % of the logits' spread, a small model), so not recommended; "
-            "an hour is watched in 8.6 s instead of 11.7",
+            costs="7 times what bf16 itself costs (7 % of the logits' spread; 2.8 times on a small model), so not "
+            "recommended; an hour is watched in 8.2 s instead of 11.7",
         ),
     ] = False
     gpu_memory: Annotated[
