@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.clock import mmss
 from pipeline.evidence import Gaze
+from pipeline.heap import give_back
 from pipeline.stream import (
     Answer,
     Evidence,
@@ -45,6 +46,7 @@ QUESTION_CHARACTERS = 2_000
 ANSWER_TOKENS = 1_024  # a ceiling no request can raise
 CATCHING_UP = 1_000_000  # frames of backlog: the largest chunks a model likes
 AHEAD = 2  # words of an answer that are written before they are asked for, where others' pass takes them along
+TIDY_S = 30.0  # of watching, after which what it freed goes back to the system: hours would leave more and more between
 SLICE_S = 0.03  # of watching, while somebody waits for a word: about what a word takes
 RECORDED_UNITS, RECORDED_AT = (1, 2, 4), 3  # of a live chunk or a slice on a GPU; which time its pass is recorded
 
@@ -77,6 +79,7 @@ class Engine:
         self._doubts: WeakKeyDictionary[StreamState, Doubt] = WeakKeyDictionary()
         self._writing: dict[Writing, None] = {}  # answers that are being read, the oldest first
         self.tally = Tally()
+        self._tidied = clock()
         self._frame_s = math.inf  # what a frame took in the newest turn of watching
 
     def start(self) -> StreamState:
@@ -116,6 +119,7 @@ class Engine:
         work = Chunk(chunk, state)
         self._turns.run(work)
         self.tally.add(pictures=len(chunk.frames))
+        self._tidy()
         return work.state
 
     @property
@@ -127,6 +131,11 @@ class Engine:
     def turn_s(self) -> float:
         """Seconds that the model has been at work on one turn. One that takes minutes hangs."""
         return self._turns.turn_s
+
+    def _tidy(self) -> None:
+        if self._clock() - self._tidied >= TIDY_S:
+            self._tidied = self._clock()
+            give_back()
 
     def confirm(self, state: StreamState) -> None:
         """Waits until it is known that `state` is finite. Raises Overflowed where it is not."""

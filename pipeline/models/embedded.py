@@ -81,6 +81,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     """The small Vamba behind `stream.Model`. See the module's docstring for how it answers."""
 
     unit_frames, long_side = 1, 416
+    BLOCK_SLOTS = 4096  # of the memory: up to a block more is allocated than is there
     name = "Vamba small (embedded)"
     about = (
         "A small model, taught by a few thousand stills and often unsure: it names everyday things and finds moments, "
@@ -103,6 +104,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         self.eyes: NamingEyes | None = None  # better ones, which name things and places
         self.ratios: Ratios | None = None  # what pictures say for a rule's thing, learnt from indexes like this one's
         self.router: Router | None = None  # without it the trained head tells what is asked
+        self.alike: object = None  # held for the twin, who has the same (shipped.py)
         self.cfg, self.policy = net.cfg, _whole_frames(policy or Policy())
         self.planner = Planner(net.locator, net.cfg.calibration)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
@@ -122,7 +124,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     def start(self) -> StreamState[EmbeddedInner]:
         cfg, device = self.cfg.vamba, self.device
         shape = self._memory_layers, cfg.n_kv_heads, cfg.head_dim
-        memory = Memory.empty(*shape, self._text_dtype, device, policy=self.policy, disk=self.disk)
+        rooms: Any = {"policy": self.policy, "disk": self.disk, "block_slots": self.BLOCK_SLOTS}
+        memory = Memory.empty(*shape, self._text_dtype, device, **rooms)
         states = () if self.cfg.twin else self.net.vamba.start()
         inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, self.senses.widths))
         return self._counted(StreamState(inner), inner)
@@ -265,14 +268,14 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         if rest := stream.flush():
             yield Token(self.end_id, rest, reading.looked)
 
-    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> Memory | None:
+    def start_reading(self, memory: Memory, frames: Sequence[int]) -> Memory | None:
         """What the upper layers cross-attend to: the tokens of the located frames, and no others."""
         slots = torch.tensor(frames)[:, None] * TOKENS + torch.arange(TOKENS)
         return memory.select(slots.flatten())
 
-    def start_text(self, cache: TextCache, memory: Memory) -> int:
-        """The position of a question's first token: text and video share no positions."""
-        return 0
+    def start_text(self, memory: Memory) -> tuple[TextCache, int]:
+        """A question's cache, and the position of its first token: text and video share no positions."""
+        return TextCache(self.cfg.vamba.n_layers), 0
 
     @cached_property
     def opening(self) -> Opening | None:
@@ -298,9 +301,8 @@ class Reading:
             self.whole = replace(self.whole, log=self.whole.log.until(frames * TOKENS))
         until = state.seen_until if question.at is None else min(question.at, state.seen_until)
         self.index = read_index(log, model.cfg.cut, until)
-        self.cache = TextCache(model.cfg.vamba.n_layers)
         self.memory: Memory | None = None  # what the upper layers look at
-        self.position = model.start_text(self.cache, self.whole)
+        self.cache, self.position = model.start_text(self.whole)
         self.asked = parse(question.text, self.index.end, model.router)
         self.earlier = self._earlier(question, state) if question.history and self.asked.refers else None
         self._read(question)
@@ -348,10 +350,9 @@ class Reading:
     @torch.no_grad()
     def look(self, frames: Sequence[int], time: float | None) -> None:
         """Let the upper layers read the question looking at these frames only."""
-        first = self.model.cfg.locate_layer
         self.cache.rewind(self.lengths)
-        self.memory = self.model.start_reading(self.cache, self.whole, frames, first)
-        above = range(first, self.model.cfg.vamba.n_layers)
+        self.memory = self.model.start_reading(self.whole, frames)
+        above = range(self.model.cfg.locate_layer, self.model.cfg.vamba.n_layers)
         self.net.vamba.read(self.lower, self.positions, self.cache.attend, self._cross_attend(), above)
         self.position = int(self.positions[-1]) + 1
         self.looked = self._evidence(self.verdict._replace(frames=tuple(frames), time=time))

@@ -10,12 +10,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.layers.reading import TextCache
+from pipeline.memory.attention import merged, scan
 from pipeline.memory.memory import Memory, Policy
 from pipeline.models.embedded import EmbeddedInner, EmbeddedModel
 from pipeline.models.embedded_net import TOKENS, EmbeddedNet
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
 from pipeline.towers.frame_tower import FrameTower
+
+
+class Behind(TextCache):
+    """A conversation's cache behind a video, whose keys and values are read where they lie: a copy of 13 minutes would
+    be 377 MB in fp32, for every question and every one that it refers back to."""
+
+    def __init__(self, n_layers: int, video: Memory) -> None:
+        super().__init__(n_layers)
+        self.video = video
+
+    def attend(self, layer: int, q_BHQP: Tensor, k_BKQP: Tensor, v_BKQP: Tensor) -> Tensor:
+        """Exact: both parts give their log-sum-exp."""
+        k, v = self.keep(layer, k_BKQP, v_BKQP)
+        seen = scan(self.video.log, layer, q_BHQP[0], keep_scores=False)[:2]
+        return merged([seen, causal(q_BHQP[0], k[0], v[0])])[0][None].to(q_BHQP.dtype)
+
+
+def causal(q_HQP: Tensor, k_KSP: Tensor, v_KSP: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted values (H, Q, P) of the newest Q of S tokens over what comes before them, their log-sum-exp (H, Q)."""
+    heads, (Q, P), S = k_KSP.shape[0], q_HQP.shape[1:], k_KSP.shape[1]
+    q = (q_HQP * P**-0.5).unflatten(0, (heads, -1))
+    scores = (q @ k_KSP[:, None].transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    later = torch.ones(Q, S, dtype=torch.bool, device=q.device).triu(S - Q + 1)
+    scores = scores.masked_fill(later, -torch.inf)
+    values = scores.softmax(-1).to(v_KSP.dtype) @ v_KSP[:, None]
+    return values.flatten(0, 1).to(scores.dtype), scores.logsumexp(-1).flatten(0, 1)
 
 
 class EmbeddedTwin(EmbeddedModel):
@@ -30,7 +57,7 @@ class EmbeddedTwin(EmbeddedModel):
         "The same small language model and tower, but video tokens go through its full self-attention: "
         "its memory grows in every layer and holds 13 minutes."
     )
-    LIMIT = 8192
+    LIMIT, BLOCK_SLOTS = 8192, 2048
 
     def __init__(
         self,
@@ -83,15 +110,12 @@ class EmbeddedTwin(EmbeddedModel):
         *_, newest = [(), *state.inner.memory.log.views("k", "v")]
         return all(bool(torch.isfinite(part).all()) for part in newest)
 
-    def start_reading(self, cache: TextCache, memory: Memory, frames: Sequence[int], first_layer: int) -> None:
-        return None  # the whole video is in the cache already
+    def start_reading(self, memory: Memory, frames: Sequence[int]) -> None:
+        return None  # it attends to the whole video in every layer already
 
-    def start_text(self, cache: TextCache, memory: Memory) -> int:
-        """Text goes on behind the video: its cache begins with the video's keys and values."""
-        for layer in range(self.cfg.vamba.n_layers):
-            for k, v in memory.blocks(layer, self._text_dtype):
-                cache.keep(layer, k[None], v[None])
-        return len(memory) + memory.dropped
+    def start_text(self, memory: Memory) -> tuple[TextCache, int]:
+        """Text goes on behind the video."""
+        return Behind(self.cfg.vamba.n_layers, memory), len(memory) + memory.dropped
 
     @property
     def opening(self) -> None:  # HEAD stands behind the video

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from pipeline.heap import give_back
 from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
@@ -22,7 +26,22 @@ from pipeline.senses.sensed import Senses
 from pipeline.timeline.ratios import Ratios
 from pipeline.towers.frame_tower import ASSETS, FrameTower
 from pipeline.weights.quant import load_trained
-from pipeline.weights.shipped import check_files, folded, give_back, lm_weights
+from pipeline.weights.shipped import check_files, folded, lm_weights
+
+
+@dataclass(eq=False)
+class Alike:
+    """What the model and its twin have alike, held once while one of them lives. words: the language model's table of
+    words (V, D), which no training touched."""
+
+    tower: FrameTower
+    senses: Senses
+    router: Router | None
+    words: Tensor | None = None
+
+
+_alike: WeakValueDictionary[object, Alike] = WeakValueDictionary()
+_loading = Lock()
 
 
 def load_embedded(
@@ -44,21 +63,46 @@ def load_embedded(
     check_files(assets, files)
     config = json.loads((assets / f"{name}.json").read_text())
     trained = load_trained(assets / f"{name}.safetensors")
-    tower, weights = FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(device)), lm_weights(assets)
-    net = merged(EmbeddedConfig.from_dict(config), weights, trained, config["lora_scale"]).to(device)
+    with _loading:
+        alike = _parts(assets, device, frozenset(senses))
+    net = merged(EmbeddedConfig.from_dict(config), lm_weights(assets), trained, config["lora_scale"]).to(device)
     _text_dtype(net.vamba, dtype or _quick_dtype(device))
+    with _loading:
+        _share_words(net.vamba, alike)
     tokenizer = AutoTokenizer.from_pretrained(assets)
-    del trained, weights
+    del trained
     give_back()
-    looking = Senses.load(assets, device, senses)
     if twin:
-        model: EmbeddedModel = EmbeddedTwin(net, tower, tokenizer, None, looking)
+        model: EmbeddedModel = EmbeddedTwin(net, alike.tower, tokenizer, None, alike.senses)
     else:
-        model = EmbeddedModel(net, tower, tokenizer, None, looking, None if options is None else options.endless)
-    if not twin and looking.places is not None:
+        endless = None if options is None else options.endless
+        model = EmbeddedModel(net, alike.tower, tokenizer, None, alike.senses, endless)
+    if not twin and alike.senses.places is not None:
         model.ratios = Ratios.load(assets)
-    model.router = Router.load(assets) if (assets / "router.safetensors").is_file() else None
+    model.router, model.alike = alike.router, alike
     return model
+
+
+def _parts(assets: Path, device: torch.device, senses: frozenset[str]) -> Alike:
+    """Those that a living model has, else new ones."""
+    key = assets, device, senses
+    if (there := _alike.get(key)) is None:
+        there = _alike[key] = Alike(
+            FrameTower.load(assets / "towers.safetensors", device, _quick_dtype(device)),
+            Senses.load(assets, device, senses),
+            Router.load(assets) if (assets / "router.safetensors").is_file() else None,
+        )
+    return there
+
+
+def _share_words(vamba: Vamba, alike: Alike) -> None:
+    """Where the table of words is the same one, it is held once."""
+    own = vamba.model.embed_tokens.weight.detach()
+    if alike.words is None:
+        alike.words = own
+    elif alike.words.dtype == own.dtype and torch.equal(alike.words, own):
+        vamba.model.embed_tokens.weight = torch.nn.Parameter(alike.words, requires_grad=False)
+        vamba.lm_head.weight = vamba.model.embed_tokens.weight
 
 
 def merged(cfg: EmbeddedConfig, lm: dict[str, Tensor], trained: dict[str, Tensor], lora_scale: float) -> EmbeddedNet:

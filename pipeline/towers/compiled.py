@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -44,50 +45,55 @@ class CompiledTower:
     """Both networks of a `FrameTower`, for fp32 on a CPU. Pictures: uint8 RGB (B, h, w, 3), contiguous."""
 
     def __init__(self, classifier: EfficientNetLite, detector: NanoDet) -> None:
-        self._classifier = _compiled(_classifier_graph(classifier))
-        self._detector = lru_cache(SHAPES)(lambda high, wide: _compiled(_detector_graph(detector, high, wide)))
+        self._classifier = Compiled(_classifier_graph(classifier))
+        self._detector = lru_cache(SHAPES)(lambda high, wide: Compiled(_detector_graph(detector, high, wide)))
 
     def classify(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """What `EfficientNetLite` gives: head map (B, 1280, 7, 7) and logits (B, 1000)."""
-        head, logits = _run(self._classifier, rgb)
+        head, logits = self._classifier(rgb)
         return head, logits
 
     def maps(self, rgb: Tensor) -> list[Tensor]:
         """What `NanoDet.maps` gives."""
-        return _run(self._detector(*rgb.shape[1:3]), rgb)
+        return self._detector(*rgb.shape[1:3])(rgb)
 
 
 class CompiledSteps:
     """A `StepNet` for fp32 on a CPU."""
 
     def __init__(self, net: StepNet) -> None:
-        self._queue = _compiled(_steps_graph(net))
+        self._net = Compiled(_steps_graph(net))
 
     def __call__(self, rgb: Tensor) -> list[Tensor]:
         """What the net gives; rgb: uint8 (B, 3, side, side)."""
-        return _run(self._queue, rgb.permute(0, 2, 3, 1).contiguous())
+        return self._net(rgb.permute(0, 2, 3, 1).contiguous())
 
 
-def _compiled(model: Node) -> Node:
-    """A queue of requests. One thread a request: side by side they use the cores better than one on all of them."""
-    openvino = library()
-    threads = torch.get_num_threads()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
-    return openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), threads)
+class Compiled:
+    """A graph as a queue of requests, for one caller at a time: models share their towers.
 
+    One thread a request: side by side they use the cores better than one on all of them.
+    """
 
-def _run(queue: Node, rgb: Tensor) -> list[Tensor]:
-    """Every output (B, ...) of every picture."""
-    found: list[list[np.ndarray]] = [[] for _ in range(len(rgb))]
+    def __init__(self, graph: Node) -> None:
+        openvino, threads = library(), torch.get_num_threads()
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(graph, "CPU", settings), threads)
+        self._turn = Lock()
 
-    def keep(request: Node, i: int) -> None:
-        found[i] = [output.data.copy() for output in request.output_tensors]
+    def __call__(self, rgb: Tensor) -> list[Tensor]:
+        """Every output (B, ...) of every picture."""
+        found: list[list[np.ndarray]] = [[] for _ in range(len(rgb))]
 
-    queue.set_callback(keep)
-    for i, picture in enumerate(rgb.numpy()):
-        queue.start_async({0: picture[None]}, userdata=i, share_inputs=True)
-    queue.wait_all()
-    return [torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)]
+        def keep(request: Node, i: int) -> None:
+            found[i] = [output.data.copy() for output in request.output_tensors]
+
+        with self._turn:
+            self._queue.set_callback(keep)
+            for i, picture in enumerate(rgb.numpy()):
+                self._queue.start_async({0: picture[None]}, userdata=i, share_inputs=True)
+            self._queue.wait_all()
+        return [torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)]
 
 
 # --- the graphs ------------------------------------------------------------------------------------------------------

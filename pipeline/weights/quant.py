@@ -77,7 +77,10 @@ def to_file(name: str, packed: Packed, bits: int) -> dict[str, Tensor]:
 
 
 def from_file(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """All tensors of a file under their plain names, packed ones restored, as `dtype`."""
+    """All tensors of a file under their plain names, packed ones restored, as `dtype`.
+
+    All are copies: one that lay in the file would keep all of it in memory (178 MB of the language model for 61 norms).
+    """
     out = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition(".")
@@ -85,7 +88,7 @@ def from_file(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) ->
             packed = Packed(tensor, tensors[f"{name}.scale"], tensors[f"{name}.min"])
             out[name] = unpack(packed, int(kind[1:])).to(dtype)
         elif f"{name}.q4" not in tensors and f"{name}.q6" not in tensors and f"{name}.q8" not in tensors:
-            out[key] = tensor.to(dtype)
+            out[key] = tensor.to(dtype, copy=True)
     return out
 
 

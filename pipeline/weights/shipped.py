@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,9 +44,3 @@ def folded(lm: dict[str, Tensor], trained: dict[str, Tensor], lora_scale: float)
         elif not name.endswith(".lora_b"):
             state[name] = tensor
     return state
-
-
-def give_back() -> None:
-    """Return freed memory to the system: after unpacking, glibc would keep 0.8 GB of it for itself."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
