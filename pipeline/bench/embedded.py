@@ -15,20 +15,23 @@ import gc
 import itertools
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 import pipeline
+from pipeline.assets import example_clip
 from pipeline.bench.cost import Cost, add_floors
 from pipeline.bench.machine import machine_conditions, peak_memory, reset_peak_memory, timed
 from pipeline.bench.upkeep import measure_upkeep
 from pipeline.engine import Engine
+from pipeline.heap import resident_bytes
 from pipeline.models import load as loading
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.stream import Frame, Model, Question, Sampling, StreamState, UserError, VideoChunk
+from pipeline.timeline.gleaner import Gleaner, Played
 from pipeline.timeline.timeline import Timeline
 
 FPS = 1.0
@@ -56,14 +59,17 @@ def measure_pair(names: dict[str, str], minutes: list[int], frames: int) -> dict
     for role, name in names.items():
         reset_peak_memory()
         load_s, model = timed(partial(pipeline.load, name))
+        loaded = resident_bytes()
         size = size or _picture_size(model)
         measured[role] = measure_model(model, minutes, frames, size) | {"load_s": load_s}
+        measured[role]["resident_bytes"] = {"loaded": loaded} | resident_by_stage(model, measured[role]["rows"])
         if isinstance(model, EmbeddedModel):
             measured[role] |= measure_upkeep(model, list(itertools.islice(pictures(size), frames)))
         del model
         gc.collect()
+    together = resident_together(names.values())
     machine = add_floors(measured)
-    document = {"conditions": conditions(frames, size), "machine": machine, **measured}
+    document = {"conditions": conditions(frames, size), "machine": machine, **measured} | together
     baseline = measured.get("baseline", {"rows": []})
     return document | {"model_over_baseline": compared(measured["model"]["rows"], baseline["rows"])}
 
@@ -97,6 +103,27 @@ def pictures(size: tuple[int, int], seed: int = 0) -> Iterator[Frame]:
         coarse = np.tensordot(mix / mix.sum(), fields, 1)
         rgb = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
         yield Frame(np.clip(rgb, 0, 255).astype(np.uint8), index / FPS)
+
+
+def resident_by_stage(model: Model, rows: list[dict[str, Any]]) -> dict[str, int | None]:
+    """What the process held at each mark, and after each late sense has gone through the example clip: what that loads
+    stays for the next file. Then the most it ever held."""
+    found = {f"minute {row['minute']}": row["resident_bytes"] for row in rows}
+    for sense in model.late_senses:
+        Gleaner([sense]).go_through([Played(str(example_clip()))])
+        found[sense.name] = resident_bytes()
+    return found | {"peak": peak_memory()["peak_rss"]}
+
+
+def resident_together(names: Collection[str]) -> dict[str, int | None]:
+    """What the process holds with both models loaded, as the page has them; nothing where there is one."""
+    if len(names) < 2:
+        return {}
+    models = [pipeline.load(name) for name in names]
+    found = {"resident_bytes_together": resident_bytes()}
+    del models
+    gc.collect()
+    return found
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -159,6 +186,7 @@ def _row(
         "state_bytes": state.state_bytes,
         "memory_bytes": state.memory_bytes,
         "dropped": state.dropped,
+        "resident_bytes": resident_bytes(),
         "dropped_note": state.dropped_note,
         "costs": {"chunk": watching, "first_token": first, "token": token},
     }

@@ -131,9 +131,17 @@ def embedded_table(document: dict[str, Any]) -> str:
         lines += [f"  last / first: {_shown(found['growth'])}"] if len(found["rows"]) > 1 else []
         lines += [f"  stopped: {found['stopped']}"] if found["stopped"] else []
         lines += [f"  loaded in {found['load_s']:.1f} s{_upkeep(found)}"]
+        lines += [f"  resident: {_resident(found['resident_bytes'])}"]
     lines += [f"model / baseline at minute {r['minute']}: {_shown(r)}" for r in document["model_over_baseline"]]
+    if together := document.get("resident_bytes_together"):
+        lines += [f"resident with both loaded: {together / 1e6:,.0f} MB"]
     lines += [", ".join(f"{name} {rate:.3g}" for name, rate in document["machine"].items())]
     return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in document["conditions"].items())])
+
+
+def _resident(stages: dict[str, int | None]) -> str:
+    """Megabytes by stage; nothing of a system that does not tell."""
+    return ", ".join(f"{name} {held / 1e6:,.0f} MB" for name, held in stages.items() if held is not None)
 
 
 def _upkeep(found: dict[str, Any]) -> str:

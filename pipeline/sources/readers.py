@@ -22,6 +22,7 @@ from pipeline.stream import UserError
 
 Job = dict[str, Any]
 MOST = 256  # readers of a file
+AHEAD_EACH, MOST_AHEAD = 32 << 20, 256 << 20  # bytes of pictures that may wait: for each reader, and at most
 WAITING = 4  # segments for each helper that may wait to be read
 NOTHING = np.empty(0, np.uint8)
 
@@ -53,6 +54,11 @@ _chosen: int | None = None
 def wanted(limits: Limits) -> int:
     """Readers of a file, if its pictures leave room for so many."""
     return limits.readers or _chosen or cores()
+
+
+def ahead(limits: Limits) -> int:
+    """Bytes of pictures that may wait to be taken."""
+    return min(MOST_AHEAD, AHEAD_EACH * wanted(limits)) if limits.ahead is None else limits.ahead
 
 
 def helpers(limits: Limits, width: int, height: int) -> int:
@@ -98,6 +104,7 @@ class Readers:
         self._parts: deque[Part] = deque()  # in the file's order
         self._unread: deque[Part] = deque()  # segments that no helper has taken yet
         self._bytes, self._scouting, self._count = 0, True, 1
+        self._ahead = ahead(limits)
         self._processes: set[Process] = set()
         self._threads: list[threading.Thread] = []
         self._begin(self._scout, self._start(job))
@@ -164,7 +171,7 @@ class Readers:
         """Adds to a part once there is room: always for the picture that is waited for."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self.closed or self._bytes < self.limits.ahead or (part is self._parts[0] and not part.messages)
+                lambda: self.closed or self._bytes < self._ahead or (part is self._parts[0] and not part.messages)
             )
             part.messages.append(message)
             part.given += message[0]["type"] == "frame"

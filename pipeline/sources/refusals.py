@@ -76,7 +76,8 @@ class Limits:
     of address space; threads of the decoder. skim: allow the two savings that VideoFile describes.
 
     readers: processes that may share a file (None: one for each core). together: bytes of memory for which their number
-    is chosen, taking `reader` and twenty pictures for each. ahead: bytes of pictures that may wait to be taken.
+    is chosen, taking `reader` and twenty pictures for each. ahead: bytes of pictures that may wait to be taken (None:
+    32 MB for each reader, 256 MB at most: what watches more slowly than two can decode would only hold them).
     segment: packets that a reader gets at a time, at least. alone: pixels up to which a file is read by one.
     """
 
@@ -92,7 +93,7 @@ class Limits:
     readers: int | None = None
     together: int = 8 << 30
     reader: int = 80 << 20
-    ahead: int = 256 << 20
+    ahead: int | None = None
     segment: int = 240
     alone: float = 1.5e9
 

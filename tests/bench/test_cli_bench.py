@@ -67,8 +67,12 @@ def test_bench_ends_in_one_json_line_after_a_table(benched):
     for role in ("model", "baseline"):
         assert [(row["minute"], row["frames"]) for row in document[role]["rows"]] == [(1, 60), (2, 120)]
         assert document[role]["peak_rss"] > 1 << 20
+        stages = document[role]["resident_bytes"]
+        assert list(stages) == ["loaded", "minute 1", "minute 2", "peak"]  # that model has no late senses
+        assert 1 << 20 < stages["minute 2"] <= stages["peak"] and f"peak {stages['peak'] / 1e6:,.0f} MB" in table
         for row in document[role]["rows"]:
             assert row["chunk_ms"] > 0 and row["first_token_s"] > 0 and row["tokens_per_s"] > 0
+    assert document["resident_bytes_together"] > 1 << 20 and "resident with both loaded" in table
     assert document["conditions"]["threads"] == torch.get_num_threads()
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.sources import readers
 from pipeline.sources.file import Limits, VideoError, VideoFile, open_video
 from pipeline.sources.reader.reader import Reader
 from pipeline.sources.reader.segments import Segment, SegmentReader, Strayed, Ticket
@@ -268,6 +269,12 @@ def test_what_waits_to_be_taken_is_bounded(long_film):
         assert len(list(video)) == 399
 
 
+def test_fewer_readers_run_less_far_ahead():
+    assert readers.ahead(Limits(readers=1)) < readers.ahead(Limits(readers=2)) == 64 << 20
+    assert readers.ahead(Limits(readers=8)) == readers.ahead(Limits(readers=16)) == 256 << 20
+    assert readers.ahead(Limits(readers=2, ahead=5)) == 5
+
+
 def resident(video: VideoFile) -> int:
     """Bytes of memory of this process and of all readers."""
     pids = [os.getpid(), *(process.pid for process in video.processes)]
@@ -289,7 +296,7 @@ def test_thirty_hours_take_no_more_memory_than_the_first(tmp_path):
 
 
 def test_decoders_run_ahead_of_a_slow_taker(long_film):
-    with opened(long_film) as video:
+    with opened(long_film, ahead=256 << 20) as video:
         next(video)
         deadline = time.monotonic() + 60
         while video.processes and time.monotonic() < deadline:
