@@ -122,10 +122,9 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         return max(1, min(backlog, 64 if self.device.type == "cuda" else 8))
 
     def start(self) -> StreamState[EmbeddedInner]:
-        cfg, device = self.cfg.vamba, self.device
-        shape = self._memory_layers, cfg.n_kv_heads, cfg.head_dim
+        shape = self._memory_layers, self.cfg.vamba.n_kv_heads, self.cfg.vamba.head_dim
         rooms: Any = {"policy": self.policy, "disk": self.disk, "block_slots": self.BLOCK_SLOTS}
-        memory = Memory.empty(*shape, self._text_dtype, device, **rooms)
+        memory = Memory.empty(*shape, self._text_dtype, self.device, **rooms)
         states = () if self.cfg.twin else self.net.vamba.start()
         inner = EmbeddedInner(states, None, memory, index_log(self.net.locator.query.out_features, self.senses.widths))
         return self._counted(StreamState(inner), inner)
