@@ -31,8 +31,10 @@ HELLO_S = 5.0  # the address must answer after so long
 
 # Of all streams: name, what it is, and how it is read off a census
 GAUGES: tuple[tuple[str, str, Callable[[Census], float]], ...] = (
-    ("places", "Places for streams that this server has.", lambda one: one.places),
-    ("places_free", "Places that a newcomer may have.", lambda one: one.free),
+    ("streams_asleep", "Of the streams those that lie on the disk alone.", lambda one: one.asleep),
+    ("asleep_bytes", "What they take there.", lambda one: one.asleep_bytes),
+    ("places", "Places for streams in memory that this server has.", lambda one: one.places),
+    ("places_free", "Streams that may come.", lambda one: one.free),
     ("visitors_in_line", "Visitors who wait for a place.", lambda one: one.in_line),
     ("sources", "Cameras of the operator.", lambda one: one.sources),
     ("state_bytes", "Recurrent states of all streams.", lambda one: one.state_bytes),

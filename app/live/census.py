@@ -25,11 +25,14 @@ class ModelCensus:
 
 @dataclass(frozen=True)
 class Census:
-    """streams: how many stand in each phase. places: of the server, free: of those. in_line: visitors who wait for one.
+    """streams: how many stand in each phase. asleep: how many of them lie on the disk alone. places: of the server, in
+    memory; free: streams that may come. in_line: visitors who wait for a place.
     Bytes of all streams' states, memories and of what is kept on the disk. came_back: streams that went on after a
     restart. sources: the operator's own."""
 
     streams: dict[str, int]
+    asleep: int
+    asleep_bytes: int
     places: int
     free: int
     in_line: int
@@ -55,8 +58,11 @@ def census(sessions: Sessions) -> Census:
     models = [model for view in views for model in view.models]
     phases = Counter(view.phase for view in views)
     free, in_line = sessions.standing
+    asleep, asleep_bytes = sessions.asleep
     return Census(
         streams={phase.value: phases[phase] for phase in Phase},
+        asleep=asleep,
+        asleep_bytes=asleep_bytes,
         places=sessions.places,
         free=free,
         in_line=in_line,

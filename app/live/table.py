@@ -90,6 +90,13 @@ class Sessions:
             return [place.session for place in (*self._by_key.values(), *self._back.values())]
 
     @property
+    def asleep(self) -> tuple[int, int]:
+        """Streams that sleep, and the bytes that they take on the disk."""
+        with self._lock:
+            dormitory = self.room.dormitory
+            return len(self._all) - self.room.awake(self._all), dormitory.nbytes if dormitory else 0
+
+    @property
     def standing(self) -> tuple[int, int]:
         """Places that a newcomer may have, and keys that wait for one."""
         with self._lock:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.options import ModelOptions
 from pipeline.sources.readers import choose_readers
-from pipeline.stream import UserError
+from pipeline.stream import Frame, UserError
 
 MODEL, BASELINE = "embedded", "embedded-twin"
 
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--readers", type=int, metavar="N", help="processes that decode the file (default: every core)")
     parser.add_argument("--frames", type=int, metavar="N", help="pictures per chunk (default: 8; published: 64)")
     parser.add_argument("--visitors", type=int, metavar="N", help="only so many visitors at once, beside one alone")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each part of --visitors (default: 8)")
+    parser.add_argument(
+        "--live", type=int, metavar="N", help="only N streams of a picture a second, --minutes old each"
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="of --live and each part of --visitors (default: 8)")
     parser.add_argument("--endless-hours", type=float, metavar="H", help="only a stream of H hours that never ends")
     parser.add_argument("--real-pictures", action="store_true", help="whose towers look at every picture anew")
     group = parser.add_argument_group("published size only")
@@ -68,12 +72,27 @@ def _check_visitors(args: argparse.Namespace) -> None:
     if args.visitors is not None and not (1 <= args.visitors <= 64 and 0.1 <= args.seconds <= 60):
         raise UserError("So many visitors cannot be measured; choose 1 to 64 of them and 0.1 to 60 seconds a part.")
 
+    if args.live is not None and not (1 <= args.live <= 256 and 0.1 <= args.seconds <= 600):
+        raise UserError("So many streams cannot be measured; choose 1 to 256 of them and 0.1 to 600 seconds.")
+
+
+def _live(engine: Engine, pictures: Sequence[Frame], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from pipeline.bench.visitors import live_table, measure_live
+
+    document = measure_live(engine, pictures, args.live, args.seconds, min(args.minutes))
+    return document, live_table(document)
+
 
 def _embedded(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    if args.file:
-        import pipeline
+    import pipeline
 
+    if args.file:
         return _visit(Engine(pipeline.load(args.model)), args)
+    if args.live:
+        from pipeline.bench.visitors import shown_to
+
+        model = pipeline.load(args.model, **ModelOptions.from_flags(args).given())
+        return _live(Engine(model), shown_to(model), args)
     from pipeline.bench.embedded import PER_CHUNK, measure_pair
     from pipeline.bench.tables import embedded_table
 
@@ -145,6 +164,11 @@ def _published(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         document = measure_endless_published(PUBLISHED, device, torch.bfloat16, options, _hours(args))
         return document, endless_published_table(document)
+    if args.live:
+        from pipeline.bench.shapes import frames_of, pictures_of
+
+        model = published_model(PUBLISHED, device, torch.bfloat16, options)
+        return _live(Engine(model), frames_of(PUBLISHED, 0, 64, pictures_of(PUBLISHED, 64)), args)
     if args.visitors:
         from pipeline.bench.visitors import published_visitors, visitors_table
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pipeline.bench.embedded import pictures
-from pipeline.bench.machine import Machine, machine_conditions
+from pipeline.bench.machine import Machine, machine_conditions, peak_memory, reset_peak_memory
 from pipeline.bench.shapes import Shapes, built, frames_of, pictures_of
 from pipeline.engine import Engine
 from pipeline.gpu.graphs import Tape
@@ -27,7 +27,7 @@ from pipeline.layers.vamba import Vamba
 from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.load import load
 from pipeline.models.vamba_model import VambaModel
-from pipeline.stream import Frame, Question, Sampling, StreamState, VideoChunk
+from pipeline.stream import Frame, Model, Question, Sampling, StreamState, VideoChunk
 from pipeline.towers.qwen import Patching, QwenVision, build_tower
 
 ROLES = ("answers", "live", "catching_up")
@@ -62,6 +62,7 @@ class Crowd:
     def __init__(self, engine: Engine, pictures: Sequence[Frame], question: Question = QUESTION) -> None:
         self.engine, self.pictures, self.question = engine, pictures, question
         self.seen: Sequence[StreamState] = ()
+        self.going: list[StreamState] = []  # streams that live visitors go on with, one each; without, they begin anew
         self.over = threading.Event()
 
     def watched(self, count: int) -> StreamState:
@@ -129,7 +130,8 @@ class Crowd:
 
     def _live(self, counts: Counts, number: int, most: bool) -> None:
         """A unit of pictures as soon as there is one; what comes while it is watched goes with the next."""
-        state, done, unit = self.engine.start(), 0, self.engine.unit_frames
+        state = self.going.pop() if self.going else self.engine.start()
+        old, done, unit = state.frames, 0, self.engine.unit_frames
         began = time.perf_counter() - number * LIVE_S / 7  # not all at the same moment
         while not self.over.is_set():
             came = unit if most else int((time.perf_counter() - began) / LIVE_S) - done
@@ -138,7 +140,7 @@ class Crowd:
                 continue
             count = self.engine.chunk_frames(came)
             shown_at = time.perf_counter() if most else began + (done + unit) * LIVE_S
-            state = self.engine.watch(self._frames(done, count), state)
+            state = self.engine.watch(self._frames(old + done, count), state)
             counts.add("live_picture", time.perf_counter() - shown_at, pictures=count)
             done += count
 
@@ -209,6 +211,38 @@ def measure_visitors(
     return {"visitors": visitors, "seconds": seconds, "parts": found, "words_beside_over_alone": beside}
 
 
+def measure_live(
+    engine: Engine, pictures: Sequence[Frame], streams: int, seconds: float, minutes: int
+) -> dict[str, Any]:
+    """So many streams of one picture a second, `minutes` old, that are watched on: how long a picture waits until it is
+    seen, and what the GPU holds. Where memory runs out it says so, as a visitor would hear it."""
+    engine.warm_up()
+    crowd = Crowd(engine, pictures)
+    crowd.going = [crowd.watched(60 * minutes) for _ in range(streams)]
+    engine.confirm(crowd.going[-1])
+    gc.collect()
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+    reset_peak_memory()
+    found = crowd.measure(["live"] * streams, seconds)
+    told = {"streams": streams, "minutes": minutes, **found, "held_gpu": held, **peak_memory()}
+    return {"conditions": {"backend": engine.backend, **machine_conditions()}, **told}
+
+
+def live_table(found: dict[str, Any]) -> str:
+    """The document for people."""
+    waited = found["waits"].get("live_picture")
+    lines = [
+        f"{found['streams']} streams, each {found['minutes']} min old, a picture a second: "
+        f"{found['pictures_per_s']:.1f} pictures/s",
+        f"a picture waits {waited['median_s'] * 1e3:.0f} ms (median), {waited['worst_s'] * 1e3:.0f} ms (worst)"
+        if waited
+        else "no picture was seen",
+    ]
+    if found["held_gpu"]:
+        lines += [f"the GPU held {found['held_gpu'] / 1e9:.1f} GB before and {found['peak_gpu'] / 1e9:.1f} GB at most"]
+    return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in found["conditions"].items())])
+
+
 class Numbers:
     """A tokenizer's place at the published size, whose words mean nothing: a number a word. No answer ends early."""
 
@@ -227,10 +261,14 @@ def embedded_visitors(name: str, visitors: int, seconds: float, minutes: int) ->
     model = load(name)
     if isinstance(model, EmbeddedModel):
         model.router = None  # what is composed comes as one word; here the language model writes
-    size = model.long_side, round(model.long_side * 9 / 16)
-    frames = list(itertools.islice(pictures(size), 64))
-    found = measure_visitors(Engine(model), frames, visitors, seconds, (minutes, 1), WRITTEN)
+    found = measure_visitors(Engine(model), shown_to(model), visitors, seconds, (minutes, 1), WRITTEN)
     return {"conditions": {"model": name, "backend": model.backend, **machine_conditions()}, **found}
+
+
+def shown_to(model: Model[Any]) -> list[Frame]:
+    """64 pictures as large as that model likes them."""
+    size = model.long_side, round(model.long_side * 9 / 16)
+    return list(itertools.islice(pictures(size), 64))
 
 
 def published_visitors(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import pipeline
 import pipeline.models.load as loading
 from pipeline import Engine, Frame
 from pipeline.__main__ import main
@@ -44,6 +45,30 @@ def test_the_command_prints_a_table_and_one_document(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [["--visitors", "0"], ["--visitors", "65"], ["--visitors", "2", "--seconds", "0"]])
 def test_what_cannot_be_measured_is_refused(wrong, capsys):
+    assert main(["bench", *wrong]) == 2 and "choose" in capsys.readouterr().err
+
+
+def test_streams_that_go_on_live_print_a_table_and_one_document(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "load", lambda name: Quick(watch_s=0.001))
+    assert main(["bench", "--live", "3", "--seconds", "3", "--minutes", "1", "--model", "quick"]) == 0
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    document = json.loads(last)
+    assert (document["streams"], document["minutes"], len(table)) == (3, 1, 3)
+    assert 0 < document["pictures_per_s"] <= 4, "a picture a second and stream, and one that had come before"
+
+
+def test_live_streams_go_on_from_what_they_have_seen():
+    engine = Engine(Quick())
+    crowd, seen = Crowd(engine, frames()), []
+    crowd.going = [crowd.watched(60)]
+    watch = engine.watch
+    engine.watch = lambda chunk, state: seen.append((state.frames, chunk.frames[0].time)) or watch(chunk, state)
+    crowd.measure(["live"], 1.5)
+    assert seen[0] == (60, 60.0) and crowd.going == []
+
+
+@pytest.mark.parametrize("wrong", [["--live", "0"], ["--live", "257"], ["--live", "2", "--seconds", "0"]])
+def test_streams_that_cannot_be_measured_are_refused(wrong, capsys):
     assert main(["bench", *wrong]) == 2 and "choose" in capsys.readouterr().err
 
 

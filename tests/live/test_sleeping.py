@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from app.live.census import census
 from app.live.session import LiveSession
 from app.live.shelf import Shelf
 from app.live.table import Sessions
@@ -340,3 +341,15 @@ def test_a_kept_stream_that_sleeps_is_there_after_a_restart(come, tmp_path):
     assert answer(back) == right and digest(engine, newest(back)) == state
     for one in (again, table):
         one.shut()
+
+
+def test_operators_hear_how_many_sleep(served, come):
+    table = served(1)
+    assert (census(table).asleep, census(table).asleep_bytes) == (0, 0)
+    come(table)
+    assert census(table).asleep == 0
+    _, second = come(table)
+    counted = census(table)
+    assert counted.asleep == 1 and counted.asleep_bytes == table.room.dormitory.nbytes > 0
+    assert sum(counted.streams.values()) == 2 and counted.places == 1
+    assert not sleeps(second)
