@@ -73,10 +73,8 @@ class Watch:
         self.viewings: tuple[Viewing, ...] = (first, Viewing(rival)) if rival and fresh else (first,)
         self.points = Points(Point(start.state, start.legs[0].position, self._leg))
         self.noticing = Noticing(engine, live=source.path is None)
-        gave_way = partial(engine.tally.add, dropped=1)
-        self.camera = (
-            None if source.path else FrameQueue(CAMERA_QUEUE, self._long_side(), since=start.since, gave_way=gave_way)
-        )
+        queue = partial(FrameQueue, CAMERA_QUEUE, self._long_side(), since=start.since)
+        self.camera = None if source.path else queue(gave_way=partial(engine.tally.add, dropped=1))
         self._changed = threading.Condition()  # guards what follows, and wakes the worker
         self._rests, self.rests_since = False, time.monotonic()  # whether the worker waits, and needs no state
         self.sleep = Sleep(self._changed, admit)
@@ -102,7 +100,6 @@ class Watch:
     def view(self, about: View) -> View:
         """`about`, what the session knows, with what this run knows."""
         with self._changed:
-            models = tuple(viewing.view() for viewing in self.viewings)
             return replace(
                 about,
                 phase=self._phase,
@@ -118,7 +115,7 @@ class Watch:
                 skipped=self._skipped,
                 notes=self._notes,
                 silent=time.monotonic() - self._offered_at > SILENT_S,
-                models=models,
+                models=tuple(viewing.view() for viewing in self.viewings),
                 film=self.film.pictures,
                 events=self.noticing.events,
                 rules=self.noticing.rules,

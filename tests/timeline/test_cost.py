@@ -38,8 +38,9 @@ def test_the_table_says_its_share_of_watching():
     assert row["notice_over_chunk"] == row["notice_ms"] / row["chunk_ms"] > 0
     floors = {"chunk_floor_ms": 1.0, "first_token_floor_s": 1.0, "tokens_per_s_ceiling": 1.0}
     document = {
-        "model": {**found, "load_s": 1.0, "rows": [{**row, **floors}]},
+        "model": {**found, "load_s": 1.0, "resident_bytes": {"loaded": 2_000_000}, "rows": [{**row, **floors}]},
         "model_over_baseline": [],
         "machine": {},
     }
-    assert "shots, captions and five rules take" in embedded_table({**document, "conditions": {}})
+    table = embedded_table({**document, "conditions": {}})
+    assert "shots, captions and five rules take" in table and "resident: loaded 2 MB" in table
