@@ -64,7 +64,7 @@ def test_the_page_is_served_with_headers_that_forbid_foreign_pictures(server):
 
 def test_the_api_offers_five_calls_and_no_internals(client):
     calls = client.view_api(return_format="dict", print_info=False)
-    named = {"/watch", "/status", "/ask", "/alerts", "/close", "/sources", "/open", "/recall"}
+    named = {"/watch", "/status", "/ask", "/alerts", "/close", "/sources", "/open", "/camera", "/recall"}
     assert set(calls["named_endpoints"]) == named
     assert not calls["unnamed_endpoints"]
 
