@@ -26,13 +26,14 @@ class Bed:
     def __init__(
         self,
         watch: Callable[[], Watched | None],
-        asked: Callable[[], bool],
+        stays_awake: Callable[[], bool],
         commands: threading.RLock,
         admit: Callable[[Bed], bool] | None,
     ) -> None:
-        """watch: the session's stream. asked: whether something is being asked of it. commands: held by a command at
-        work. admit: gives `has_place` back after a sleep, where there is room; whether it did. None: there is."""
-        self._watch, self._asked, self._commands, self._admit = watch, asked, commands, admit
+        """watch: the session's stream. stays_awake: whether it may not sleep, as while something is asked of it.
+        commands: held by a command at work. admit: gives `has_place` back after a sleep, where there is room; whether
+        it did. None: there is."""
+        self._watch, self._stays_awake, self._commands, self._admit = watch, stays_awake, commands, admit
         self.has_place = True
         self._wanted_at = time.monotonic()
 
@@ -61,7 +62,7 @@ class Bed:
         if not self._commands.acquire(blocking=False):
             return False
         try:
-            return self._watch() is watch and not self._asked()
+            return self._watch() is watch and not self._stays_awake()
         finally:
             self._commands.release()
 

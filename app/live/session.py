@@ -64,7 +64,7 @@ class LiveSession:
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
         self._closed = False
-        self.bed = Bed(lambda: self.watch, self._asked, self._commands, admit)
+        self.bed = Bed(lambda: self.watch, self._stays_awake, self._commands, admit)
 
     def view(self) -> View:
         """All that may be known of the stream, now. It never changes afterwards."""
@@ -256,9 +256,9 @@ class LiveSession:
             uploads.let_go(self._upload)
         self._upload = None
 
-    def _asked(self) -> bool:
-        """Whether something is being asked of what was seen."""
-        return self.prober.running or any(conversation.busy for conversation in self.conversations)
+    def _stays_awake(self) -> bool:
+        """Whether something is being asked, or what was seen is to be written encrypted or not at all."""
+        return any((self.switch.encrypt, self.prober.running, *(one.busy for one in self.conversations)))
 
     def _check_open(self) -> None:
         if self._closed:

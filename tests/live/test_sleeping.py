@@ -353,3 +353,18 @@ def test_operators_hear_how_many_sleep(served, come):
     assert counted.asleep == 1 and counted.asleep_bytes == table.room.dormitory.nbytes > 0
     assert sum(counted.streams.values()) == 2 and counted.places == 1
     assert not sleeps(second)
+
+
+def test_a_stream_that_is_kept_encrypted_does_not_sleep(served, come, tmp_path):
+    """What sleeps is written as it is."""
+    pytest.importorskip("cryptography")
+    table = served(2, shelf=Shelf(tmp_path / "kept"))
+    key, session = come(table)
+    session.keep(True, encrypt=True)
+    until(lambda: session.view().kept is not None)
+    place = table._by_key[key]
+    assert session.view().encrypting and not session.bed.may_sleep and not table.room.lulled(place)
+    session.keep(False)
+    until(lambda: session.bed.may_sleep)
+    place.sleepless_until = 0.0
+    assert table.room.lulled(place) and sleeps(session)
