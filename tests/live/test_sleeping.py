@@ -361,7 +361,7 @@ def test_a_stream_that_is_kept_encrypted_does_not_sleep(served, come, tmp_path):
     table = served(2, shelf=Shelf(tmp_path / "kept"))
     key, session = come(table)
     session.keep(True, encrypt=True)
-    until(lambda: session.view().kept is not None)
+    until(lambda: session.view().kept is not None and session.watch.rests)
     place = table._by_key[key]
     assert session.view().encrypting and not session.bed.may_sleep and not table.room.lulled(place)
     session.keep(False)
