@@ -12,8 +12,9 @@ from torch import Tensor
 from pipeline.layers.reading import TextCache
 from pipeline.memory.attention import merged, scan
 from pipeline.memory.memory import Memory, Policy
-from pipeline.models.embedded import EmbeddedInner, EmbeddedModel
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import TOKENS, EmbeddedNet
+from pipeline.models.embedded_reading import EmbeddedInner
 from pipeline.senses.sensed import Senses
 from pipeline.stream import StreamState
 from pipeline.towers.frame_tower import FrameTower

@@ -1,6 +1,6 @@
 """Training batches: episodes and questions as tensors, made by worker processes while the GPU trains.
 
-A question becomes one row of tokens, exactly as `models/embedded.py` will put them together when answering:
+A question becomes one row of tokens, exactly as `models/embedded_reading.py` will put them together when answering:
 head, (an earlier turn), the question, the note, the answer. Which frames the reader sees, which shots the locator
 should find and which plan it should choose ride along. Shapes: E episodes, F frames, Q questions, L tokens, S shots.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN
+from pipeline.models.embedded_reading import ANSWER, END, HEAD, TURN
 from pipeline.questions.index import spread
 from pipeline.questions.locator import PLANS
 from pipeline.questions.notes import Verdict, note, spoken

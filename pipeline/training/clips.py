@@ -18,7 +18,7 @@ import torch
 
 from pipeline.clock import mmss
 from pipeline.engine import Engine
-from pipeline.models.embedded import END
+from pipeline.models.embedded_reading import END
 from pipeline.models.load import load
 from pipeline.questions.notes import spoken
 from pipeline.sources.file import open_video

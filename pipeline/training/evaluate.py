@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.models.embedded import END
 from pipeline.models.embedded_net import EmbeddedConfig
+from pipeline.models.embedded_reading import END
 from pipeline.models.shipped import merged
 from pipeline.questions.asked import parse
 from pipeline.questions.index import spread

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN
+from pipeline.models.embedded_reading import ANSWER, END, HEAD, TURN
 from pipeline.questions.index import Index
 from pipeline.questions.locator import Located
 from pipeline.questions.notes import Verdict, note, spoken

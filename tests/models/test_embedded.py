@@ -11,9 +11,10 @@ import torch
 from pipeline.clock import mmss
 from pipeline.engine import Engine
 from pipeline.memory.memory import Policy
-from pipeline.models import embedded, shipped
-from pipeline.models.embedded import ANSWER, END, HEAD, TURN, EmbeddedModel, Reading
+from pipeline.models import embedded_reading, shipped
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import TOKENS
+from pipeline.models.embedded_reading import ANSWER, END, HEAD, TURN, Reading
 from pipeline.models.embedded_twin import EmbeddedTwin
 from pipeline.questions.index import SENSED
 from pipeline.questions.locator import Locator
@@ -424,7 +425,7 @@ def test_the_same_question_gets_the_same_answer(vamba, seen):
 def test_where_the_towers_are_sure_of_nothing_so_is_the_answer(vamba, seen, monkeypatch):
     """It named a galaxy "a young girl playing in a pool": what has no words is guessed at, and said to be a guess."""
     words = ["maybe yurt left", "maybe seashore"]
-    monkeypatch.setattr(embedded, "spoken", lambda features, frames: words)
+    monkeypatch.setattr(embedded_reading, "spoken", lambda features, frames: words)
     doubted = ask(vamba, seen, AT_FIVE)
     assert doubted.text == "I am not sure what this is. My best guesses: yurt left, seashore."
     assert [e.time for e in doubted.evidence] == [5.0]
@@ -445,16 +446,18 @@ def test_a_summary_names_the_second_of_every_moment(vamba, seen, monkeypatch):
         assert sorted(mmss(moment.time) for moment in answer.evidence) == times
     begun = ask(vamba, seen, "What did you see?", at=float(LENGTH), tokens=200)
     assert [e.time for e in begun.evidence] == [0.0, LENGTH], "a scene of one picture takes nothing from the others"
-    monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["maybe yurt"])
+    monkeypatch.setattr(embedded_reading, "spoken", lambda features, frames: ["maybe yurt"])
     doubted = ask(vamba, seen, "What did you see?")
     assert doubted.text.count("I am not sure, maybe yurt.") == len(times) and doubted.text.startswith("0:00 ")
-    monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["maybe yurt" if min(frames) < LENGTH else "dog"])
+    monkeypatch.setattr(
+        embedded_reading, "spoken", lambda features, frames: ["maybe yurt" if min(frames) < LENGTH else "dog"]
+    )
     mixed = ask(vamba, seen, "What did you see?")
     assert "not sure" in mixed.text and len(mixed.evidence) == len(times), "a doubt has its picture too"
 
 
 def test_a_list_of_things_is_told_of_them_alone(vamba, seen, monkeypatch):
-    monkeypatch.setattr(embedded, "spoken", lambda features, frames: ["person", "Egyptian cat"])
+    monkeypatch.setattr(embedded_reading, "spoken", lambda features, frames: ["person", "Egyptian cat"])
     reading = Reading(vamba, Question("Which animals did you see?"), seen)
     reading.verdict = reading.verdict._replace(found=True, listed=((0, 1),))
     written = vamba.tokenizer.decode(reading.prompt(reading.moments()[0]))

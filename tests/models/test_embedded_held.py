@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pipeline.assets import ASSETS
 from pipeline.layers.reading import TextCache
 from pipeline.memory.memory import Memory
-from pipeline.models.embedded import EmbeddedModel, Reading
+from pipeline.models.embedded import EmbeddedModel
 from pipeline.models.embedded_net import TOKENS
+from pipeline.models.embedded_reading import Reading
 from pipeline.models.embedded_twin import Behind
 from pipeline.models.shipped import load_embedded
 from pipeline.stream import Frame, Question, VideoChunk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.embedded import Reading
+from pipeline.models.embedded_reading import Reading
 from pipeline.models.load import load
 from pipeline.stream import Frame, Pass, Question, VideoChunk
 

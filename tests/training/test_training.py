@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from pipeline.layers.mamba2 import MixerConfig
 from pipeline.layers.vamba import VambaConfig
-from pipeline.models.embedded import ANSWER, END
 from pipeline.models.embedded_net import EmbeddedConfig, EmbeddedNet
+from pipeline.models.embedded_reading import ANSWER, END
 from pipeline.models.shipped import merged
 from pipeline.questions.locator import PLANS
 from pipeline.questions.planner import READ
