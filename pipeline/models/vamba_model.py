@@ -32,6 +32,8 @@ from pipeline.models.vamba_together import ANSWERS, WORDS, SharedRecordings
 from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, StreamState, Token, UserError, VideoChunk
 from pipeline.towers.seen import Vision
 
+BLOCK_SLOTS = 4096  # of the memory: 27 s of 640x360
+BLOCK_SLOTS_ENDLESS = 1024  # whole blocks go to the file, so up to two more than the minutes asked for stay: 14 s, not 55
 
 @dataclass(frozen=True, eq=False)
 class VambaInner:
@@ -66,14 +68,15 @@ class VambaModel(DecoderModel[VambaInner]):
         name: str = "Vamba",
         eight_bit: bool = False,
         policy: Policy | None = None,
-        block_slots: int = 4096,
+        block_slots: int | None = None,
         retrieve: int | None = None,
         gpu_memory: float | None = None,
         endless: float | None = None,
     ):
         self.net, self.vision, self.tokenizer, self.name = net.eval(), vision, tokenizer, name
         self.unit_frames, self.long_side = vision.unit_frames, vision.long_side
-        self.eight_bit, self.policy, self.block_slots = eight_bit, policy or Policy(), block_slots
+        self.eight_bit, self.policy = eight_bit, policy or Policy()
+        self.block_slots = block_slots or (BLOCK_SLOTS if endless is None else BLOCK_SLOTS_ENDLESS)
         self.retrieve, self.tier = retrieve, None if gpu_memory is None else Tier(gpu_memory * 1e9)
         self.about = "A Mamba-2 column watches, and text cross-attends to what it saw. State is constant, memory grows."
         if self.tier:
