@@ -59,7 +59,7 @@ class SensesBank(Senses):
     def __init__(self, senses: Senses, shown: Sequence[np.ndarray], bank: Bank):
         self.__dict__.update(senses.__dict__)
         parts = [list(shown[i : i + PER_CHUNK]) for i in range(0, len(shown), PER_CHUNK)]
-        seen = [senses.see(part, bank(part)) for part in parts]
+        seen = [senses.see(part, bank(part).cpu()) for part in parts]
         self._seen = {name: torch.cat([one[name] for one in seen]) for name in senses.widths}
         self._bank = bank
 

@@ -110,6 +110,7 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
         tokens = self.net.frames(features, times.to(self.device)).flatten(0, 1)[None]
         memory, states, keys = self._see(tokens, times, state)
         novelty, newest = novelty_of(features.pooled, state.inner.newest)
+        features = features.cpu()  # senses and the index live there
         sensed = self.senses.see([frame.rgb for frame in chunk.frames], features)
         if self.eyes:  # what they name goes into the index; the state is made of the tower's own features
             features, places = self.eyes.seen([frame.rgb for frame in chunk.frames], features)
@@ -118,11 +119,11 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
             time=times,
             key=keys.cpu(),
             novelty=novelty.cpu(),
-            classes=features.classes.cpu(),
-            class_probs=features.class_probs.cpu(),
-            det_ids=features.det_ids.cpu(),
-            det_scores=features.det_scores.cpu(),
-            det_boxes=features.det_boxes.cpu(),
+            classes=features.classes,
+            class_probs=features.class_probs,
+            det_ids=features.det_ids,
+            det_scores=features.det_scores,
+            det_boxes=features.det_boxes,
             **{SENSED + name: numbers for name, numbers in sensed.items()},
         )
         before, memory = memory.dropped, memory.applied()

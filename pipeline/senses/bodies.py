@@ -101,14 +101,14 @@ def whole(pose: Pose) -> bool:
 
 def carried(features: FrameFeatures, i: int, place: int) -> bool:
     """Whether a frame's detection reaches into something that is ridden."""
-    mounts = np.isin(features.det_ids[i].cpu().numpy(), MOUNTS)
-    boxes = features.det_boxes[i].cpu().numpy()
+    mounts = np.isin(features.det_ids[i].numpy(), MOUNTS)
+    boxes = features.det_boxes[i].numpy()
     return bool((_shared(boxes[place], boxes[mounts]) >= ON).any())
 
 
 def animal_share(features: FrameFeatures) -> np.ndarray:
     """(F,) what the classifier's animals add up to."""
-    return (features.class_probs * (features.classes < ANIMAL_CLASSES)).sum(1).cpu().numpy()
+    return (features.class_probs * (features.classes < ANIMAL_CLASSES)).sum(1).numpy()
 
 
 class UprightHead(nn.Module):

@@ -51,17 +51,17 @@ class Places:
         self.floors, self.width = np.maximum(floors, 0.0), len(words)  # less likely than not: not said
 
     @classmethod
-    def load(cls, assets: Path, device: torch.device | str = "cpu") -> Places:
+    def load(cls, assets: Path) -> Places:
         """From `places.json` and `places.safetensors`. FileNotFoundError without them."""
         config = json.loads((assets / "places.json").read_text(encoding="utf-8"))
         head = PlacesHead(len(config["words"]))
         head.load_state_dict({k: w.float() for k, w in load_file(assets / "places.safetensors").items()})
-        return cls(head.requires_grad_(False).to(device), config["words"], config["floors"], config["people"])
+        return cls(head.requires_grad_(False), config["words"], config["floors"], config["people"])
 
     @torch.no_grad()
     def see(self, frames: object, features: FrameFeatures) -> Tensor:
         """(F, words) float16 logits."""
-        return self.head(features.grid, features.pooled).cpu().half()
+        return self.head(features.grid, features.pooled).half()
 
     def sure(self, numbers: np.ndarray) -> list[str]:
         """Words to be said as facts: SURE past their floors, and none that was too ready on real clips."""

@@ -46,11 +46,11 @@ class Senses:
 
     @classmethod
     def load(cls, assets: Path, device: torch.device | str = "cpu", wanted: Collection[str] = OF_PICTURES) -> Senses:
-        """With the places' head on `device`, where the tower's features lie."""
+        """With the networks of bodies on `device`; what reads the tower's features stays with them on the CPU."""
         places = "places" in wanted and (assets / "places.safetensors").is_file()
         bodies = "bodies" in wanted and (assets / "bodies.safetensors").is_file()
         return cls(
-            Places.load(assets, device) if places else None, Bodies.load(assets, device) if bodies else None, wanted
+            Places.load(assets) if places else None, Bodies.load(assets, device) if bodies else None, wanted
         )
 
     @property
@@ -65,7 +65,7 @@ class Senses:
         return {sense.name: sense.width for sense in self._kept}
 
     def see(self, frames: Sequence[np.ndarray], features: FrameFeatures) -> dict[str, Tensor]:
-        """What is kept of these frames, by the sense's name: (F, width) float16 on the CPU."""
+        """What is kept of these frames, by the sense's name: (F, width) float16. All on the CPU, the features too."""
         return {sense.name: sense.see(frames, features) for sense in self._kept}
 
     def placed(self, odds: Tensor) -> dict[str, Tensor]:

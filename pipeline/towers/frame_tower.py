@@ -45,6 +45,9 @@ class FrameFeatures(NamedTuple):
     det_scores: Tensor
     det_boxes: Tensor
 
+    def cpu(self) -> FrameFeatures:
+        return FrameFeatures(*(column.cpu() for column in self))
+
 
 class FrameTower(nn.Module):
     """Both networks on whole frames. Frozen; results do not depend on how frames are batched.
