@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.live.view import OWN
-from pipeline import Address, Dormitory, Engine, ModelOptions, UserError, addresses, choose_readers, load, partner_of
+from pipeline import (
+    Address,
+    Dormitory,
+    Engine,
+    ModelOptions,
+    UserError,
+    addresses,
+    beside,
+    choose_readers,
+    load,
+    partner_of,
+)
 
 if TYPE_CHECKING:
     from app.live.table import Sessions
@@ -215,7 +226,7 @@ def _sessions(settings: Settings) -> Sessions:
     from app.live.table import Sessions
 
     compared = partner_of(settings.model) if settings.compare_model == PARTNER else settings.compare_model
-    rival = _ready(compared, settings.options.shared()) if compared else None
+    rival = _ready(compared, beside(compared, settings.options)) if compared else None
     engine = _ready(settings.model, settings.options)
     shelf = None
     if settings.store:

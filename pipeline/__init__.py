@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.keeping.reels import Stretch as Stretch
     from pipeline.keeping.reels import frame_records as frame_records
     from pipeline.keeping.segment import Record as Record
+    from pipeline.models.load import beside as beside
     from pipeline.models.load import load as load
     from pipeline.models.load import partner_of as partner_of
     from pipeline.options import ModelOptions as ModelOptions
@@ -113,6 +114,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "VideoError": "sources.file",
     "addresses": "sources.address",
     "archived": "keeping.archive",
+    "beside": "models.load",
     "can_encrypt": "keeping.cipher",
     "chapters": "timeline.chapters",
     "choose_readers": "sources.readers",

@@ -34,7 +34,7 @@ class OptionText:
 
 
 class ModelOptions(BaseModel):
-    """What a Vamba checkpoint may be told when it is loaded; `endless` is for the embedded model, too; `kernels`,
+    """What a Vamba checkpoint may be told when it is loaded; `endless` is for those that ship, too; `kernels`,
     `mode` and `senses` are for every model, and `kernels` is for the whole process.
 
     An option at its default is one that was not given.
@@ -109,7 +109,8 @@ class ModelOptions(BaseModel):
             "are read back where a question points to",
             must="a number of minutes, more than 0",
             does="what is older than 10 minutes lies in a nameless file (in `TMPDIR`) for a day. The embedded model "
-            "takes it, too, and reads back what its question is about, exactly; a Vamba 64 frames (or `--retrieve N`)",
+            "takes it, too, and reads back what its question is about, exactly; a Vamba 64 frames (or `--retrieve N`). "
+            "The transformers beside them keep what their context holds (13 and 3.4 minutes) and count what they drop",
             costs="disk: as much as memory otherwise, 141 MB an hour or 30.9 GB; what the published model says about "
             "older minutes is an approximation, and the page says so",
             metavar="MINUTES",
@@ -208,7 +209,7 @@ class ModelOptions(BaseModel):
         return cls.checked((otherwise.given() if otherwise else {}) | told, flag)
 
     def shared(self) -> ModelOptions:
-        """Those that go for every model: what one that is compared is told, too."""
+        """Those that go for every model."""
         return ModelOptions(kernels=self.kernels, mode=self.mode, senses=self.senses)
 
     def saving(self) -> dict[str, Any]:

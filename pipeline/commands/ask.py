@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     viewers = [viewer_of(args.model, options)]
     if args.compare:
         rival = pipeline.partner_of(args.model) if args.compare == PARTNER else args.compare
-        viewers.append(viewer_of(rival, options.shared()))
+        viewers.append(viewer_of(rival, pipeline.beside(rival, options)))
     if args.keep:
         viewers[0].keeper = _keeper(viewers[0].engine, args, options)
     with closing_keepers(viewers):

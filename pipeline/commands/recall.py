@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     options, kept = ModelOptions.from_flags(args), Kept()
     viewers = [viewer_of(args.model, options)]
     if not args.alone:
-        viewers.append(viewer_of(pipeline.partner_of(args.model), options.shared()))
+        rival = pipeline.partner_of(args.model)
+        viewers.append(viewer_of(rival, pipeline.beside(rival, options)))
     viewers[0].noticed = kept.watched
     watch_file(viewers, args.video, args.fps, None)
     own, *rivals = (Remembering(viewer.engine, viewer.state) for viewer in viewers)

@@ -65,6 +65,8 @@ class EmbeddedModel(SteppedModel[EmbeddedInner]):
     ):
         """endless: minutes that stay in memory; older ones go to a file and fall out after a day. None: all stay."""
         self.disk = None if endless is None else Disk(endless, TOKENS)
+        if endless is not None:
+            self.about += f" The newest {endless:g} minutes stay in memory; older ones lie in a file for {HOURS} hours."
         self.net, self.tower, self.tokenizer = net.eval(), tower, tokenizer
         self.senses = senses or Senses()
         self.eyes: NamingEyes | None = None  # better ones, which name things and places

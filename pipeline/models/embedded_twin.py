@@ -50,7 +50,8 @@ class EmbeddedTwin(EmbeddedModel):
     """The transformer twin: the same tower, tokens, language model, data and steps, but full causal self-attention.
 
     Video tokens run through the language model itself, which keeps their keys and values in every layer; text
-    attends to all of them. Its context is `limit` tokens; past it the oldest frames are dropped, counted and said.
+    attends to all of them. Its context is `LIMIT` tokens; past it the oldest frames are dropped, counted and said. So a
+    stream without an end is a window of its newest minutes, as many as the context holds: no file brings others back.
     """
 
     name = "Transformer twin (embedded)"
@@ -67,8 +68,12 @@ class EmbeddedTwin(EmbeddedModel):
         tokenizer: Any,
         policy: Policy | None = None,
         senses: Senses | None = None,
+        endless: float | None = None,
     ):
+        """endless: not None where streams never end. How many minutes stay is for the context to say, not for this."""
         super().__init__(net, tower, tokenizer, policy or Policy("budget", self.LIMIT // TOKENS * TOKENS), senses)
+        if endless is not None:
+            self.about += " On a stream without an end what is older is dropped and counted; no file brings it back."
 
     @property
     def _memory_layers(self) -> int:

@@ -101,6 +101,15 @@ def partner_of(name: str) -> str:
     return partner
 
 
+def beside(name: str, options: ModelOptions) -> ModelOptions:
+    """What a model is told that is compared with one of these options: what goes for every model, and `endless` where
+    it takes that, so that it says what it does then. UserError where there is no such model."""
+    if options.endless is None:
+        return options.shared()
+    system = _shipped().get(name) or system_of(checkpoint.read_config(_folder(name)))
+    return options.shared().model_copy(update={"endless": options.endless if "endless" in system.options else None})
+
+
 def choose_kernels(kernels: str | None = None) -> None:
     """Who computes in this process from now on; UserError where it cannot. None: as before, or as the variable says."""
     if kernels is not None:

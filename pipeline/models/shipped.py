@@ -72,11 +72,8 @@ def load_embedded(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     del trained
     give_back()
-    if twin:
-        model: EmbeddedModel = EmbeddedTwin(net, alike.tower, tokenizer, None, alike.senses)
-    else:
-        endless = None if options is None else options.endless
-        model = EmbeddedModel(net, alike.tower, tokenizer, None, alike.senses, endless)
+    kind = EmbeddedTwin if twin else EmbeddedModel
+    model = kind(net, alike.tower, tokenizer, None, alike.senses, None if options is None else options.endless)
     if not twin and alike.senses.places is not None:
         model.ratios = Ratios.load(assets)
     model.router, model.alike = alike.router, alike
@@ -164,6 +161,7 @@ TWIN = System(
     name="embedded-twin",
     shipped=partial(load_embedded, True),
     partner=lambda config: "embedded",
+    options=("endless",),
     rows=(
         Row(
             "`embedded-twin`: the same without mixers, full self-attention",
