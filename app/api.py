@@ -19,8 +19,7 @@ from typing import Any
 import gradio as gr
 
 from app.live.conversation import number
-from app.live.session import LiveSession
-from app.live.table import Sessions
+from app.live.face import Session, Table
 from app.live.view import UPLOAD, Phase, Turn, View
 from pipeline import UserError
 
@@ -29,10 +28,10 @@ OPENING_S = 20.0  # a video whose first picture takes longer is watched all the 
 WEEK_S = 7 * 86_400.0  # no video is longer, where its length is not known yet
 
 
-def add_api(sessions: Sessions) -> None:
+def add_api(sessions: Table) -> None:
     """Adds the endpoints to the Blocks being built."""
 
-    def found(key: str) -> LiveSession:
+    def found(key: str) -> Session:
         try:
             session = sessions.bring_back(key)
         except UserError as error:
@@ -147,7 +146,7 @@ def refused(sentence: str) -> gr.Error:
     return gr.Error(sentence, print_exception=False)
 
 
-def opened(session: LiveSession) -> None:
+def opened(session: Session) -> None:
     """Waits for the first picture, and not for ever. Raises UserError where there is none to come: it is no video."""
     end = time.monotonic() + OPENING_S
     view = session.view()

@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from app.live import comeback, uploads, watching
 from app.live.bed import Bed
+from app.live.line import InLine, Line
 from app.live.room import Kin, Place, Room
 from app.live.session import LiveSession
 from app.live.shared import Shared
@@ -30,21 +31,10 @@ T = TypeVar("T")
 
 PLACES = 8  # streams in memory at once; each holds a state, a memory and one worker
 SLEEP_AFTER_S = 600.0  # a stream that is neither watched nor asked for so long goes to sleep
-LINE_S = 15  # who waits for a place and is not heard of for so long waits no more
 SHUT_S = 10  # the end of the server waits for so long for chunks that are being watched
 FORKS = 3  # of one stream at a time: each takes a visitor's place
 FORKED = f"There are {FORKS} forks of this stream already, so no more was begun; delete one of them (My streams)."
 ISSUED = 10_000  # keys of pages that have not started anything; each is one short string
-
-
-class InLine(NamedTuple):
-    """Where somebody stands who waits for a place: 1 for who comes next. seconds: in which a place is free for them at
-    the latest, in whole minutes (a page need not hear of each second), None where nobody knows. free: it is their turn
-    now."""
-
-    place: int
-    seconds: float | None
-    free: bool
 
 
 class Sessions:
@@ -70,7 +60,7 @@ class Sessions:
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
         self._issued: dict[str, None] = {}  # keys without a session, oldest first
-        self._line: dict[str, float] = {}  # those of them that wait for a place, first come first; when last heard of
+        self._line = Line()  # those of them that wait for a place
         self.came_back = 0  # kept streams that went on after a restart
         self._coming_back = threading.Lock()
         self._lock = threading.RLock()  # of the four
@@ -100,9 +90,7 @@ class Sessions:
     def standing(self) -> tuple[int, int]:
         """Places that a newcomer may have, and keys that wait for one."""
         with self._lock:
-            now = time.monotonic()
-            waiting = sum(now - heard < LINE_S for heard in self._line.values())
-            return max(0, self._free(now)), waiting
+            return max(0, self._free(time.monotonic())), self._line.waiting
 
     def get(self, key: str | None, page: str | None = None) -> LiveSession | None:
         """The session of a key, touched; None for a key that is unknown, foreign or over. page: who is there now."""
@@ -242,7 +230,7 @@ class Sessions:
     ) -> LiveSession:
         """Where there is room. With the lock held."""
         self._issued.pop(key, None)
-        self._line.pop(key, None)
+        self._line.leave(key)
         self._by_key[key] = Place(session, program, kin)
         if page:
             self._pages[page] = key
@@ -278,22 +266,20 @@ class Sessions:
 
     def wait(self, key: str) -> None:
         """Gets in line for a place, with a key that was issued; who waits already keeps theirs."""
-        with self._lock:
-            if self.awaits(key):
-                self._line[key] = time.monotonic()
+        if self.awaits(key):
+            self._line.join(key)
 
     def in_line(self, key: str | None) -> InLine | None:
         """Where a key stands in line, None for one that does not wait. Who asks is still there."""
         with self._lock:
+            return self._line.spot(key, self._free(time.monotonic()), self.coming_free)
+
+    @property
+    def coming_free(self) -> list[float]:
+        """Seconds in which streams end that nobody looks at, if nobody comes back to them; in order."""
+        with self._lock:
             now = time.monotonic()
-            self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S or one == key}
-            if key is None or key not in self._line:
-                return None
-            self._line[key] = now
-            place = list(self._line).index(key) + 1
-            ends = sorted(one.ends_in(now) for one in self._by_key.values() if not one.looked_at(now))
-            seconds = 60.0 * math.ceil(max(ends[place - 1], 1.0) / 60) if place <= len(ends) else None
-            return InLine(place, seconds, self._free(now) >= place)
+            return sorted(one.ends_in(now) for one in self._by_key.values() if not one.looked_at(now))
 
     # Room
 
@@ -311,9 +297,7 @@ class Sessions:
         while True:
             with self._lock:
                 now = time.monotonic()
-                self._line = {one: heard for one, heard in self._line.items() if now - heard < LINE_S}
-                before = list(self._line).index(key) if key in self._line else len(self._line)
-                if self._free(now) <= before:
+                if self._free(now) <= self._line.before(key):
                     raise UserError(
                         f"All {self.places} places are taken at the moment, so nothing was started; please try again "
                         "in a few minutes."

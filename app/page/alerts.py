@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.live.table import Sessions
+from app.live.face import Table
 from app.live.view import NOTHING_WATCHED, View
 from app.page.panels import NOTHING, chip, said
 from pipeline import Event, Rule, UserError, mmss
@@ -40,7 +40,7 @@ def add(ui: SimpleNamespace) -> None:
         ui.alerts = gr.HTML(alerts(NOTHING), elem_id="told-of")
 
 
-def wire(ui: SimpleNamespace, sessions: Sessions, at_once: dict[str, Any]) -> None:
+def wire(ui: SimpleNamespace, sessions: Table, at_once: dict[str, Any]) -> None:
     """What the box for rules does; Remove is a deed of `Events`, and the clock draws the list."""
 
     def tell(text: str, key: str | None) -> tuple:

@@ -26,8 +26,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.live.conversation import number
-from app.live.session import LiveSession
-from app.live.table import Sessions
+from app.live.face import Session, Table
+from app.live.line import InLine
 from app.live.view import Phase, View
 from pipeline import UserError, decode_jpeg, mmss, vtt
 
@@ -57,7 +57,7 @@ class Closing(StreamingResponse):
 class Channel:
     """Its addresses, below /live. Whoever has a stream's key may do what the page may do."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Table) -> None:
         self.sessions = sessions
         self._cutting: set[str] = set()  # keys of those whose clip is being cut
         self._cutters: CapacityLimiter | None = None
@@ -85,11 +85,11 @@ class Channel:
         told_at = 0.0
         loop = asyncio.get_running_loop()
         while not server_ends.is_set():
-            session = self.sessions.get(key) or await run_in_threadpool(self._brought_back, key)
-            if session is None and not self.sessions.awaits(key):
+            found = await run_in_threadpool(self._look, key)
+            if found is None:
                 yield json.dumps({"known": False}) + "\n"
                 return
-            view, spot = (session.view(), None) if session else (View(), self.sessions.in_line(key))
+            view, spot = found
             if (view, spot) != before:
                 before, told_at = (view, spot), loop.time()
                 yield json.dumps({"known": True, "waits": spot is not None, **in_short(view)}) + "\n"
@@ -98,23 +98,27 @@ class Channel:
                 yield "\n"
             await asyncio.sleep(LOOK_S)
 
-    def _brought_back(self, key: str) -> LiveSession | None:
-        """The stream that is kept under a key, where it can go on; `Events.restore` says why where it cannot."""
-        with contextlib.suppress(UserError):
-            return self.sessions.bring_back(key)
-        return None
+    def _look(self, key: str) -> tuple[View, InLine | None] | None:
+        """A stream, or where it stands in line that has none yet; None for a key that is not known. Brings back what is
+        kept, where it can go on; `Events.restore` says why where it cannot."""
+        session = self.sessions.get(key)
+        if session is None:
+            with contextlib.suppress(UserError):
+                session = self.sessions.bring_back(key)
+        if session:
+            return session.view(), None
+        return (View(), self.sessions.in_line(key)) if self.sessions.awaits(key) else None
 
     async def picture(self, request: Request) -> Response:
         """Takes one JPEG; tells what becomes of the next: "watching", "paused", or "none": no camera is watched."""
-        session = self.sessions.get(request.headers.get(KEY, ""))
-        view = session.view() if session else View()
+        session, view = await run_in_threadpool(seen, self.sessions, request.headers.get(KEY, ""))
         if session is None or not view.live or view.shared or view.phase in (Phase.ENDED, Phase.CLOSED):
             return PlainTextResponse("none")
         if view.phase is not Phase.WATCHING:
             return PlainTextResponse("paused")
         try:
             jpeg = await body(request, LARGEST)
-            session.offer(await run_in_threadpool(decode_jpeg, jpeg), jpeg)
+            await run_in_threadpool(lambda: session.offer(decode_jpeg(jpeg), jpeg))
         except UserError as error:
             return PlainTextResponse(str(error), 400)
         return PlainTextResponse("watching")
@@ -125,13 +129,14 @@ class Channel:
             keys = json.loads(await body(request, 10_000))
         except (ValueError, UserError):
             keys = []
-        found = [self.sessions.peek(key) for key in keys[:STREAMS]] if isinstance(keys, list) else []
+        keys = keys[:STREAMS] if isinstance(keys, list) else []
+        found = await run_in_threadpool(lambda: [self.sessions.peek(key) for key in keys])
         return JSONResponse([in_short(view) if view else None for view in found])
 
     async def newest(self, request: Request) -> Response:
         """The newest picture of an operator's source, as a JPEG."""
-        session = self.sessions.get(request.headers.get(KEY, ""))
-        picture = session.view().newest if session else None
+        _, view = await run_in_threadpool(seen, self.sessions, request.headers.get(KEY, ""))
+        picture = view.newest
         if picture is None:
             return PlainTextResponse("none", 404)
         told = {"cache-control": "no-store", "x-vamba-second": f"{picture.time:.3f}"}
@@ -140,7 +145,7 @@ class Channel:
     async def clip(self, request: Request) -> Response:
         """An MP4 of the seconds around a moment; what cannot be cut is a sentence. One at a time for each stream."""
         key = request.headers.get(KEY, "")
-        session = self.sessions.get(key)
+        session = await run_in_threadpool(self.sessions.get, key)
         if session is None:
             return PlainTextResponse("This stream is over, so there is nothing to cut; start it again.", 404)
         if key in self._cutting:
@@ -158,7 +163,7 @@ class Channel:
     async def take(self, request: Request) -> Response:
         """What is kept of a stream, as one file. A form sends the key, so that a browser can write it as it comes."""
         key = parse_qs((await body(request, 1_000)).decode(errors="replace")).get("key", [""])[0]
-        session = self.sessions.get(key)
+        session = await run_in_threadpool(self.sessions.get, key)
         if session is None:
             return PlainTextResponse("This stream is over, so nothing was taken along; open it again.", 404)
         try:
@@ -171,14 +176,20 @@ class Channel:
 
     async def captions(self, request: Request) -> Response:
         """What was seen so far of the file that plays as WebVTT, on the player's clock."""
-        session = self.sessions.get(request.headers.get(KEY, ""))
-        text = subtitles(session.view()) if session else ""
+        session, view = await run_in_threadpool(seen, self.sessions, request.headers.get(KEY, ""))
+        text = subtitles(view) if session else ""
         return PlainTextResponse(text, 200 if session else 404, media_type="text/vtt")
 
     async def close(self, request: Request) -> Response:
         """Ends a stream and deletes its file, and what is kept of it."""
         await run_in_threadpool(self.sessions.delete, request.headers.get(KEY, ""))
         return PlainTextResponse("closed")
+
+
+def seen(sessions: Table, key: str) -> tuple[Session | None, View]:
+    """A session and its stream at this moment. May wait for another process, so no event loop calls it."""
+    session = sessions.get(key)
+    return session, session.view() if session else View()
 
 
 def in_short(view: View) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def moment(words: bytes) -> float:
     raise UserError("The browser named no moment, so nothing was cut; reload the page.")
 
 
-def cut_clip(session: LiveSession, at: float) -> bytes:
+def cut_clip(session: Session, at: float) -> bytes:
     """The clip; the file it was is gone by then. Raises UserError."""
     with tempfile.TemporaryDirectory(prefix="vamba-live-clip-") as folder:
         out = Path(folder) / "clip.mp4"

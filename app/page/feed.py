@@ -17,13 +17,14 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from zlib import crc32
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from app.live.table import Sessions
+from app.live.face import Table
 from app.live.view import Phase, View
-from app.page.channel import BREATH_S, KEY, LOOK_S, QUIET
+from app.page.channel import BREATH_S, KEY, LOOK_S, QUIET, seen
 from pipeline import Event
 
 TICKETS = 1_000  # the oldest are forgotten
@@ -34,7 +35,7 @@ GONE = "There is no such stream any more, so there are no events of it; get a ti
 class Feed:
     """Its two addresses. A client that comes again gets what came after the id it names, so nothing is missed."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Table) -> None:
         self._sessions = sessions
         self._keys: OrderedDict[str, str] = OrderedDict()  # by ticket
 
@@ -44,7 +45,7 @@ class Feed:
     async def ticket(self, request: Request) -> Response:
         """A new one for the stream whose key is sent."""
         key = request.headers.get(KEY, "")
-        if self._sessions.get(key) is None:
+        if await run_in_threadpool(self._sessions.get, key) is None:
             return PlainTextResponse(GONE, 404)
         ticket = secrets.token_urlsafe(16)
         self._keys[ticket] = key
@@ -55,7 +56,7 @@ class Feed:
     async def events(self, request: Request) -> Response:
         """Those so far and those to come, each when it has ended, until the stream is closed."""
         key = self._keys.get(request.query_params.get("ticket", ""), "")
-        if self._sessions.get(key) is None:
+        if await run_in_threadpool(self._sessions.get, key) is None:
             return PlainTextResponse(GONE, 404)
         lines = self._lines(key, request.headers.get("last-event-id", ""), request.app.stop_event)
         return StreamingResponse(lines, media_type="text/event-stream", headers=QUIET)
@@ -67,8 +68,10 @@ class Feed:
         sent: set[str] | None = (
             None  # names of what the client has: not a place in a list, which may grow in its middle
         )
-        while not server_ends.is_set() and (session := self._sessions.get(key)):
-            view = session.view()
+        while not server_ends.is_set():
+            session, view = await run_in_threadpool(seen, self._sessions, key)
+            if session is None:
+                break
             ended = ended_of(view)
             new = after(view, last) if sent is None else [one for one in ended if name_of(one) not in sent]
             sent = {name_of(event) for event in ended}

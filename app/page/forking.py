@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.live.conversation import number
-from app.live.table import Sessions
+from app.live.face import Table
 from app.live.view import SCREEN, WEBCAM, View
 from app.page.panels import NOTHING, said
 from pipeline import UserError, parse_mmss
@@ -45,7 +45,7 @@ def add(ui: SimpleNamespace) -> None:
         ui.joins = gr.Checkbox(label=JOINS, container=False, elem_id="joins")
 
 
-def wire(ui: SimpleNamespace, sessions: Sessions, page: gr.Blocks, at_once: dict[str, Any]) -> None:
+def wire(ui: SimpleNamespace, sessions: Table, page: gr.Blocks, at_once: dict[str, Any]) -> None:
     """What the button and the switch do, and what a page shows whose stream is a fork."""
 
     def back(text: str, player: float, key: str | None, request: gr.Request) -> tuple:

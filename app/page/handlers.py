@@ -15,8 +15,7 @@ from typing import Any
 import gradio as gr
 
 from app.live.conversation import clean, number, refusal
-from app.live.session import LiveSession
-from app.live.table import Sessions
+from app.live.face import Session, Table
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM, Phase, View
 from app.page import chat, panels, saved
 from app.page.alerts import alerts
@@ -46,9 +45,9 @@ REFUSED = {  # why a browser gives no pictures, and what helps
 class Events:
     """The handlers of one page; `sessions` is the only thing behind them."""
 
-    def __init__(self, sessions: Sessions, example: Path) -> None:
+    def __init__(self, sessions: Table, example: Path) -> None:
         self.sessions, self.example, self.shown = sessions, example, Shown()
-        self.wishes: dict[str, Callable[[LiveSession], Any]] = {}  # by key, of those who wait for a place
+        self.wishes: dict[str, Callable[[Session], Any]] = {}  # by key, of those who wait for a place
 
     # The source
 
@@ -89,7 +88,7 @@ class Events:
         elif label in (RESUME, SWITCH_ON) and session:
             session.resume()
         elif label == AGAIN and session and not joins:
-            return self._started(key, request, source, LiveSession.again)
+            return self._started(key, request, source, lambda one: one.again())
         elif source == EXAMPLE:
             example = self.example
             return self._started(key, request, source, lambda one: one.open_file(example, EXAMPLE), example, joins)
@@ -213,10 +212,10 @@ class Events:
                 yield self.chat(session, model)
         yield self.chat(session, model)
 
-    def chat(self, session: LiveSession, model: int) -> list[dict]:
+    def chat(self, session: Session, model: int) -> list[dict]:
         return chat.messages(session.view(), model, gr.HTML)
 
-    def chats(self, session: LiveSession) -> tuple:
+    def chats(self, session: Session) -> tuple:
         return self.chat(session, 0), self.chat(session, 1)
 
     def stop(self, key: str | None) -> None:
@@ -367,7 +366,7 @@ def _refused(error: UserError) -> str:
     return panels.state_line(NOTHING, sentence=str(error))
 
 
-def _seen(session: LiveSession | None) -> View:
+def _seen(session: Session | None) -> View:
     return session.view() if session else NOTHING
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from app.live.face import Table
 from app.live.shelf import DAYS
-from app.live.table import Sessions
 from app.live.view import View
 from app.page.panels import NOTHING, said
 from pipeline import UserError, can_encrypt
@@ -54,7 +54,7 @@ def add(ui: SimpleNamespace) -> None:
     gr.HTML(f"<p>{privacy(can_encrypt())}</p>", elem_id="privacy")
 
 
-def wire(ui: SimpleNamespace, sessions: Sessions, page: gr.Blocks, at_once: dict[str, Any]) -> None:
+def wire(ui: SimpleNamespace, sessions: Table, page: gr.Blocks, at_once: dict[str, Any]) -> None:
     """What the switch, Delete and the clock do."""
     shown = [ui.keep, ui.encrypt, ui.kept, ui.delete, ui.take]
 

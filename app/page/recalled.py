@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.live.table import Sessions
+from app.live.face import Table
 from app.live.view import Recalled, View
 from app.page.panels import NOTHING, brief, said
 from app.page.plots import ABOVE, BELOW, HEIGHT, LEFT, RIGHT, WIDTH
@@ -42,7 +42,7 @@ def add(ui: SimpleNamespace) -> None:
         ui.recalled = gr.HTML(recalled(NOTHING), elem_id="recalled")
 
 
-def wire(ui: SimpleNamespace, sessions: Sessions, at_once: dict[str, Any]) -> None:
+def wire(ui: SimpleNamespace, sessions: Table, at_once: dict[str, Any]) -> None:
     """What the button does."""
 
     def probe(key: str | None) -> str:

@@ -14,7 +14,7 @@ from gradio.events import Dependency
 from starlette.middleware import Middleware
 
 from app.api import add_api
-from app.live.table import Sessions
+from app.live.face import Table
 from app.live.view import EXAMPLE, SCREEN, UPLOAD, WEBCAM
 from app.page import alerts, forking, keeping, recalled, summary
 from app.page.channel import Channel
@@ -76,7 +76,7 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
+def build(sessions: Table, example: Path | None = None) -> gr.Blocks:
     """The Blocks of the page over a table of sessions. example: another clip than the one that ships along."""
     example = example or example_clip()
     gr.set_static_paths([example])  # served as it is: never probed, never copied
@@ -124,7 +124,7 @@ def build(sessions: Sessions, example: Path | None = None) -> gr.Blocks:
 # The layout
 
 
-def _top(ui: SimpleNamespace, sessions: Sessions) -> None:
+def _top(ui: SimpleNamespace, sessions: Table) -> None:
     engine, rival = sessions.engine, sessions.rival
     with gr.Row(elem_id="top"):
         name, backend, about = (escape(text) for text in (engine.name, engine.backend, engine.about))
@@ -142,7 +142,7 @@ def _heading(words: str) -> None:
     gr.HTML(f"<h2>{words}</h2>", elem_classes="unseen")
 
 
-def _stage(ui: SimpleNamespace, sessions: Sessions, example: Path) -> None:
+def _stage(ui: SimpleNamespace, sessions: Table, example: Path) -> None:
     """The sources: a visitor's own, then the operator's by their names.
 
     The upload's player shows the file as it came: Gradio runs ffmpeg on what comes in only if `format` or
@@ -170,7 +170,7 @@ def _controls(ui: SimpleNamespace) -> None:
     ui.film = gr.HTML("", elem_id="film")
 
 
-def _conversation(ui: SimpleNamespace, sessions: Sessions) -> None:
+def _conversation(ui: SimpleNamespace, sessions: Table) -> None:
     with gr.Row(elem_id="chats"):
         ui.chat = _chatbot(brief(sessions.engine.name), "chat")
         ui.second = _chatbot(brief(sessions.rival.name) if sessions.rival else "", "second", visible=False)
@@ -219,7 +219,7 @@ def _chatbot(name: str, elem_id: str, visible: bool = True) -> gr.Chatbot:
     )
 
 
-def _strip(ui: SimpleNamespace, sessions: Sessions) -> None:
+def _strip(ui: SimpleNamespace, sessions: Table) -> None:
     ui.metrics = gr.HTML(metrics(NOTHING), elem_id="strip")
     with gr.Column(visible=False, elem_id="costs") as ui.costs:
         if sessions.rival:
@@ -307,7 +307,7 @@ def _with_time(index: int) -> str:
     return f"(...values) => {{ values[{index}] = window.vambaPlayerTime?.() ?? 0; return values; }}"
 
 
-def launch_options(sessions: Sessions) -> dict:
+def launch_options(sessions: Table) -> dict:
     """What launch() takes in Gradio 6 for the look of the page, its script and its limits."""
     scripts = "".join(f"({(HERE / f'{name}.js').read_text()})();" for name in SCRIPTS)
     return {

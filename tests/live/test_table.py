@@ -10,7 +10,8 @@ import gradio as gr
 import pytest
 
 from app.live.room import IDLE_S, KEEP_S, LEFT_S, PROGRAM_S
-from app.live.table import LINE_S, Sessions
+from app.live.line import LINE_S
+from app.live.table import Sessions
 from app.page.handlers import Events
 from pipeline import Engine, UserError
 from tests.fake_model import RED, FakeModel, ended, fake_engine, picture, until
@@ -156,7 +157,7 @@ def test_who_is_not_heard_of_waits_no_more(table, monkeypatch):
     gone, there = sessions.issue(), sessions.issue()
     sessions.wait(gone)
     sessions.wait(there)
-    sessions._line[gone] -= LINE_S + 1
+    sessions._line._heard[gone] -= LINE_S + 1
     assert sessions.in_line(there).place == 1
     sessions.wait("x" * 22)
     assert sessions.in_line("x" * 22) is None, "only keys that were issued get in line"
