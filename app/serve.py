@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,8 @@ from pipeline import (
 )
 
 if TYPE_CHECKING:
+    from app.cluster.replicas import Replicas
+    from app.live.census import Census
     from app.live.table import Sessions
     from app.operators import Operators
 
@@ -58,6 +62,7 @@ class Settings:
     metrics: tuple[str, int] | None  # address of what operators read; None: nowhere
     sleep_after: float  # seconds after which a stream that nobody wants goes to the disk
     sleep_bytes: int | None  # of the disk for sleeping streams; None: half of what is free
+    replicas: int | None  # engines in processes of their own; None: one, in this process
     uploads: int | None  # bytes that all uploads together may take; None: half of the disk that is free
 
 
@@ -67,7 +72,7 @@ def main() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         settings = settings_from(sys.argv[1:])
-        with _uploads_folder() as uploads:
+        with _uploads_folder(settings) as uploads:
             os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # before gradio is imported: it reads this once
             serve(settings)
     except UserError as error:
@@ -93,6 +98,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         metrics=_address(given.metrics) if given.metrics else None,
         sleep_after=60 * given.sleep_after,
         sleep_bytes=None if given.sleep_gb is None else round(given.sleep_gb * 1e9),
+        replicas=_replicas(given),
         uploads=None if given.uploads is None else round(given.uploads * 1e9),
     )
 
@@ -150,6 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store-gb", type=float, metavar="GB", default=20.0, help="disk for all of them (default: 20)")
     parser.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="engines in processes of their own, on Ray Serve, behind this page (requirements-cluster.txt); needs "
+        "--store, which all of them share (default: one engine, in this process)",
+    )
+    parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",
         default=os.environ.get("VAMBA_METRICS"),
@@ -167,6 +180,25 @@ def _sources(texts: list[str]) -> tuple[Address, ...]:
     return found
 
 
+def _replicas(given: argparse.Namespace) -> int | None:
+    """Raises UserError for what does not go together with several engines."""
+    if given.replicas is None:
+        return None
+    if not 1 <= given.replicas <= 100:
+        raise UserError(f"{given.replicas} replicas cannot be started, so nothing was; choose 1 to 100.")
+    if not given.store:
+        raise UserError(
+            "Replicas share kept streams and uploads in a folder, and none was named, so nothing was started; say "
+            "--store DIR."
+        )
+    if given.source:
+        raise UserError(
+            "Each replica would watch an operator's camera for itself, so nothing was started; leave out --source, or "
+            "--replicas."
+        )
+    return given.replicas
+
+
 def _address(text: str) -> tuple[str, int]:
     """Raises UserError for what is no [HOST:]PORT."""
     host, _, port = text.rpartition(":")
@@ -175,7 +207,10 @@ def _address(text: str) -> tuple[str, int]:
     return host or "127.0.0.1", int(port)
 
 
-def _uploads_folder() -> tempfile.TemporaryDirectory[str]:
+def _uploads_folder(settings: Settings) -> AbstractContextManager[str]:
+    """Where replicas share them it stays: streams outlive this page."""
+    if settings.replicas and settings.store:
+        return nullcontext(str(settings.store.resolve() / "uploads"))
     try:
         return tempfile.TemporaryDirectory(prefix="vamba-live-uploads-", ignore_cleanup_errors=True)
     except OSError:
@@ -197,18 +232,29 @@ def serve(settings: Settings) -> None:
 
 
 def _serve(settings: Settings, operators: Operators | None) -> None:
-    from app.live import uploads
     from app.live.census import census
+
+    if settings.replicas:
+        replicas = _replicated(settings)
+        _open(settings, replicas, operators, replicas.census)
+    else:
+        sessions = sessions_of(settings)
+        _open(settings, sessions, operators, lambda: census(sessions))
+
+
+def _open(
+    settings: Settings, sessions: Sessions | Replicas, operators: Operators | None, census: Callable[[], Census]
+) -> None:
+    """The page over these streams, until it is stopped; then they are shut."""
+    from app.live import uploads
     from app.page.ui import build, launch_options
 
-    choose_readers(settings.readers)
     uploads.room.ceiling = settings.uploads
-    sessions = _sessions(settings)
     page = build(sessions).queue(max_size=64, default_concurrency_limit=8)
     try:
         where = {"server_name": settings.host, "server_port": settings.port, "share": settings.share}
         if operators:
-            operators.open(lambda: census(sessions), settings.port)
+            operators.open(census, settings.port)
         page.launch(**where, **launch_options(sessions))
     except OSError as error:
         if "port" not in str(error):
@@ -220,8 +266,24 @@ def _serve(settings: Settings, operators: Operators | None) -> None:
         sessions.shut()
 
 
-def _sessions(settings: Settings) -> Sessions:
-    """The table of streams, with the models behind it."""
+def _replicated(settings: Settings) -> Replicas:
+    """The streams of several engines. Raises UserError, where Ray is not installed too."""
+    try:
+        from app.cluster.replicas import Replicas
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError(
+            "Ray is not installed, so no replicas were started; pip install -r requirements-cluster.txt, or leave out "
+            "--replicas."
+        ) from None
+    assert settings.store and settings.replicas
+    return Replicas(partial(sessions_of, settings, alone=False), settings.replicas, settings.store.resolve())
+
+
+def sessions_of(settings: Settings, alone: bool = True) -> Sessions:
+    """The table of streams, with the models behind it. alone: whether no other engine has the store."""
+    choose_readers(settings.readers)
     from app.live.shelf import Shelf
     from app.live.table import Sessions
 
@@ -233,9 +295,7 @@ def _sessions(settings: Settings) -> Sessions:
         about: dict[str, Any] = {"model": settings.model, "options": settings.options.given()}
         shelf = Shelf(settings.store, settings.store_bytes, about)
     dormitory = None if settings.sleep_bytes == 0 else Dormitory(settings.sleep_bytes)
-    return Sessions(
-        engine, rival, settings.visitors, shelf, settings.sources, dormitory, sleep_after=settings.sleep_after
-    )
+    return Sessions(engine, rival, settings.visitors, shelf, settings.sources, dormitory, settings.sleep_after, alone)
 
 
 def _ready(name: str, options: ModelOptions) -> Engine:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 450
-NEEDS_A_GPU = {"triton", "mamba_ssm"}  # the CUDA builds of torch bring the one; requirements-gpu.txt tells of the other
+NOT_EVERYWHERE = {"triton", "mamba_ssm", "ray"}  # CUDA builds of torch bring the first; requirements-*.txt the others
 
 
 def modules(folder: str) -> list[Path]:
@@ -84,6 +84,7 @@ FLOORS = (
     {"pipeline.commands"},
     {"pipeline.__main__"},
     {"app.live"},
+    {"app.cluster"},
     {"app.api"},
     {"app.page", "app.operators"},
     {"app.serve"},
@@ -246,7 +247,7 @@ def test_every_module_imports(path):
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in NEEDS_A_GPU:
+        if error.name not in NOT_EVERYWHERE:
             raise
         pytest.skip(f"{error.name} is not installed here")
 
@@ -255,6 +256,20 @@ def imports_in_its_program(path: Path) -> None:
     """A folder that is run as a program, not imported: its files import each other by their bare names."""
     run = subprocess.run([sys.executable, "-c", f"import {path.stem}"], cwd=path.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@per_file(PRODUCT)
+def test_one_file_alone_knows_ray(path):
+    """And only what needs it imports that one."""
+    source, here = path.read_text(), module_of(path)
+    assert not reaches(source, "ray") or here == "app.cluster.engines"
+    assert not reaches(source, "app.cluster.engines") or here == "app.cluster.replicas"
+
+
+def test_one_process_imports_no_ray():
+    """The page, the streams and the faces of several, all but what starts them."""
+    source = "import app.serve, app.page.ui, app.live.table, app.cluster.house, sys; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False).returncode == 0
 
 
 @per_file(sorted((ROOT / "tests").rglob("test_*.py")))

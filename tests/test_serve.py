@@ -56,6 +56,27 @@ def test_a_space_is_told_how_to_save(monkeypatch) -> None:
         settings_from([])
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--replicas", "2"], "--store DIR"),
+        (["--replicas", "0", "--store", "there"], "choose 1 to 100"),
+        (["--replicas", "2", "--store", "there", "--source", "rtsp://camera"], "leave out --source"),
+    ],
+)
+def test_what_does_not_go_with_replicas_is_refused(flags, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        settings_from(flags)
+
+
+def test_replicas_without_ray_are_refused(monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("app.cluster.engines", "app.cluster.replicas"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match=r"requirements-cluster\.txt"):
+        serve.serve(settings_from(["--replicas", "2", "--store", str(tmp_path)]))
+
+
 class Counted(ColourModel):
     """Notes that it was started, as a GPU model compiles then."""
 

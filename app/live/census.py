@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from app.live.table import Sessions
 from app.live.view import Phase
 from pipeline import Engine
 
+SIZES = "asleep_bytes", "state_bytes", "memory_bytes", "kept_bytes"
+SUMMED = ("asleep", "places", "free", "came_back", "sources", *SIZES)  # over several engines
 HANGS_S = 120.0  # a turn of a model that lasts longer never ends: the longest, a cold start on a GPU, take half of it
 
 
@@ -73,6 +76,26 @@ def census(sessions: Sessions) -> Census:
         sources=len(sessions.shared),
         models=tuple(of_model(engine) for engine in (sessions.engine, sessions.rival) if engine),
     )
+
+
+def together(several: Sequence[Census], in_line: int) -> Census:
+    """Of engines that serve the same page. in_line: who waits before all of them. A model's turn is the longest."""
+    phases: Counter[str] = Counter()
+    models: dict[str, ModelCensus] = {}
+    for one in several:
+        phases.update(one.streams)
+        for model in one.models:
+            before = models.get(model.name, ModelCensus(model.name, {}, 0, 0.0))
+            counts = dict(Counter(before.counts) + Counter(model.counts))
+            turn_s = max(before.turn_s, model.turn_s)
+            models[model.name] = ModelCensus(model.name, model.counts | counts, before.waiting + model.waiting, turn_s)
+
+    def all_of(name: str) -> int:
+        return sum(getattr(one, name) for one in several)
+
+    streams = {phase.value: phases[phase] for phase in Phase}
+    summed = {name: all_of(name) for name in SUMMED}
+    return Census(streams=streams, in_line=in_line, models=tuple(models.values()), **summed)
 
 
 def of_model(engine: Engine) -> ModelCensus:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,11 +172,11 @@ class Shelf:
                 os.rename(self.folder / name, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
-    def sweep(self, now: float | None = None) -> int:
+    def sweep(self, now: float | None = None, but: Collection[str] = ()) -> int:
         """Deletes what is kept for longer than was said, its forks not with it, and halves of what was deleted; returns
-        how many streams."""
-        now = time.time() if now is None else now
-        over = [name for name in self.names() if name not in self._reserved and self.until(name) < now]
+        how many streams. but: names of those that others write."""
+        now, written = time.time() if now is None else now, {*self._reserved, *but}
+        over = [name for name in self.names() if name not in written and self.until(name) < now]
         for name in over:
             self._remove(name)
         for half in self.folder.glob(".gone-*"):

@@ -49,13 +49,15 @@ class Sessions:
         sources: Sequence[Address] = (),
         dormitory: Dormitory | None = None,
         sleep_after: float = SLEEP_AFTER_S,
+        alone: bool = True,
     ) -> None:
         """shelf: where streams are kept whose visitors want it; None: nowhere. sources: the operator's, watched for
         everybody from now on. dormitory: where streams sleep that nobody wants for `sleep_after` seconds, or sooner
-        where others need their place; None: nowhere."""
+        where others need their place; None: nowhere. alone: no other server has this shelf, so that kept streams go on
+        by themselves and are deleted when they are over; else whoever stands before the servers sees to that."""
         self.engine, self.rival, self.places, self.shelf = engine, rival, places, shelf
         self.shared = {one.name: Shared(one, engine) for one in sources}
-        self.room, self.sleep_after = Room(places, dormitory), sleep_after
+        self.room, self.sleep_after, self.alone = Room(places, dormitory), sleep_after, alone
         self._back: dict[str, Place] = {}  # streams that went on by themselves, by the name they are kept under
         self._by_key: dict[str, Place] = {}
         self._pages: dict[str, str] = {}  # Gradio's page hash -> key; only to hear of a closed tab
@@ -68,7 +70,7 @@ class Sessions:
         threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True).start()
         if dormitory:
             threading.Thread(target=self._lull_for_ever, name="falling asleep", daemon=True).start()
-        if shelf:
+        if shelf and alone:
             threading.Thread(target=self._go_on, name="going on", daemon=True).start()
 
     def __len__(self) -> int:
@@ -116,12 +118,13 @@ class Sessions:
             return View(phase=Phase.PAUSED, file_name="A kept stream", kept=self.shelf.view(name))
         return place.session.view() if place else None
 
-    def issue(self) -> str:
-        """A key for a page that was opened. It takes no place until something is started with it.
+    def issue(self, key: str = "") -> str:
+        """A key for a page that was opened, a new one unless it was made elsewhere. It takes no place until something
+        is started with it.
 
         Without one, a question sent while a file was arriving found a session of its own, which had seen nothing.
         """
-        key = secrets.token_urlsafe(16)
+        key = key or secrets.token_urlsafe(16)
         with self._lock:
             self._issued[key] = None
             while len(self._issued) > ISSUED:
@@ -247,22 +250,42 @@ class Sessions:
             if self._closing.is_set() or self.room.awake(self._all) >= self.places:
                 return
             try:
-                with self._coming_back:
-                    self._go_on_with(name)
+                self.go_on_with(name)
             except UserError as error:
                 log.warning("a kept stream does not go on by itself: %s", error)
             except Exception:
                 log.exception("a kept stream does not go on by itself")
 
-    def _go_on_with(self, name: str) -> None:
+    def go_on_with(self, name: str) -> None:
+        """A kept file that was being watched when its server ended is watched on, where it needs no key. Raises
+        UserError where it cannot be."""
         assert self.shelf is not None
-        known = {place.session.name for place in list(self._by_key.values())}
-        if name not in known and comeback.goes_on_alone(self.shelf, name):
+        with self._coming_back:
+            if name in self.names or not comeback.goes_on_alone(self.shelf, name):
+                return
             session = LiveSession(self.engine, self.rival, self.shelf, name, admit=self._admit)
             session.go_on(comeback.of(self.shelf, name, self.engine))
             with self._lock:
                 self._back[name] = Place(session)
                 self.came_back += 1
+
+    @property
+    def names(self) -> set[str]:
+        """Under which the streams here are kept, or would be."""
+        return {session.name for session in self.everyone()}
+
+    def let_go(self, name: str) -> None:
+        """Ends a stream here; what is kept of it stays, and is written when this returns."""
+        with self._lock:
+            keys = [key for key, place in self._by_key.items() if place.session.name == name]
+            gone = [self._by_key.pop(key) for key in keys] + ([self._back.pop(name)] if name in self._back else [])
+        for place in gone:
+            place.session.keep_words()
+            watch = place.session.watch
+            place.session.close()
+            if watch:
+                watch.join(SHUT_S)
+            place.session.join(SHUT_S)
 
     def wait(self, key: str) -> None:
         """Gets in line for a place, with a key that was issued; who waits already keeps theirs."""
@@ -379,7 +402,7 @@ class Sessions:
 
     def _reap_for_ever(self) -> None:
         while not self._closing.wait(2.0):
-            for duty in (self.reap, uploads.sweep, *([self.shelf.sweep] if self.shelf else [])):
+            for duty in (self.reap, uploads.sweep, *([self.shelf.sweep] if self.shelf and self.alone else [])):
                 try:
                     duty()
                 except Exception:  # a reaper that dies keeps every later visitor's memory for ever

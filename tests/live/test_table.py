@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.live.room import IDLE_S, KEEP_S, LEFT_S, PROGRAM_S
 from app.live.line import LINE_S
+from app.live.room import IDLE_S, KEEP_S, LEFT_S, PROGRAM_S
 from app.live.table import Sessions
 from app.page.handlers import Events
 from pipeline import Engine, UserError
