@@ -79,7 +79,7 @@ class Recalled(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The state line in words. kind: one of idle, waiting, watching, catching, paused, ended, error."""
+    """The state line in words. kind: one of idle, waiting, watching, catching, paused, asleep, waking, ended, error."""
 
     kind: str
     word: str
@@ -225,8 +225,8 @@ class View:
         if self.asleep is not None:
             about = f"about {max(1, math.ceil(self.asleep))} s"
             if self.waking:
-                return Told("catching", "Waking", f"What was seen comes back from the disk ({about}).")
-            return Told("paused", "Asleep", f"Nothing is lost; it wakes with your next question ({about}).")
+                return Told("waking", "Waking", f"What was seen comes back from the disk ({about}).")
+            return Told("asleep", "Asleep", f"Nothing is lost; it wakes with your next question ({about}).")
         if self.phase is Phase.PAUSED:
             return Told("paused", f"Paused at {mmss(self.seen_until)}", "Nothing is lost; press Resume to go on.")
         if self.phase is Phase.ENDED:

@@ -14,6 +14,7 @@ from app.live.view import ModelView, Phase, Told, View
 from pipeline import mmss
 
 NOTHING = View()  # what a page shows that has no stream
+ASLEEP = "on the disk, asleep"
 
 
 # The state line
@@ -83,20 +84,21 @@ def metrics(view: View) -> str:
         _tile("Speed", f"×{view.rate:.1f}" if view.rate else "–", "of real time"),
     ]
     for index, model in enumerate(view.models):
-        tiles += _cost_tiles(model, index, many=len(view.models) > 1)
+        tiles += _cost_tiles(model, index, many=len(view.models) > 1, asleep=view.asleep is not None)
     if not view.models:
         tiles += [_tile("State", "–", "stays constant"), _tile("Memory", "–", "grows with the video")]
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _cost_tiles(model: ModelView, index: int, many: bool) -> list[str]:
+def _cost_tiles(model: ModelView, index: int, many: bool, asleep: bool) -> list[str]:
     side = (" rival" if index else " own") if many else ""
     whose = f" · {brief(model.name)}" if many else ""
     constant = "stays constant" if not many or index == 0 else "what it carries"
     since = f"watching since {mmss(model.since)}" if model.since else "grows with the video"
-    tiles = [_tile(f"Memory{whose}", megabytes(model.memory_bytes), model.note or since, side)]
+    note = ASLEEP if asleep else model.note or since
+    tiles = [_tile(f"Memory{whose}", megabytes(model.memory_bytes), note, side)]
     if model.state_bytes:
-        tiles.insert(0, _tile(f"State{whose}", megabytes(model.state_bytes), constant, side))
+        tiles.insert(0, _tile(f"State{whose}", megabytes(model.state_bytes), ASLEEP if asleep else constant, side))
     return tiles
 
 

@@ -109,7 +109,7 @@ def test_a_stream_sleeps_and_wakes_bit_for_bit(served, come):
     gc.collect()
     assert not any(one() for one in held) and table.room.dormitory.nbytes > 0, "nothing is held but on the disk"
     kind, word, detail = session.view().told()
-    assert (kind, word) == ("paused", "Asleep") and "about 1 s" in detail
+    assert (kind, word) == ("asleep", "Asleep") and "about 1 s" in detail
     assert session.bed.fall_asleep(table.room.dormitory), "it sleeps already"
     known = answer(session)
     assert known and not sleeps(session) and session.bed.has_place
