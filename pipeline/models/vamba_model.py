@@ -33,7 +33,8 @@ from pipeline.stream import Frame, Packed, Pass, Question, Sampling, Steps, Stre
 from pipeline.towers.seen import Vision
 
 BLOCK_SLOTS = 4096  # of the memory: 27 s of 640x360
-BLOCK_SLOTS_ENDLESS = 1024  # whole blocks go to the file, so up to two more than the minutes asked for stay: 14 s, not 55
+BLOCK_SLOTS_ENDLESS = 1024  # whole blocks go to the file: up to two more than the minutes asked for stay, 14 s, not 55
+
 
 @dataclass(frozen=True, eq=False)
 class VambaInner:

@@ -49,9 +49,7 @@ class Senses:
         """With the networks of bodies on `device`; what reads the tower's features stays with them on the CPU."""
         places = "places" in wanted and (assets / "places.safetensors").is_file()
         bodies = "bodies" in wanted and (assets / "bodies.safetensors").is_file()
-        return cls(
-            Places.load(assets) if places else None, Bodies.load(assets, device) if bodies else None, wanted
-        )
+        return cls(Places.load(assets) if places else None, Bodies.load(assets, device) if bodies else None, wanted)
 
     @property
     def nets(self) -> list[nn.Module]:
