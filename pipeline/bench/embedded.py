@@ -1,7 +1,8 @@
 """The bench at the embedded size: a model and its baseline watch the same growing video and are asked on the way.
 
 The pictures are made, not decoded: smooth, moving, a new scene every half minute, the same for both models. At every
-mark it notes the median time of a chunk, what the stream keeps (state and memory), and how fast an answer comes.
+mark it notes the median time of a chunk, what the stream keeps (state and memory), and how fast an answer comes: the
+first word of the one that is given (the embedded model's is composed), and words that are written (`words.py`).
 Beside the times stands a floor, what this machine could do at best: the multiplications that call really made at the
 rate of a large matrix product measured here, or the bytes those multiplications must read at the rate of a large copy
 measured here, whichever takes longer. Element-wise work is not in it, so nothing reaches it. Reading it: ten times the
@@ -26,6 +27,7 @@ from pipeline.assets import example_clip
 from pipeline.bench.cost import Cost, add_floors
 from pipeline.bench.machine import machine_conditions, peak_memory, reset_peak_memory, timed
 from pipeline.bench.upkeep import measure_upkeep
+from pipeline.bench.words import measure_words
 from pipeline.engine import Engine
 from pipeline.heap import resident_bytes
 from pipeline.models import load as loading
@@ -174,6 +176,9 @@ def _row(
     with Cost() as watching:
         engine.watch(chunk, state)  # states are values: this one is thrown away and the stream goes on as before
     first, token = _answer_costs(engine.model, state)
+    written = None
+    if isinstance(engine.model, EmbeddedModel):
+        written = measure_words(engine.model, QUESTION, state)
     notice_ms = _notice_ms(engine, state, chunk)
     return {
         "minute": minute,
@@ -182,13 +187,14 @@ def _row(
         "notice_ms": notice_ms,
         "notice_over_chunk": notice_ms / chunk_ms if notice_ms and chunk_ms else None,
         "first_token_s": _median(answer.first_token_s for answer in answers),
-        "tokens_per_s": _median(answer.tokens_per_s for answer in answers),
+        "written_first_s": written.first_s if written else None,
+        "tokens_per_s": written.a_second if written else _median(answer.tokens_per_s for answer in answers),
         "state_bytes": state.state_bytes,
         "memory_bytes": state.memory_bytes,
         "dropped": state.dropped,
         "resident_bytes": resident_bytes(),
         "dropped_note": state.dropped_note,
-        "costs": {"chunk": watching, "first_token": first, "token": token},
+        "costs": {"chunk": watching, "first_token": first, "token": written.cost if written else token},
     }
 
 

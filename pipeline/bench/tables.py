@@ -177,6 +177,7 @@ def _notice_line(row: dict[str, Any]) -> str:
     return (
         f"  minute {row['minute']}: shots, captions and five rules take {row['notice_ms']:.2f} ms a chunk, "
         f"{row['notice_over_chunk']:.1%} of watching it"
+        + (f"; first word where it is written {first:.3f} s" if (first := row["written_first_s"]) is not None else "")
     )
 
 

@@ -214,16 +214,11 @@ class Reading:
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tensor:
         """Logits (V,) after the given tokens."""
-        return self.feed_all(ids)[-1]
-
-    @torch.no_grad()
-    def feed_all(self, ids: Sequence[int]) -> Tensor:
-        """Logits (T, V) after each of the given tokens."""
         h = self._embed(ids)
         positions = torch.arange(self.position, self.position + len(ids), device=h.device)
         h = self.net.vamba.read(h, positions, self.cache.attend, self._cross_attend())
         self.position += len(ids)
-        return self.net.vamba.logits(h)[0]
+        return self.net.vamba.logits(h[:, -1])[0]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return self.net.vamba.model.embed_tokens(torch.tensor([list(ids)], device=self.model.device))
