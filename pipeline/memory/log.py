@@ -9,6 +9,7 @@ hour of memory is never copied, and blocks nobody sees any more are freed by Pyt
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from pipeline.gpu.device import sent
 from pipeline.gpu.layout import Slots, book_of
+
+OWN_PAGES = 1 << 20  # bytes of a tensor from which on it has its own
 
 
 class Field(NamedTuple):
@@ -55,7 +58,7 @@ class Block:
     """
 
     def __init__(self, fields: dict[str, Field], slots: int, device: torch.device | str):
-        self.tensors = {name: torch.empty(c.sized(slots), dtype=c.dtype, device=device) for name, c in fields.items()}
+        self.tensors = {name: _room(c.sized(slots), c.dtype, device) for name, c in fields.items()}
         self.slots, self.used, self.lock = slots, 0, Lock()
         self.on_host = False
         self.arrived: torch.cuda.Event | None = None  # None: at once
@@ -104,6 +107,15 @@ class Block:
                 return False
             self.used = start + n
             return True
+
+
+def _room(shape: list[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """An unwritten tensor. A large one in the computer's memory has pages of its own, which go back to the system when
+    it is let go: among what else a process holds, blocks that come and go for hours leave more and more holes."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN_PAGES or torch.device(device).type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True, eq=False)
