@@ -8,8 +8,9 @@ COPY packages.txt ./
 RUN apt-get update \
     && xargs -a packages.txt apt-get install -y --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
-COPY requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt
+ARG REQUIREMENTS=requirements.txt
+COPY requirements.txt requirements-cluster.txt ./
+RUN pip install --no-cache-dir -r "$REQUIREMENTS"
 
 COPY app app
 COPY pipeline pipeline
