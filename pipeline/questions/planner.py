@@ -130,7 +130,7 @@ class Planner:
 
     def fit(self, things: Things, located: Located, index: Index) -> Fit:
         """Scores of frames and shots (the log-mean-exp of their frames), over the score of "nowhere"."""
-        frames = self.locator.scores(located.query, index.keys.to(located.query.dtype))[0].double().numpy()
+        frames = self.locator.scores(located.query, index.keys.to(located.query))[0].double().cpu().numpy()
         frames = frames - float(located.nowhere[0])
         if (shown := things.shown(index.features)) is not None:
             gain, loss = self.calibration.get("towers", (0.0, 0.0))

@@ -98,7 +98,7 @@ def look(model: EmbeddedModel, shown: Iterable[np.ndarray]) -> Seen:
     found, sensed = [], []
     for group in shown:
         found.append(model.tower(list(group)))
-        sensed.append(model.senses.see(list(group), found[-1]))
+        sensed.append(model.senses.see(list(group), found[-1].cpu()))
     return Seen(
         FrameFeatures(*map(torch.cat, zip(*found))), {n: torch.cat([s[n] for s in sensed]) for n in model.senses.widths}
     )
