@@ -232,9 +232,13 @@ def test_the_embedded_model_watches_the_example_and_answers(browser):
     visitor.goto(address)
     visitor.click("#go")
     visitor.wait_for_selector("#line strong:has-text('Ended')", timeout=90_000)
-    words = ask(visitor, "When does a cat appear?")
-    assert words.strip() and "seen until 1:10" in visitor.inner_text("#chat .facts")
+    assert "0:10" in ask(visitor, "When does the clock appear?")
+    assert "seen until 1:10" in visitor.inner_text("#chat .facts")
     assert visitor.locator("#chat .chip").count() >= 1
+    assert "four oranges" in ask(visitor, "How many oranges are there?")
+    assert "0:51" in ask(visitor, "Did the balloon come back?")
+    suggested = visitor.locator("#suggestions button").all_inner_texts()
+    assert "How many oranges are there?" in suggested and "When does a balloon appear?" in suggested
     visitor.close()
     page.close(verbose=False)
     table.shut()
