@@ -33,6 +33,11 @@ if TYPE_CHECKING:  # the same names for those who read types; a test holds them 
     from pipeline.keeping.reels import Stretch as Stretch
     from pipeline.keeping.reels import frame_records as frame_records
     from pipeline.keeping.segment import Record as Record
+    from pipeline.keeping.taking import Lease as Lease
+    from pipeline.keeping.taking import TakenOver as TakenOver
+    from pipeline.keeping.taking import place_of as place_of
+    from pipeline.keeping.taking import promised as promised
+    from pipeline.keeping.taking import remove as remove
     from pipeline.models.load import beside as beside
     from pipeline.models.load import load as load
     from pipeline.models.load import partner_of as partner_of
@@ -92,6 +97,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "Gleaner": "timeline.gleaner",
     "Keeper": "keeping.keeper",
     "KeptStream": "keeping.kept",
+    "Lease": "keeping.taking",
     "ModelOptions": "options",
     "Overflowed": "engine",
     "Played": "timeline.gleaner",
@@ -108,6 +114,7 @@ PLACES = {  # every name of the door, and the module it lives in
     "Shown": "keeping.reels",
     "StreamState": "stream",
     "Stretch": "keeping.reels",
+    "TakenOver": "keeping.taking",
     "Timeline": "timeline.timeline",
     "UserError": "stream",
     "VideoChunk": "stream",
@@ -130,8 +137,11 @@ PLACES = {  # every name of the door, and the module it lives in
     "outline": "keeping.asleep",
     "parse_mmss": "clock",
     "partner_of": "models.load",
+    "place_of": "keeping.taking",
     "probe": "sources.file",
+    "promised": "keeping.taking",
     "recall": "timeline.recall",
+    "remove": "keeping.taking",
     "csv_table": "timeline.export",
     "frame_records": "keeping.reels",
     "in_order": "timeline.export",

@@ -7,6 +7,7 @@ import pytest
 
 import pipeline
 from pipeline.__main__ import main
+from pipeline.keeping.taking import place_of
 from tests.keeping.streams import tiny
 
 VIDEO = Path(__file__).parent / "data/corpus/valid/h264_faststart.mp4"
@@ -61,12 +62,12 @@ def test_an_earlier_second_is_as_it_was_there_and_changes_nothing(tmp_path, caps
     assert ask("--at", "0:01", "--json") == 0
     then = document(capsys)
     assert ask("--keep", tmp_path / "stream") == 0
-    was = {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()}
+    was = {path.name: path.read_bytes() for path in place_of(tmp_path / "stream").iterdir()}
     capsys.readouterr()
     assert resume(tmp_path / "stream", "--at", "0:01", "--json") == 0
     now = document(capsys)
     assert (now["answer"], now["frames"]) == (then["answer"], then["frames"]) and "kept" not in now
-    assert {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()} == was
+    assert {path.name: path.read_bytes() for path in place_of(tmp_path / "stream").iterdir()} == was
 
 
 def test_its_video_can_be_watched_again_by_another_model(tmp_path, capsys) -> None:
@@ -79,7 +80,7 @@ def test_its_video_can_be_watched_again_by_another_model(tmp_path, capsys) -> No
 @pytest.mark.parametrize("deed", ["other bytes", "shorter", "gone", "a link"])
 def test_another_video_is_refused(deed, tmp_path, capsys) -> None:
     assert ask("--keep", tmp_path / "stream") == 0
-    video = tmp_path / "stream" / "video"
+    video = place_of(tmp_path / "stream") / "video"
     data = bytearray(video.read_bytes())
     video.unlink()
     if deed == "other bytes":
@@ -117,11 +118,11 @@ def test_a_fork_goes_on_from_a_second_and_the_original_stays(tmp_path, capsys) -
     then = document(capsys)
     assert ask("--keep", tmp_path / "stream", "--json") == 0
     whole = document(capsys)
-    was = {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()}
+    was = {path.name: path.read_bytes() for path in place_of(tmp_path / "stream").iterdir()}
     assert resume(tmp_path / "stream", "--at", "0:01", "--fork", tmp_path / "fork", "--json") == 0
     now = document(capsys)
     assert (now["answer"], now["frames"]) == (then["answer"], then["frames"]) and not now["kept"]["error"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "stream").iterdir()} == was
+    assert {path.name: path.read_bytes() for path in place_of(tmp_path / "stream").iterdir()} == was
     assert resume(tmp_path / "fork", "--json") == 0
     assert document(capsys)["frames"] == whole["frames"]
     assert main(["resume", str(tmp_path / "fork"), ""]) == 0

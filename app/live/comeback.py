@@ -66,10 +66,10 @@ def goes_on_alone(shelf: Shelf, name: str) -> bool:
         shelf.release(name)
 
 
-def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf, secret: str = "") -> Back:
+def of(shelf: Shelf, name: str, engine: Engine, at: float = math.inf, secret: str = "", by_force: bool = False) -> Back:
     """All that is kept under a name, or what was until a second of it, where it then stands. secret: the visitor's key.
-    Raises UserError where it cannot go on."""
-    kept = shelf.open(name, secret)
+    by_force: taken over from an owner that still lives. Raises UserError where it cannot go on."""
+    kept = shelf.open(name, secret, by_force)
     try:
         fork = at < math.inf
         if not fork:

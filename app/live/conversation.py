@@ -48,11 +48,12 @@ class Answering:
 
 class Subject(NamedTuple):
     """What a question is put to. picture: the stream's JPEG nearest to a second. noticed: events
-    beside the state, and how far the late senses have come."""
+    beside the state, and how far the late senses have come. here: raises UserError where it goes on elsewhere."""
 
     viewing: Viewing
     picture: Callable[[float], bytes | None]
     noticed: Callable[[], tuple[tuple[Event, ...], tuple[Reach, ...]]] = lambda: ((), ())
+    here: Callable[[], object] = lambda: None
 
 
 class Conversation:
@@ -224,6 +225,7 @@ class Conversation:
         timed = False
         with closing(cast("Generator[Answer, None, None]", growing)) as answers:
             for answer in answers:
+                subject.here()
                 if not timed and answer.first_token_s is not None:
                     viewing.answered(answer.seen_until, answer.first_token_s)
                     timed = True

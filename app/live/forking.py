@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from app.live import comeback, uploads
 from app.live.comeback import Back
 from app.live.legs import Leg, Point, Start
+from app.live.shared import OURS, Seat, Watched
 from app.live.switch import Switch
 from app.live.view import Turn
 from app.live.watching import Watch
 from pipeline import UserError, mmss
 
 
-def branch(watch: Watch, switch: Switch, other: Switch, words: Sequence[Sequence[Turn]], at: float, video: int) -> Back:
+def branch(
+    watch: Watched | None,
+    rouse: Callable[[], None],
+    switch: Switch,
+    other: Switch,
+    words: Sequence[Sequence[Turn]],
+    at: float,
+    video: int,
+) -> Back:
     """Of a watched stream, with what was said of it by then: out of what is kept of it, else out of memory.
 
-    other: of the fork. video: bytes of a file that is to follow. Raises UserError where a camera's pictures of then are
-    not there.
+    rouse: wakes it. other: of the fork. video: bytes of a file that is to follow. Raises UserError where nothing was
+    seen, and where a camera's pictures of then are not there.
     """
+    if isinstance(watch, Seat):
+        raise UserError(OURS.format("forked"))
+    if watch is None or not watch.viewings[0].frames:
+        raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
+    rouse()
     at, told = min(at, watch.viewings[0].state.seen_until), ""
     keep = switch.keep
     if keep and keep.begun and not keep.over:

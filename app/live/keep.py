@@ -66,12 +66,17 @@ class Keep:
     @property
     def over(self) -> bool:
         """Whether keeping stopped: nothing more is written."""
-        return bool(self._refused or self.keeper.error or self.gone)
+        return bool(self._refused or self.keeper.error or self.kept.lost)
 
     @property
     def gone(self) -> bool:
         """Whether it was deleted, with the stream that it was forked from."""
-        return not self.shelf.has(self.name)
+        return self.kept.lost and not self.shelf.has(self.name)
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody else goes on with the stream."""
+        return self.kept.lost and self.shelf.has(self.name)
 
     # What was seen
 
@@ -212,8 +217,9 @@ class Keep:
             self._closing.join(timeout)
 
     def delete(self) -> None:
-        """At once: what is still being written goes with it."""
-        self.shelf.delete(self.name)
+        """At once: what is still being written goes with it. Raises UserError where it was taken over."""
+        if not self.gone:
+            self.shelf.delete(self.name, self.kept.lease)
         self.close()
 
 

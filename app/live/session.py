@@ -19,22 +19,21 @@ import numpy as np
 from app.live import forking, uploads
 from app.live.bed import Bed
 from app.live.comeback import Back
-from app.live.conversation import FULL, PUT_ASIDE, Answering, Conversation, Subject, clean
+from app.live.conversation import FULL, Answering, Conversation, Subject, clean
 from app.live.legs import Leg, Start
 from app.live.probing import Prober
-from app.live.shared import OURS, Seat, Shared, Watched
+from app.live.shared import Seat, Shared, Watched
 from app.live.shelf import Shelf
+from app.live.subject import awaited
 from app.live.switch import Switch
 from app.live.undoable import Undoable
 from app.live.uploads import Source
 from app.live.view import CLEAR, NOTHING_WATCHED, RESET, UPLOAD, WEBCAM, Phase, Turn, View
-from app.live.viewing import Viewing
 from app.live.watching import Watch
-from pipeline import Answer, Engine, Rule, UserError
+from pipeline import Answer, Engine, Rule, TakenOver, UserError
 
 LATE_S = 2.0  # camera pictures may still arrive for so long after Reset
 UNDO_S = 30.0  # Clear and Reset can be taken back for so long
-POLL_S = 0.05  # a question looks so often whether there is a first picture
 
 
 class LiveSession:
@@ -63,12 +62,12 @@ class LiveSession:
         self._questions = itertools.count(1)
         self._commands = threading.RLock()  # one command at a time; watching and answering do not take it
         self._reset_at = -math.inf
-        self._closed = False
+        self._closed = self._lost = False
         self.bed = Bed(lambda: self.watch, self._stays_awake, self._commands, admit)
 
     def view(self) -> View:
         """All that may be known of the stream, now. It never changes afterwards."""
-        watch = self.watch
+        watch = self.watch if not self.lost else None
         upload = self._upload.upload if self._upload else None
         engines = [self.engine, self.rival] if self.rival else [self.engine]
         about = View(
@@ -86,7 +85,14 @@ class LiveSession:
             forked=self.forked,
             recalled=self.prober.view(),
         )
+        if self.lost:
+            return replace(about, phase=Phase.ENDED, error=str(TakenOver()))
         return watch.view(about) if watch else about
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process goes on with the stream (pipeline/keeping/taking.py): nothing of it goes on here."""
+        return self._lost or self.switch.lost
 
     def add_rule(self, text: str, cool_down: float | None = None) -> Rule:
         """Tells of it from now on, and where the model keeps an index also of what was seen. Raises UserError for what
@@ -109,6 +115,7 @@ class LiveSession:
         self.prober.start(self.watch)
 
     def _watched(self, deed: str) -> Watched:
+        self._check_open()
         if (watch := self.watch) is None:
             raise UserError(NOTHING_WATCHED.format(deed))
         return watch
@@ -178,12 +185,12 @@ class LiveSession:
     def reset(self) -> None:
         """Forgets what was seen, the conversation and the file; `undo` brings them back for a while."""
         with self._commands:
+            self.delete_kept()
             self._reset_at = time.monotonic()
             words, watch, upload = self._take_words(), self.watch, self._upload
             at_work = watch is not None and self.has_file and watch.view(View()).phase is Phase.WATCHING
             if watch:
                 watch.pause()
-            self.delete_kept()
             self.watch = self._upload = None
             self._undoable = Undoable(RESET, words, self._reset_at, watch, at_work, upload).after(self._undoable)
 
@@ -202,15 +209,22 @@ class LiveSession:
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether nothing would be lost with it: no stream (or one of what was no video), no words, nothing to undo."""
+        """Whether nothing would be lost with it: no stream (or one of what was no video), no words, nothing to undo; or
+        all of it goes on elsewhere."""
+        words = any(conversation.turns for conversation in self.conversations)
         empty = self.watch is None or self.watch.came_to_nothing
-        return empty and self._undoable is None and not any(conversation.turns for conversation in self.conversations)
+        return self._lost or (empty and self._undoable is None and not words)
 
     def close(self) -> None:
         """Ends everything and deletes the visitor's file, pictures and words. May be called twice."""
         with self._commands:
             self._closed = True
             self._take_words()
+            self._end()
+
+    def _end(self) -> None:
+        """All but what was said."""
+        with self._commands:
             self._forget_undoable()
             self._end_watch()
             self._forget_upload()
@@ -243,12 +257,9 @@ class LiveSession:
         self.switch.end(watch)
 
     def _forget_files(self, watch: Watched | None, file: Source | None) -> None:
-        """A stream's files and one more, but for what is still the visitor's. Each once: who let go of one twice
-        deleted it under another visitor."""
-        sources = [*(leg.source for leg in watch.legs)] if watch else []
-        for source in {id(one): one for one in (*sources, *([file] if file else []))}.values():
-            if source is not self._upload:
-                uploads.let_go(source)
+        """A stream's files and one more, but for what is still the visitor's."""
+        sources = [leg.source for leg in watch.legs] if watch else []
+        uploads.let_all_go([*sources, *([file] if file else [])], but=self._upload)
 
     def _forget_upload(self) -> None:
         """The file goes at once: a worker in the middle of a chunk has it open, and needs no name for it."""
@@ -263,6 +274,7 @@ class LiveSession:
     def _check_open(self) -> None:
         if self._closed:
             raise UserError("This session was closed, so nothing was started; reload the page to begin a new one.")
+        self._here()
 
     # Keeping
 
@@ -279,7 +291,10 @@ class LiveSession:
             self.switch.delete(self.watch)
 
     def keep_words(self) -> None:
-        """Writes what was said and noticed since this was called last; for a clock."""
+        """Writes what was said and noticed since this was called last, or gives up what was lost; for a clock."""
+        if self.switch.lost:
+            self._lost = True
+            self._end()
         if keep := self.switch.keep:
             keep.said(tuple(conversation.turns for conversation in self.conversations))
             if watch := self.watch:
@@ -287,10 +302,8 @@ class LiveSession:
 
     def take_along(self) -> Generator[bytes, None, None]:
         """An archive of what is kept, piece by piece. Raises UserError, where nothing is kept too."""
-        if self.shelf is None or not self.shelf.has(self.name):
-            raise UserError("Nothing is kept of this stream, so nothing was taken along; switch keeping on first.")
         self.keep_words()
-        return self.shelf.taken(self.name, self.switch.keep, self.switch.secret)
+        return self.switch.taken_along()
 
     # Going on
 
@@ -316,12 +329,7 @@ class LiveSession:
             self._check_open()
             self.keep_words()
             words = tuple(conversation.turns for conversation in self.conversations)
-            if isinstance(self.watch, Seat):
-                raise UserError(OURS.format("forked"))
-            if self.watch is None or not self.watch.viewings[0].frames:
-                raise UserError("Nothing was seen yet, so there is nothing to go on from; start a video first.")
-            self.bed.rouse()
-            back = forking.branch(self.watch, self.switch, other.switch, words, at, video)
+            back = forking.branch(self.watch, self.bed.rouse, self.switch, other.switch, words, at, video)
             return back._replace(stream=self._stream)
 
     def join(self, timeout: float) -> None:
@@ -351,7 +359,7 @@ class LiveSession:
             if not begun or begun[-1].again:
                 return None
             last = begun[-1]
-            self._stop(last.id)
+            self.stop_answer(last.id)
             at = last.at if last.stream == self._stream else None
             again = replace(self._turn(last.question, at), repeats=last.repeats + 1, retry_of=last.first)
             return self._put(Answering(again, 1 + self._comparing, instead_of=last.id))
@@ -361,10 +369,10 @@ class LiveSession:
         for conversation in self.conversations:
             conversation.withdraw(question)
 
-    def stop_answer(self) -> None:
-        """Ends every answer being written, by whichever model, within one token. Questions that wait stay in line."""
+    def stop_answer(self, question: int | None = None) -> None:
+        """Ends every answer being written (to that question) within one token. Questions that wait stay in line."""
         for conversation in self.conversations:
-            conversation.stop()
+            conversation.stop(question)
 
     def mark(self, question: int, model: int, wrong: bool) -> None:
         """The visitor says that a model's answer is wrong, or takes that back. Kept with the turn and sent nowhere."""
@@ -430,21 +438,13 @@ class LiveSession:
             conversation.put(answering)
         return answering.turn.id
 
-    def _stop(self, question: int) -> None:
-        for conversation in self.conversations:
-            conversation.stop(question)
-
     def _subject(self, model: int, answering: Answering) -> Subject:
         """What a question is put to, once there is a first picture. Raises UserError where its stream is over."""
         engine = self.rival if model and self.rival else self.engine
-        while True:
-            watch = self.watch
-            opening = watch is not None and watch.opening(model)
-            if answering.turn.stream != self._stream or (opening and answering.stopped.is_set()):
-                raise UserError(PUT_ASIDE)
-            if not opening:
-                if watch is None:
-                    return Subject(Viewing(engine), lambda at: None)
-                self.bed.rouse(answering.stopped.is_set)
-                return Subject(watch.viewing(model) or Viewing(engine), watch.thumbnails.near, watch.noticing.beside)
-            time.sleep(POLL_S)
+        return awaited(answering, model, engine, self._here, self.bed.rouse)
+
+    def _here(self) -> tuple[Watched | None, int]:
+        """The stream and its number. Raises UserError where it goes on elsewhere."""
+        if self.lost:
+            raise TakenOver
+        return self.watch, self._stream

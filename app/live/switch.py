@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from app.live import comeback
 from app.live.keep import Keep
 from app.live.shared import OURS, Seat, Watched
 from app.live.shelf import Shelf
 from app.live.view import KeptView
 from app.live.watching import FPS, Watch
-from pipeline import Engine, UserError, can_encrypt
+from pipeline import Engine, TakenOver, UserError, can_encrypt
 
 
 class Switch:
@@ -57,20 +59,32 @@ class Switch:
         self.keep = None
 
     def delete(self, watch: Watched | None) -> None:
-        """All that is kept of this stream and of its forks, at once."""
-        self.on, self._refused = False, ""
-        if watch:
-            watch.keep(None)
-        keep, self.keep = self.keep, None
-        if keep:
-            keep.delete()
+        """All that is kept of this stream and of its forks, at once. Raises UserError where it was taken over."""
+        self._check_ours()
+        if self.keep:
+            self.keep.delete()
         elif self.shelf:
             self.shelf.delete(self.name)
+        self.on, self._refused, self.keep = False, "", None
+        if watch:
+            watch.keep(None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else goes on with the stream."""
+        return self.keep is not None and self.keep.taken
 
     def join(self, timeout: float) -> None:
         """After `end`: waits for what is still being written."""
         if self._closing:
             self._closing.join(timeout)
+
+    def taken_along(self) -> Generator[bytes, None, None]:
+        """An archive of what is kept, piece by piece. Raises UserError, where nothing is kept too."""
+        if self.shelf is None or not self.shelf.has(self.name):
+            raise UserError("Nothing is kept of this stream, so nothing was taken along; switch keeping on first.")
+        self._check_ours()
+        return self.shelf.taken(self.name, self.keep, self.secret)
 
     def view(self) -> KeptView | None:
         if self.keep:
@@ -78,6 +92,12 @@ class Switch:
         if self._refused:
             return KeptView(0, 0.0, self._refused)
         return self.shelf.view(self.name) if self.shelf and self.shelf.has(self.name) else None
+
+    def _check_ours(self) -> None:
+        """Raises UserError where somebody else goes on with what was kept here last."""
+        newest = self.keep or self._closing
+        if newest and newest.taken:
+            raise TakenOver
 
     def _begin(self, watch: Watch) -> None:
         assert self.shelf is not None

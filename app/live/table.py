@@ -155,17 +155,21 @@ class Sessions:
 
         return self._with_room(key, begin)
 
-    def bring_back(self, key: str | None, page: str | None = None) -> LiveSession | None:
-        """`get`, and where there is no such session any more, the stream that is kept under its key. Raises UserError
-        where it is kept but cannot go on, and where every place is taken."""
+    def bring_back(self, key: str | None, page: str | None = None, by_force: bool = False) -> LiveSession | None:
+        """`get`, and where there is no such session any more, the stream that is kept under its key. by_force: also
+        where another process goes on with it, which loses it. Raises UserError where it is kept but cannot go on, and
+        where every place is taken."""
         session = self.get(key, page)
+        if session is not None and session.lost and by_force:
+            self.close(key)
+            session = None
         if session is not None or self.shelf is None or not isinstance(key, str) or not self.shelf.has(name_of(key)):
             return session
         with self._coming_back:  # somebody else may be bringing back the same one
             session = self.get(key, page)
             if session is None:
                 session = self._new(key)
-                session.go_on(comeback.of(self.shelf, session.name, self.engine, secret=key))
+                session.go_on(comeback.of(self.shelf, session.name, self.engine, secret=key, by_force=by_force))
                 try:
                     self._place(key, session, page)
                 except UserError:

@@ -158,6 +158,13 @@ def give_up(path: Path) -> None:
             remove(path)
 
 
+def let_all_go(sources: Iterable[Source], but: Source | None = None) -> None:
+    """Each once: who let go of one twice deleted it under another visitor. but: what is still wanted."""
+    for source in {id(one): one for one in sources}.values():
+        if source is not but:
+            let_go(source)
+
+
 def folder() -> Path:
     """Where Gradio keeps uploads."""
     return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()

@@ -111,7 +111,7 @@ class Events:
     def restore(self, key: str, request: gr.Request) -> tuple:
         """(key, source, compare switch, both chats, upload) of a loaded page: a reload finds its stream again."""
         try:
-            session = self.sessions.bring_back(key, request.session_hash)
+            session = self.sessions.bring_back(key, request.session_hash, by_force=True)
         except UserError as error:
             gr.Warning(str(error))
             session = None

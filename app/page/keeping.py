@@ -67,8 +67,11 @@ def wire(ui: SimpleNamespace, sessions: Table, page: gr.Blocks, at_once: dict[st
         return key, *standing(session.view())
 
     def delete(key: str | None) -> tuple:
-        if session := sessions.get(key):
-            session.delete_kept()
+        try:
+            if session := sessions.get(key):
+                session.delete_kept()
+        except UserError as error:
+            gr.Warning(str(error))
         return look(key)
 
     def look(key: str | None) -> tuple:

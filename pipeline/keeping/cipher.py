@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
+from pipeline.keeping.taking import place_of
 from pipeline.stream import UserError
 
 KEY = "key"  # the file of the stream's own key
@@ -40,7 +41,7 @@ def can_encrypt() -> bool:
 
 def is_encrypted(folder: Path) -> bool:
     """Whether what lies in a kept stream's folder is encrypted."""
-    return (folder / KEY).is_file()
+    return (place_of(folder) / KEY).is_file()
 
 
 class Cipher:
@@ -62,7 +63,7 @@ class Cipher:
     def of(cls, folder: Path, secret: str) -> Cipher | None:
         """A folder's, None where nothing is encrypted. Raises UserError where this is not its visitor's key."""
         try:
-            copies = (folder / KEY).read_bytes()
+            copies = (place_of(folder) / KEY).read_bytes()
         except FileNotFoundError:
             return None
         if not can_encrypt():

@@ -26,11 +26,12 @@ from pipeline.clock import mmss
 from pipeline.keeping import packing
 from pipeline.keeping.cipher import LOCKED, Cipher
 from pipeline.keeping.segment import Damaged, Empty, Locked, OtherVersion, Record, Segment
+from pipeline.keeping.taking import SEGMENT as NAME
+from pipeline.keeping.taking import place_of
 from pipeline.stream import JSON, Model, Packed, StreamState, UserError
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"\d{4,9}\.sqlite", re.ASCII)
 VIDEO = re.compile(r"video(\.\d{1,4})?", re.ASCII)
 DAMAGED = "What was kept of this stream is damaged or incomplete, so it cannot go on; start the video again."
 NOTHING = "There is no kept stream here, so nothing can go on; name a folder that was given to --keep."
@@ -159,7 +160,7 @@ class Found:
 
 
 def find(folder: Path, cipher: Cipher | None = None) -> Found:
-    """Reads all of a folder and checks it; of what its segments say about it, the newest counts. Raises UserError where
+    """Reads all of a stream and checks it; of what its segments say about it, the newest counts. Raises UserError where
     there is nothing, or of another version, or no key to it."""
     about: dict[str, JSON] = {}
     cuts: list[Cut] = []
@@ -256,7 +257,7 @@ def videos(folder: Path) -> list[Path]:
 
 def _named(folder: Path, name: re.Pattern[str]) -> list[Path]:
     try:
-        named = [path for path in folder.iterdir() if name.fullmatch(path.name)]
+        named = [path for path in place_of(folder).iterdir() if name.fullmatch(path.name)]
     except OSError:
         return []
     return [path for path in named if path.is_file() and not path.is_symlink()]

@@ -26,6 +26,7 @@ from pipeline.keeping import packing
 from pipeline.keeping.found import Cut
 from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.segment import Record
+from pipeline.keeping.taking import TakenOver
 from pipeline.stream import Packed, StreamState, UserError
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class Keeper:
                 job()
             if self.limit is not None and self.nbytes > self.limit:
                 self._stop(f"The {self.limit / 1e9:.1f} GB that a kept stream may take are full")
+        except TakenOver as error:
+            self.error = str(error)
         except (sqlite3.Error, OSError) as error:
             log.warning("keeping stopped", exc_info=error)
             self._stop("The disk is full" if _full(error) else "The disk failed")

@@ -3,7 +3,8 @@
     0000.sqlite, 0001.sqlite ...   segments (segment.py) of five minutes of video; all but the newest are sealed
     video, video.1 ...             the files that are watched one after the other, where they are files
     key                            where all of it is encrypted: its key, encrypted by the visitor's (cipher.py)
-    lock                           held by whoever has the stream open
+
+They lie in the place of whoever owns the stream, a folder within the stream's own; see taking.py.
 
 What is in them, by kind and number:
 
@@ -25,13 +26,11 @@ One chunk is one transaction, so whatever ends the process, at most the chunk in
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,55 +42,58 @@ from pipeline.keeping.cipher import Cipher
 from pipeline.keeping.found import DAMAGED, NOTHING, Cut, Found, Resumed, find, notes, readable, segments, videos
 from pipeline.keeping.reels import LATER, Reel, Shown, Stretch, shown_in, stretches
 from pipeline.keeping.segment import Damaged, Record, Segment
+from pipeline.keeping.taking import BUSY, Lease, link_or_copy, promised, take
 from pipeline.stream import JSON, Model, Packed, UserError
 
 SEGMENT_S, SEGMENT_BYTES = 300.0, 64 << 20  # of video and of disk, after which a new segment begins
 POINTS = 12  # segments whose states are all kept; of the next twelve every second one's, of the 24 after them a quarter
 TAKEN = "There is a kept stream in {} already, so nothing was begun; name another folder, or go on with it (resume)."
-BUSY = "This kept stream is being watched elsewhere, so nothing was begun here; end that first."
 
 
 class KeptStream:
-    """An open folder, being written. One thread at a time, and by its lock one process at a time.
+    """A stream being written by its owner, one thread at a time. lease: whether it still is the owner; folder: its
+    place.
 
-    Writing may raise sqlite3.Error or OSError; what was written before is whole all the same.
+    Writing may raise sqlite3.Error or OSError, and TakenOver where somebody else owns the stream by now: nobody will
+    read then what was written. What was written before is whole all the same.
     """
 
-    def __init__(self, folder: Path, about: dict[str, JSON], lock: int, cipher: Cipher | None = None) -> None:
-        self.folder, self.about, self.cipher, self._lock = folder, about, cipher, lock
+    def __init__(self, lease: Lease, about: dict[str, JSON], cipher: Cipher | None = None) -> None:
+        self.lease, self.folder, self.about, self.cipher = lease, lease.place, about, cipher
         self._open: Segment | None = None  # the newest segment, while it is written
         self._last: Cut | None = None  # written
         self.ends: dict[str, int] = {}  # how far what grows was written
         self._began = 0.0  # second of the video at which the open segment begins
-        self._sealed = _bytes(folder.iterdir())
+        self._sealed = _all_bytes(self.folder)
         self.found = Found(about)
 
     @classmethod
     def create(cls, folder: Path, about: dict[str, JSON], secret: str = "") -> KeptStream:
         """A new one. about: at least "model" and "backend". secret: by which all of it is encrypted, "": nothing is.
         Raises UserError where one is there already, OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder)
+        if segments(folder):
+            raise UserError(TAKEN.format(folder.name) if promised(folder) is None else BUSY)
+        lease = take(folder, carried=False)
         try:
-            if segments(folder):
-                raise UserError(TAKEN.format(folder.name))
-            return cls(folder, about, lock, Cipher.create(folder, secret) if secret else None)
+            return cls(lease, about, Cipher.create(lease.place, secret) if secret else None)
         except BaseException:
-            os.close(lock)
+            lease.close()
             raise
 
     @classmethod
-    def open(cls, folder: Path, secret: str = "") -> KeptStream:
-        """An existing one, checked; `found` is what lies in it, and `resume` goes on. Raises UserError, OSError."""
+    def open(cls, folder: Path, secret: str = "", by_force: bool = False) -> KeptStream:
+        """An existing one, checked; `found` is what lies in it, and `resume` goes on. by_force: taken over from an
+        owner that still lives. Raises UserError, OSError."""
         if not segments(folder):
             raise UserError(NOTHING)
-        lock = _locked(folder)
+        Cipher.of(folder, secret)  # nobody loses it to who cannot read it
+        lease = take(folder, by_force)
         try:
-            cipher = Cipher.of(folder, secret)
-            found = find(folder, cipher)
-            kept = cls(folder, found.about, lock, cipher)
+            cipher = Cipher.of(lease.place, secret)
+            found = find(lease.place, cipher)
+            kept = cls(lease, found.about, cipher)
         except BaseException:
-            os.close(lock)
+            lease.close()
             raise
         kept.found = found
         return kept
@@ -112,7 +114,7 @@ class KeptStream:
         if later:
             stay = [replace(reel, chunk=LATER).record for reel in later if reel.begins <= until]
             self.note(stay, [("reel", reel.number) for reel in later if reel.begins > until])
-        self._sealed = _bytes(self.folder.iterdir())
+        self._sealed = _all_bytes(self.folder)
 
     def watch_again(self, about: dict[str, JSON], model: Model) -> None:
         """All of it by another model, from the start: what was watched, said and noticed stays, what was seen goes.
@@ -120,6 +122,11 @@ class KeptStream:
         self.about = self.about | about
         self.go_on_from(Resumed(model.start()), model)
         self.note()
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else owns it by now, or it was deleted: nothing more is written."""
+        return self.lease.lost
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +142,8 @@ class KeptStream:
         """The same once more in a folder of its own, which goes on by itself. What is not being written is shared by
         links and costs nothing. secret: of an encrypted one, who else may open that; "": nobody. Raises OSError, and
         UserError where there is a stream already."""
-        self._seal()
+        with self._owned():
+            self._seal()
         if segments(there):
             raise UserError(TAKEN.format(there.name))
         there.mkdir(parents=True, exist_ok=True)
@@ -196,7 +204,7 @@ class KeptStream:
             self.cipher.encrypt_file(path, there)
         else:
             link_or_copy(path, there)
-        self._sealed = _bytes(self.folder.iterdir())
+        self._sealed = _all_bytes(self.folder)
         return seal
 
     def check_video(self) -> None:
@@ -208,7 +216,7 @@ class KeptStream:
             if (file or seal) and not (file and (self.cipher or seal_of(path) == seal)):
                 raise UserError(
                     "The video in this folder is missing or is not the one that was watched, so it cannot go on; put "
-                    f"it back as {reel.file!r}, or start the video again."
+                    f"it back as {str(path.relative_to(self.lease.home))!r}, or start the video again."
                 )
 
     def stretches(self, resumed: Resumed, until: float = math.inf) -> list[Stretch]:
@@ -231,17 +239,20 @@ class KeptStream:
         if packed.document:
             about: dict[str, JSON] = {"chunk": cut.number, "document": packed.document}
             written.append(Record("state", cut.number % 2, about, safetensors.torch.save(packed.tensors)))
-        segment = self._segment()
-        segment.put(written)
+        with self._owned():
+            segment = self._segment()
+            segment.put(written)
         self._last, self.ends = cut, ends
         if cut.until - self._began >= SEGMENT_S or _bytes(_files(segment.path)) >= SEGMENT_BYTES:
-            self._seal()
-            thin(self.folder, self.cipher)
+            with self._owned():
+                self._seal()
+                thin(self.folder, self.cipher)
 
     def note(self, records: Iterable[Record] = (), forget: Iterable[tuple[str, int]] = ()) -> None:
         """Other records, which replace those of the same kind and number; and some that are to be forgotten."""
         gone = [Record(kind, number, {"forgotten": True}) for kind, number in forget]
-        self._segment().put([*gone, *records])
+        with self._owned():
+            self._segment().put([*gone, *records])
 
     def notes(self, kind: str) -> dict[int, Record]:
         """Records of a kind by number, as they were last written; those that are damaged are left out."""
@@ -251,9 +262,17 @@ class KeptStream:
         """Seals what is open and lets others have it. May be called twice."""
         with contextlib.suppress(sqlite3.Error):  # a full disk: the segment opens all the same, with its log
             self._seal()
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._lock = -1
+        self.lease.close()
+
+    @contextlib.contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Around what is written: it counts where this is still the owner afterwards. Raises TakenOver."""
+        try:
+            yield
+        except (sqlite3.Error, OSError):
+            self.lease.check()  # its place is gone, so the disk is not to blame
+            raise
+        self.lease.check()
 
     def _segment(self) -> Segment:
         if self._open is None:
@@ -271,7 +290,7 @@ class KeptStream:
                 segment.seal()
             finally:
                 segment.close()
-                self._sealed = _bytes(self.folder.iterdir())
+                self._sealed = _all_bytes(self.folder)
 
 
 def _chunk(cut: Cut, rows: dict[str, dict[str, Tensor]], ends: dict[str, int]) -> Record:
@@ -361,15 +380,6 @@ def decrypted(folder: Path, there: Path, secret: str) -> Path:
     return there
 
 
-def link_or_copy(path: Path, there: Path) -> None:
-    """A second name for a file, which costs nothing; a copy where it lies on another file system. Raises OSError."""
-    there.unlink(missing_ok=True)
-    try:
-        os.link(path, there)
-    except OSError:
-        shutil.copyfile(path, there)
-
-
 def seal_of(path: Path) -> JSON:
     with path.open("rb") as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -383,12 +393,8 @@ def _bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def _locked(folder: Path) -> int:
-    """The folder's lock, which ends with its holder. Raises UserError where somebody has it, OSError."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(BUSY) from None
-    return lock
+def _all_bytes(folder: Path) -> int:
+    """0 where it is gone: taken over, or deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return _bytes(folder.iterdir())
+    return 0

@@ -19,6 +19,7 @@ from pipeline.__main__ import main
 from pipeline.engine import Engine
 from pipeline.keeping.archive import CONTENTS, _alone, archived, unpacked
 from pipeline.keeping.found import find
+from pipeline.keeping.taking import place_of
 from pipeline.stream import UserError
 from tests.keeping.streams import digest, keep, states, tiny
 
@@ -32,8 +33,8 @@ def engine() -> Engine:
 def whole(tmp_path_factory, engine) -> bytes:
     folder = tmp_path_factory.mktemp("archive") / "stream"
     keep(folder, engine).close()
-    (folder / "video").write_bytes(b"a video" * 1000)
-    (folder / "secret").write_bytes(b"of somebody else")
+    (place_of(folder) / "video").write_bytes(b"a video" * 1000)
+    (place_of(folder) / "secret").write_bytes(b"of somebody else")
     return b"".join(archived(folder))
 
 
@@ -193,7 +194,7 @@ def test_the_command_opens_it_and_its_stream_is_checked_as_any(whole, tmp_path, 
     (tmp_path / "taken.tar").write_bytes(whole)
     assert main(["resume", str(tmp_path / "taken.tar"), ""]) == 2  # a video that the stream knows nothing of
     assert "not the one that was watched" in capsys.readouterr().err
-    (tmp_path / "taken" / "video").unlink()
+    (place_of(tmp_path / "taken") / "video").unlink()
     assert main(["resume", str(tmp_path / "taken"), "--model", "tiny", "What is it?", "--max-tokens", "4"]) == 0
     (tmp_path / "junk.tar").write_bytes(b"junk")
     assert main(["resume", str(tmp_path / "junk.tar"), ""]) == 2

@@ -16,10 +16,11 @@ import pytest
 from pipeline.engine import Engine
 from pipeline.keeping import kept as keeping
 from pipeline.keeping.cipher import Cipher, is_encrypted
-from pipeline.keeping.found import find
+from pipeline.keeping.found import find, segments
 from pipeline.keeping.kept import KeptStream
 from pipeline.keeping.packing import newer
 from pipeline.keeping.segment import Segment
+from pipeline.keeping.taking import place_of
 from pipeline.stream import UserError
 from tests.keeping.streams import CHUNKS, ROOM, SECRET, SOME, about, chunks, digest, keep, states, tiny
 
@@ -170,8 +171,8 @@ def sealed(request, tmp_path, engine, monkeypatch) -> Path:
     """A stream of several sealed segments."""
     monkeypatch.setattr(keeping, "SEGMENT_S", 12.0)
     keep(tmp_path / "sealed", engine, request.param).close()
-    assert len(list((tmp_path / "sealed").glob("*.sqlite"))) > 3
-    return tmp_path / "sealed"
+    assert len(segments(tmp_path / "sealed")) > 3
+    return place_of(tmp_path / "sealed")
 
 
 def test_a_segment_torn_anywhere_is_refused_or_goes_on_rightly(sealed, engine, whole) -> None:

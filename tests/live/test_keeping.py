@@ -17,6 +17,7 @@ from app.live.shelf import LARGEST, Shelf, name_of
 from app.live.view import WEBCAM, Phase
 from pipeline import Event, UserError
 from pipeline.keeping.found import notes
+from pipeline.keeping.taking import place_of
 from tests.keeping.streams import digest, slow
 from tests.live.kept import CLIP, ended, killed, newest, quick, served, until, upload, visit
 
@@ -226,7 +227,7 @@ def test_another_model_watches_the_file_again_and_what_was_said_stays(visit, ser
 def test_a_damaged_stream_is_refused_in_a_sentence(visit, served, tmp_path) -> None:
     here = visit()
     here.table.shut()
-    (tmp_path / "shelf" / name_of(here.key) / "video").write_bytes(b"other")
+    (place_of(tmp_path / "shelf" / name_of(here.key)) / "video").write_bytes(b"other")
     with pytest.raises(UserError, match="not the one that was watched"):
         served(slow(0)).bring_back(here.key)
 

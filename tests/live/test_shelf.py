@@ -59,7 +59,7 @@ def test_what_is_over_is_deleted_and_nothing_else(tmp_path) -> None:
     old = time.time() - DAYS * 86_400 - 60
     for key in KEYS[1:]:
         folder = tmp_path / "shelf" / name_of(key)
-        for path in (*folder.iterdir(), folder):
+        for path in (*folder.rglob("*"), folder):
             os.utime(path, (old, old))
     assert shelf.sweep() == 1
     assert set(shelf.names()) == {name_of(KEYS[0]), name_of(KEYS[2])}  # the third is being watched
