@@ -94,12 +94,12 @@ class FarSessions:
             return View(phase=Phase.PAUSED, file_name="A kept stream", kept=self.shelf.view(name))
         return None
 
-    def bring_back(self, key: str | None, page: str | None = None) -> FarSession | None:
+    def bring_back(self, key: str | None, page: str | None = None, by_force: bool = False) -> FarSession | None:
         session = self.get(key, page)
         if session is not None or not isinstance(key, str) or not self.shelf.has(name_of(key)):
             return session
         with self._moves(key):
-            return self.get(key, page) or FarSession(self, key, self._bring(key, page))
+            return self.get(key, page) or FarSession(self, key, self._bring(key, page, by_force))
 
     # Beginning
 
@@ -305,7 +305,7 @@ class FarSessions:
                 self._give_up(key, found)
             asked = dict(self._asked.get(key, {}))
             log.warning("a stream moves away from %s", found[0].name)
-            self._bring(key, None)
+            self._bring(key, None, by_force=True)  # its engine may only stall: what it writes later is refused
             view = self._held[key].view
             for number, question in asked.items():
                 if view.turn(number) is None:
@@ -323,14 +323,14 @@ class FarSessions:
                 self._lost.popitem(last=False)
         raise UserError(GONE)
 
-    def _bring(self, key: str, page: str | None) -> View:
+    def _bring(self, key: str, page: str | None, by_force: bool) -> View:
         """A kept stream goes on wherever there is most room. Raises UserError."""
         end, refused = time.monotonic() + self.patience, self._full
         told = ""
         while True:
             for engine in self.where.by_room():
                 try:
-                    reply = engine.call("bring_back", key, page, b"")
+                    reply = engine.call("bring_back", key, page, by_force, b"")
                 except Away:
                     continue
                 engine.stale()

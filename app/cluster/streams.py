@@ -76,6 +76,9 @@ class Streams:
         self._over.wait(PULSE_S)
 
     def standing(self) -> Standing:
+        for one in self.sessions.everyone():
+            if one.lost:  # this engine stalled, and another one has taken the stream
+                self.sessions.let_go(one.name)
         everyone = self.sessions.everyone()
         views = [one.view() for one in everyone]
         return Standing(
@@ -99,8 +102,8 @@ class Streams:
         _, session = self.sessions.ensure(key, page, program)
         return self._sender.send(key, session.view(), held)
 
-    def bring_back(self, key: str, page: str | None, held: bytes) -> Sent:
-        session = self.sessions.bring_back(key, page)
+    def bring_back(self, key: str, page: str | None, by_force: bool, held: bytes) -> Sent:
+        session = self.sessions.bring_back(key, page, by_force)
         if session is None:
             raise Nobody
         return self._sender.send(key, session.view(), held)

@@ -117,7 +117,9 @@ class Table(Protocol):
 
     def ensure(self, key: str | None, page: str | None = None, program: bool = False) -> tuple[str, Session]: ...
 
-    def bring_back(self, key: str | None, page: str | None = None) -> Session | None: ...
+    def bring_back(
+        self, key: str | None, page: str | None = None, by_force: bool = False
+    ) -> Session | None: ...  # by_force: also where another process goes on with it
 
     def fork(self, key: str | None, at: float = ..., page: str | None = None) -> tuple[str, Session]: ...
 

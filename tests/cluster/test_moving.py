@@ -13,6 +13,7 @@ from app.cluster.sessions import GONE, FarSessions
 from app.cluster.table import Where
 from app.live import watching
 from app.live.session import LiveSession
+from app.live.shelf import name_of
 from app.live.view import Phase
 from pipeline import UserError
 from tests.cluster.near import Near, near
@@ -163,6 +164,18 @@ def test_an_engine_that_only_does_not_answer_loses_nothing_that_is_not_kept(serv
     assert "does not answer" in there.front.get(key).view().error
     stalled.cut = False
     until(lambda: there.front.get(key).view().phase is Phase.ENDED and not there.front.get(key).view().error)
+
+
+def test_a_stalled_engine_loses_what_is_kept_and_writes_nothing_more_of_it(served, upload, undisturbed) -> None:
+    there = served()
+    key = watched(there, upload)
+    stalled = there.engine_of(key)
+    stalled.cut = True  # it works on, and does not know
+    until(lambda: there.front.get(key) and there.front.where.at(key)[0].name != stalled.name)
+    stalled.cut = False
+    until(lambda: name_of(key) not in stalled.streams.standing().names)
+    assert there.front.where.at(key)[0].name != stalled.name
+    assert finished(there, key) == undisturbed
 
 
 def test_growing_moves_no_stream(served, upload, tmp_path) -> None:

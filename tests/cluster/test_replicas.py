@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -105,6 +106,21 @@ def test_kill_in_the_middle_of_an_answer(here, undisturbed) -> None:
     os.kill(pid_of(engine_of(here, key)), signal.SIGKILL)
     last = list(answers)[-1]
     assert last.done and here.get(key).view().turn(asked).answer.text == last.text
+    assert kept(here, key) == undisturbed
+
+
+def test_an_engine_that_stalls_and_wakes_up_has_lost_its_stream(here, undisturbed) -> None:
+    """Its visitor goes on at the other one; what the first still had in hand is written nowhere."""
+    key = watched(here)
+    stalled, born = here.where.at(key)
+    os.kill(pid_of(stalled), signal.SIGSTOP)
+    try:
+        until(lambda: here.get(key) and engine_of(here, key) is not stalled, 60)
+    finally:
+        with suppress(ProcessLookupError):  # Serve ends what does not answer for long
+            os.kill(int(born.partition("-")[0]), signal.SIGCONT)
+    until(lambda: (there := stalled.standing(0.0)) and name_of(key) not in there.names, 120)
+    assert engine_of(here, key) is not stalled
     assert kept(here, key) == undisturbed
 
 
