@@ -56,7 +56,7 @@ def test_nobody_can_pause_end_keep_or_fork_it(yard):
         deed()
         assert two.view().phase is Phase.WATCHING, deed
     with pytest.raises(UserError, match="for everybody"):
-        two.branch(0.0, "fork")
+        two.branch(0.0, one)
     with pytest.raises(UserError, match="for everybody"):
         two.keep(True)
     with pytest.raises(UserError, match="for everybody"):
