@@ -46,7 +46,7 @@ BUSY = "This kept stream is being watched elsewhere, so nothing was begun here; 
 
 
 class TakenOver(UserError):
-    """Somebody else owns the stream."""
+    """Somebody else owns the stream by now: nothing more of it is watched, written or answered here."""
 
     def __init__(self) -> None:
         super().__init__(
