@@ -159,7 +159,9 @@ def quoted(begins: str, does: str, events: Sequence[Event]) -> Reply:
     said = [f'at {mmss(event.time)} "{cut(event.text)}"' for event in shown[1:]]
     more = [f"and {len(firsts) - MOST} more"] if len(firsts) > MOST else []
     first = f'{begins} {mmss(shown[0].time)} {does} "{cut(shown[0].text)}"'
-    return Reply("; ".join([first, *said, *more]) + ".", tuple(event.time for event in shown))
+    told = "; ".join([first, *said, *more])
+    ends = told.endswith(('."', '!"', '?"'))  # a sentence that was said has its own end
+    return Reply(told if ends else told + ".", tuple(event.time for event in shown))
 
 
 def found_by_words(asked: Asked, known: Gleanings) -> Reply:

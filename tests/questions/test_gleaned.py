@@ -166,3 +166,8 @@ def test_without_sound_or_before_it_was_heard_it_says_so(text):
     assert hear(text, (), mute).text == "The video has no sound."
     early = tuple(Reach(one.sense, one.doing, 1.0) for one in HEARD)
     assert hear(text, (), early).text.startswith("I cannot say yet; ") and hear(text, (), ()).text == ""
+
+
+def test_a_quoted_sentence_ends_once() -> None:
+    assert hear("What was said at 0:03?").text == 'At 0:02 I heard "The children are playing in the garden."'
+    assert ask("What is written?").text.endswith('".')
