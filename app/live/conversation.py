@@ -239,15 +239,16 @@ class Conversation:
 
     def _grow(self, answering: Answering, turn: Turn) -> None:
         """The turn as far as it is answered. One that is asked again takes the place of the old one now, and not
-        before: it may be stopped, or fail, and then nothing is lost. What was forgotten meanwhile stays forgotten."""
+        before: it may be stopped, or fail, and then nothing is lost. What was forgotten meanwhile stays forgotten, and
+        what was put aside and put back stays without an answer."""
         old = answering.instead_of
         with self._changed:
             if old in self._turns and turn.answer and turn.answer.text:
                 self._turns = {
                     turn.id if key == old else key: turn if key == old else one for key, one in self._turns.items()
                 }
-            if turn.id in self._turns:
-                self._turns[turn.id] = replace(turn, wrong=self._turns[turn.id].wrong)
+            if (shown := self._turns.get(turn.id)) and not shown.error:
+                self._turns[turn.id] = replace(turn, wrong=shown.wrong)
             self._tell()
 
     def _fail(self, answering: Answering, error: str) -> None:
